@@ -1,0 +1,4 @@
+//! The server.
+#[global_allocator]
+static ALLOC: mimalloc::MiMalloc = mimalloc::MiMalloc;
+fn main() {}

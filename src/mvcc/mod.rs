@@ -1,0 +1,4 @@
+//! Multi-version storage of keys.
+
+pub mod change;
+pub mod revision;

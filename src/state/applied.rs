@@ -1,0 +1,77 @@
+//! What carrying out one command came to. A value: the apply loop hands its parts on in order.
+
+use crate::mvcc::change::SharedChanges;
+use crate::pb::etcdserverpb as pb;
+use crate::types::{LeaseId, Revision};
+
+/// The outcome of one command.
+#[derive(Debug)]
+pub struct Applied {
+    /// What the proposer is told.
+    pub reply: Result<Reply, Refusal>,
+    /// What watchers are told: one set per revision, in order. More than one only when many leases expired together.
+    pub changes: Vec<SharedChanges>,
+    /// What the leader's lessor is told, in order.
+    pub leases: Vec<LeaseChange>,
+}
+
+/// An answer. Headers carry the revision alone; the edge stamps who, where and when.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Reply {
+    Put(pb::PutResponse),
+    DeleteRange(pb::DeleteRangeResponse),
+    Txn(pb::TxnResponse),
+    /// The compaction is logically done; rows up to this revision are being removed.
+    Compaction(pb::CompactionResponse),
+    LeaseGrant(pb::LeaseGrantResponse),
+    LeaseRevoke(pb::LeaseRevokeResponse),
+    Alarm(pb::AlarmResponse),
+    /// A command that has nothing to say.
+    Done,
+}
+
+/// An error that is part of the state's history: every member comes to the same one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The revision asked for is below the compacted one, given here.
+    Compacted(Revision),
+    /// The revision asked for lies ahead.
+    FutureRevision,
+    /// A key's lease must exist.
+    LeaseNotFound,
+    /// The id given to a grant is taken.
+    LeaseExists,
+    /// ignore_value or ignore_lease on a key that does not exist (also: an operation of a txn that says nothing).
+    KeyNotFound,
+    /// NOSPACE is raised.
+    NoSpace,
+    /// CORRUPT is raised.
+    Corrupt,
+    /// Sort order or target is not one we know.
+    InvalidSort,
+}
+
+/// A lease came, went or changed its rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseChange {
+    /// Granted for so many seconds.
+    Granted {
+        /// Which.
+        id: LeaseId,
+        /// Its length in seconds.
+        ttl: i64,
+    },
+    /// Revoked or expired.
+    Revoked {
+        /// Which.
+        id: LeaseId,
+    },
+    /// Its recorded rest is now this; `None`: its full length.
+    Remaining {
+        /// Which.
+        id: LeaseId,
+        /// Milliseconds.
+        rest_ms: Option<u64>,
+    },
+}

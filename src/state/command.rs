@@ -1,0 +1,87 @@
+//! What stands in the raft log: proposals of commands, and how they are written and read.
+//!
+//! A raft entry is one [`Proposal`]: everything its proposer had waiting in one turn, so that raft, the log and the followers
+//! pay once for many clients. Its bytes are the protobuf message; the proposer never builds it whole, it strings together
+//! commands that were encoded where they were made.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+pub use crate::pb::everwatchpb::command::Kind;
+pub use crate::pb::everwatchpb::{Command, LeaseExpire, LeaseRemaining, Proposal};
+
+/// Field 1 and field 2 of `Proposal`, varints.
+const PROPOSER_TAG: u8 = 1 << 3;
+const BOOT_TAG: u8 = 2 << 3;
+/// Field 3 of `Proposal`, length-delimited.
+const COMMANDS_TAG: u8 = 3 << 3 | 2;
+
+/// A raft entry in the making.
+#[derive(Debug)]
+pub struct ProposalWriter {
+    buffer: BytesMut,
+}
+
+impl ProposalWriter {
+    /// An entry of this proposer, in this life of its process, with room for about `capacity` bytes of commands.
+    pub fn new(proposer: u64, boot: u64, capacity: usize) -> ProposalWriter {
+        let mut buffer = BytesMut::with_capacity(capacity + 24);
+        buffer.put_u8(PROPOSER_TAG);
+        encode_varint(proposer, &mut buffer);
+        buffer.put_u8(BOOT_TAG);
+        encode_varint(boot, &mut buffer);
+        ProposalWriter { buffer }
+    }
+
+    /// Adds a command that was encoded with [`encode_command`].
+    pub fn push(&mut self, command: &[u8]) {
+        self.buffer.put_slice(command);
+    }
+
+    /// Bytes so far.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The entry's payload.
+    pub fn finish(self) -> Bytes {
+        self.buffer.freeze()
+    }
+}
+
+/// A command in the form in which it is strung into a proposal.
+pub fn encode_command(command: &Command) -> Bytes {
+    let len = command.encoded_len();
+    let mut out = BytesMut::with_capacity(1 + encoded_len_varint(len as u64) + len);
+    out.put_u8(COMMANDS_TAG);
+    encode_varint(len as u64, &mut out);
+    command.encode_raw(&mut out);
+    out.freeze()
+}
+
+/// Reads an entry's payload. An error means that the entry was written by something else than this code: the member that
+/// meets one stops, for guessing would fork the state.
+pub fn decode_proposal(payload: Bytes) -> Result<Proposal, prost::DecodeError> {
+    Proposal::decode(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::etcdserverpb::PutRequest;
+
+    #[test]
+    fn strung_commands_read_back_as_one_proposal() {
+        let command = |id| {
+            let put = PutRequest { key: "k".into(), value: vec![id as u8; 200].into(), ..Default::default() };
+            Command { id, kind: Some(Kind::Put(put)), ..Default::default() }
+        };
+        let mut writer = ProposalWriter::new(u64::MAX, 7, 0);
+        writer.push(&encode_command(&command(1)));
+        writer.push(&encode_command(&command(2)));
+        let proposal = Proposal { proposer: u64::MAX, boot: 7, commands: vec![command(1), command(2)] };
+        assert_eq!(decode_proposal(writer.finish()), Ok(proposal));
+    }
+}

@@ -1,0 +1,4 @@
+//! The state machine.
+
+pub mod applied;
+pub mod command;

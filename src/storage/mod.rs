@@ -1,0 +1,68 @@
+//! What stands on disk, and the only code that touches files.
+//!
+//! ```text
+//! <data-dir>/member/wal/<sequence>.wal   the raft log: segments of checksummed records        storage::wal
+//! <data-dir>/member/state.redb           the backend: MVCC history, leases, members, meta     storage::backend
+//! <data-dir>/member/snap-<index>.redb    a snapshot received from the leader, not yet adopted  storage::snapshot
+//! <data-dir>/member/LOCK                 held while a process serves this directory
+//! ```
+//!
+//! Nothing is acknowledged before the log holds it durably. The backend runs behind: it commits in batches on a thread of
+//! its own, each commit carrying data together with the applied index, term and raft configuration it belongs to, so that
+//! after any crash it is the exact state at some applied index, and the log still has every entry after that.
+//!
+//! An error here is about this disk: it stops the member. It never becomes part of a reply.
+
+use std::fmt;
+use std::path::PathBuf;
+
+pub mod backend;
+pub mod disk;
+pub mod schema;
+pub mod snapshot;
+pub mod wal;
+
+/// Why the disk cannot be trusted any more. Whoever gets one stops the member.
+#[derive(Debug)]
+pub enum Error {
+    /// The operating system refused.
+    Io {
+        /// What was being done, for the operator.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The refusal.
+        source: std::io::Error,
+    },
+    /// Bytes on disk are not what was written.
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, in bytes from its start, when that is known.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// An earlier write or sync failed; what the disk holds is unknown, so nothing more is written.
+    Poisoned,
+    /// The backend's engine refused.
+    Engine(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { doing, path, source } => write!(f, "{doing} {}: {source}", path.display()),
+            Error::Corrupt { path, offset, what } => {
+                write!(f, "{} is damaged at byte {offset}: {what}", path.display())
+            }
+            Error::Poisoned => f.write_str("an earlier disk write failed"),
+            Error::Engine(what) => write!(f, "backend: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// What storage calls return.
+pub type Result<T> = std::result::Result<T, Error>;
