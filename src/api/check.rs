@@ -1,0 +1,162 @@
+//! Requests that make no sense are refused here, before anything is proposed, in etcd's order and with etcd's errors.
+//! Source: etcd's api/v3rpc/key.go.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use super::status::Mistake;
+use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::pb::etcdserverpb::request_op::Request;
+use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use crate::types::KeyRange;
+
+/// A range needs a key and sort options that exist.
+pub(crate) fn range(request: &RangeRequest) -> Result<(), Mistake> {
+    if request.key.is_empty() {
+        return Err(Mistake::EmptyKey);
+    }
+    if SortOrder::try_from(request.sort_order).is_err() || SortTarget::try_from(request.sort_target).is_err() {
+        return Err(Mistake::InvalidSort);
+    }
+    Ok(())
+}
+
+/// A put needs a key, and neither a value nor a lease that it says it does not bring.
+pub(crate) fn put(request: &PutRequest) -> Result<(), Mistake> {
+    if request.key.is_empty() {
+        return Err(Mistake::EmptyKey);
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Mistake::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Mistake::LeaseProvided);
+    }
+    Ok(())
+}
+
+/// A deletion needs a key.
+pub(crate) fn delete_range(request: &DeleteRangeRequest) -> Result<(), Mistake> {
+    if request.key.is_empty() { Err(Mistake::EmptyKey) } else { Ok(()) }
+}
+
+/// A txn is bounded, its operations make sense one by one, and no branch writes a key twice.
+pub(crate) fn txn(request: &TxnRequest, ops_max: usize) -> Result<(), Mistake> {
+    operations(request, ops_max)?;
+    writes(&request.success)?;
+    writes(&request.failure)?;
+    Ok(())
+}
+
+fn operations(request: &TxnRequest, ops_max: usize) -> Result<(), Mistake> {
+    let largest = request.compare.len().max(request.success.len()).max(request.failure.len());
+    // What is nested may use what this level left; that also bounds the depth.
+    let left = ops_max.checked_sub(largest).ok_or(Mistake::TooManyOps)?;
+    if request.compare.iter().any(|compare| compare.key.is_empty()) {
+        return Err(Mistake::EmptyKey);
+    }
+    for op in request.success.iter().chain(&request.failure) {
+        match &op.request {
+            Some(Request::RequestRange(request)) => range(request)?,
+            Some(Request::RequestPut(request)) => put(request)?,
+            Some(Request::RequestDeleteRange(request)) => delete_range(request)?,
+            Some(Request::RequestTxn(request)) => operations(request, left)?,
+            None => return Err(Mistake::KeyNotFound),
+        }
+    }
+    Ok(())
+}
+
+/// What one branch, with all that is nested in it, may write.
+#[derive(Default)]
+struct Writes {
+    puts: BTreeSet<Bytes>,
+    deletes: Vec<KeyRange>,
+}
+
+impl Writes {
+    fn deletes(&self, key: &[u8]) -> bool {
+        self.deletes.iter().any(|range| range.contains(key))
+    }
+}
+
+fn writes(branch: &[RequestOp]) -> Result<Writes, Mistake> {
+    let mut all = Writes::default();
+    for op in branch {
+        if let Some(Request::RequestDeleteRange(delete)) = &op.request {
+            all.deletes.push(KeyRange::from_wire(delete.key.clone(), delete.range_end.clone()));
+        }
+    }
+    for op in branch {
+        if let Some(Request::RequestTxn(nested)) = &op.request {
+            let then = writes(&nested.success)?;
+            let otherwise = writes(&nested.failure)?;
+            if then.puts.iter().any(|key| all.puts.contains(key) || all.deletes(key)) {
+                return Err(Mistake::DuplicateKey);
+            }
+            // One key in both branches of the same nested txn is fine: only one of them runs.
+            if otherwise.puts.iter().any(|key| all.puts.contains(key) || all.deletes(key)) {
+                return Err(Mistake::DuplicateKey);
+            }
+            all.puts.extend(then.puts);
+            all.puts.extend(otherwise.puts);
+            all.deletes.extend(then.deletes);
+            all.deletes.extend(otherwise.deletes);
+        }
+    }
+    for op in branch {
+        if let Some(Request::RequestPut(put)) = &op.request
+            && (all.deletes(&put.key) || !all.puts.insert(put.key.clone()))
+        {
+            return Err(Mistake::DuplicateKey);
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &'static str) -> RequestOp {
+        let put = PutRequest { key: key.into(), ..Default::default() };
+        RequestOp { request: Some(Request::RequestPut(put)) }
+    }
+
+    fn delete(key: &'static str, end: &'static str) -> RequestOp {
+        let delete = DeleteRangeRequest { key: key.into(), range_end: end.into(), ..Default::default() };
+        RequestOp { request: Some(Request::RequestDeleteRange(delete)) }
+    }
+
+    fn nested(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> RequestOp {
+        RequestOp { request: Some(Request::RequestTxn(TxnRequest { success, failure, ..Default::default() })) }
+    }
+
+    fn check(success: Vec<RequestOp>) -> Result<(), Mistake> {
+        txn(&TxnRequest { success, ..Default::default() }, 128)
+    }
+
+    #[test]
+    fn a_branch_writes_a_key_once() {
+        const TWICE: Result<(), Mistake> = Err(Mistake::DuplicateKey);
+        assert_eq!(check(vec![put("a"), put("b")]), Ok(()));
+        assert_eq!(check(vec![put("a"), put("a")]), TWICE);
+        assert_eq!(check(vec![put("b"), delete("a", "c")]), TWICE);
+        assert_eq!(check(vec![put("b"), delete("c", "\0")]), Ok(()));
+        assert_eq!(check(vec![delete("a", "c"), delete("b", "d")]), Ok(()));
+        assert_eq!(check(vec![nested(vec![put("a")], vec![put("a")])]), Ok(()));
+        assert_eq!(check(vec![nested(vec![put("a")], vec![]), nested(vec![], vec![put("a")])]), TWICE);
+        assert_eq!(check(vec![nested(vec![put("a")], vec![]), put("a")]), TWICE);
+        assert_eq!(check(vec![nested(vec![delete("a", "")], vec![]), put("a")]), TWICE);
+    }
+
+    #[test]
+    fn nested_txns_share_the_bound_on_operations() {
+        let two = TxnRequest { success: vec![nested(vec![put("a"), put("b")], vec![])], ..Default::default() };
+        assert_eq!(txn(&two, 3), Ok(()));
+        assert_eq!(txn(&two, 2), Err(Mistake::TooManyOps));
+        let silent = TxnRequest { failure: vec![RequestOp { request: None }], ..Default::default() };
+        assert_eq!(txn(&silent, 128), Err(Mistake::KeyNotFound));
+    }
+}

@@ -1,0 +1,131 @@
+//! The Maintenance service, as far as it is there: status, alarms and hashes.
+
+use tonic::{Request, Response, Status};
+
+use super::kv::unexpected;
+use super::status::{NO_LEADER, status};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::etcdserverpb::maintenance_server::Maintenance;
+use crate::server::handle::Handle;
+use crate::state::AlarmKind;
+use crate::state::applied::Reply;
+use crate::state::command::Kind;
+use crate::storage::backend::Bucket;
+use crate::types::Revision;
+use crate::version;
+
+/// The service of a member.
+#[derive(Clone)]
+pub struct MaintenanceService {
+    handle: Handle,
+}
+
+impl MaintenanceService {
+    /// Over a member.
+    pub fn new(handle: Handle) -> MaintenanceService {
+        MaintenanceService { handle }
+    }
+
+    fn header(&self) -> pb::ResponseHeader {
+        self.handle.header(self.handle.view(|state| state.kv.revision()))
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
+        match self.handle.propose(Kind::Alarm(request.into_inner())).await.map_err(status)? {
+            Reply::Alarm(mut response) => {
+                response.header = Some(self.header());
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+        let status = self.handle.status();
+        let (alarms, storage_version, is_learner) = self.handle.view(|state| {
+            let alarms = state.alarms.iter().map(|(kind, member)| {
+                let kind = match kind {
+                    AlarmKind::NoSpace => "NOSPACE",
+                    AlarmKind::Corrupt => "CORRUPT",
+                };
+                format!("memberID:{} alarm:{kind} ", member.0)
+            });
+            let learner = state.members.get(self.handle.member()).is_some_and(|member| member.is_learner);
+            (alarms.collect::<Vec<_>>(), state.cluster_version().map(|version| version.to_string()), learner)
+        });
+        let mut errors = alarms;
+        if status.leader.is_none() {
+            errors.insert(0, NO_LEADER.to_owned());
+        }
+        Ok(Response::new(pb::StatusResponse {
+            header: Some(self.header()),
+            version: version::API.to_owned(),
+            db_size: status.size as i64,
+            leader: status.leader.map_or(0, |leader| leader.0),
+            raft_index: status.committed.0,
+            raft_term: status.term.0,
+            raft_applied_index: status.applied.0,
+            errors,
+            db_size_in_use: status.size_in_use as i64,
+            is_learner,
+            storage_version: storage_version.unwrap_or_default(),
+            db_size_quota: self.handle.limits().quota_bytes.map_or(0, |bytes| bytes as i64),
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        }))
+    }
+
+    /// The hash of every row of the backend, with the revision of the store. It can be compared with nothing but itself (etcd's
+    /// is of its file); `HashKV` is the one that members and etcd have in common.
+    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        let header = self.header();
+        let reader = self.handle.view(|state| state.kv.reader());
+        let hashed = tokio::task::spawn_blocking(move || {
+            let mut crc = 0;
+            for bucket in Bucket::ALL {
+                reader.scan(bucket, &[], None, &mut |key, value| {
+                    crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
+                    true
+                })?;
+            }
+            Ok::<_, crate::storage::Error>(crc)
+        });
+        let hashed = hashed.await.map_err(|error| Status::internal(error.to_string()))?;
+        let hash = hashed.map_err(|error| status(self.handle.fail(&error)))?;
+        Ok(Response::new(pb::HashResponse { header: Some(header), hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+        let asked = Revision(request.into_inner().revision);
+        let (revision, hash) = self.handle.hash_kv(asked).await.map_err(status)?;
+        Ok(Response::new(pb::HashKvResponse {
+            header: Some(self.handle.header(revision)),
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
+        }))
+    }
+
+    async fn defragment(&self, _: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
+        Err(super::not_there())
+    }
+
+    type SnapshotStream = tokio_stream::Empty<Result<pb::SnapshotResponse, Status>>;
+
+    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(super::not_there())
+    }
+
+    async fn move_leader(
+        &self,
+        _: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        Err(super::not_there())
+    }
+
+    async fn downgrade(&self, _: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
+        Err(super::not_there())
+    }
+}

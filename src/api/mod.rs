@@ -1,0 +1,58 @@
+//! What clients see: etcd's gRPC services, thin translators onto one [`Handle`].
+//!
+//! A method is three steps: check the request (`check`), call a verb, stamp the header. Errors get their code and text in
+//! `status`, and nowhere else. Services that are not registered answer UNIMPLEMENTED, as methods do that are not there yet.
+
+
+use tonic::metadata::MetadataMap;
+use tonic::service::Routes;
+use tonic::Status;
+
+use crate::config::Config;
+use crate::pb::etcdserverpb::cluster_server::ClusterServer;
+use crate::pb::etcdserverpb::kv_server::KvServer;
+use crate::pb::etcdserverpb::lease_server::LeaseServer;
+use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::server::handle::Handle;
+
+mod check;
+mod cluster;
+pub(crate) mod kv;
+mod lease;
+mod maintenance;
+mod status;
+pub mod watch;
+
+/// What gRPC may add to the largest request, as etcd reckons it.
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// All services of a member.
+pub fn routes(handle: Handle, config: &Config) -> Routes {
+    let decode_max = config.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
+    let encode_max = i32::MAX as usize;
+    let watch_options = watch::WatchOptions {
+        progress_interval: config.watch_progress_notify_interval,
+        request_bytes_max: config.request_bytes_max,
+    };
+    macro_rules! sized {
+        ($server:expr) => {
+            $server.max_decoding_message_size(decode_max).max_encoding_message_size(encode_max)
+        };
+    }
+    Routes::new(sized!(KvServer::new(kv::KvService::new(handle.clone()))))
+        .add_service(watch::WatchService::new(handle.watch(), watch_options))
+        .add_service(sized!(LeaseServer::new(lease::LeaseService::new(handle.clone()))))
+        .add_service(sized!(ClusterServer::new(cluster::ClusterService::new(handle.clone()))))
+        .add_service(sized!(MaintenanceServer::new(maintenance::MaintenanceService::new(handle))))
+        .prepare()
+}
+
+/// The answer of a method that is not there yet.
+fn not_there() -> Status {
+    Status::unimplemented("everwatch: not implemented yet")
+}
+
+/// Whether the client wants to be refused by a member that knows no leader.
+fn needs_leader(metadata: &MetadataMap) -> bool {
+    metadata.get("hasleader").is_some_and(|value| value == "true")
+}

@@ -1,0 +1,85 @@
+//! THE table: every error of every layer, its gRPC code and etcd's exact text. Go clients recognise errors by the text, so it
+//! is the wire as much as field numbers are. Source: etcd's api/v3rpc/rpctypes.
+
+use tonic::{Code, Status};
+
+use crate::server::error::Error;
+use crate::state::applied::Refusal;
+
+/// The status of a failed verb.
+pub(crate) fn status(error: Error) -> Status {
+    let (code, text) = match error {
+        Error::Timeout => (Code::Unavailable, "etcdserver: request timed out"),
+        Error::TimeoutLeaderLost => {
+            (Code::Unavailable, "etcdserver: request timed out, possibly due to previous leader failure")
+        }
+        Error::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
+        Error::NoLeader => (Code::Unavailable, NO_LEADER),
+        Error::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
+        Error::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        Error::Stopped => (Code::Unavailable, STOPPED),
+        Error::Refused(refusal) => return refused(&refusal),
+    };
+    Status::new(code, text)
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let (code, text) = match refusal {
+        Refusal::Compacted(_) => (Code::OutOfRange, COMPACTED),
+        Refusal::FutureRevision => (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision"),
+        Refusal::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found"),
+        Refusal::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
+        Refusal::KeyNotFound => return Mistake::KeyNotFound.into(),
+        Refusal::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+        Refusal::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
+        Refusal::InvalidSort => return Mistake::InvalidSort.into(),
+    };
+    Status::new(code, text)
+}
+
+/// The member knows no leader.
+pub(crate) const NO_LEADER: &str = "etcdserver: no leader";
+/// The member is going down. Clients of watches take this as "resume elsewhere".
+pub(crate) const STOPPED: &str = "etcdserver: server stopped";
+/// History asked for is gone; also the reason given for a watch with a negative start.
+pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+/// A request that is refused at the door, before anything is proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    /// An operation needs a key.
+    EmptyKey,
+    /// Also what an operation of a txn gets that says nothing.
+    KeyNotFound,
+    /// ignore_value came with a value.
+    ValueProvided,
+    /// ignore_lease came with a lease.
+    LeaseProvided,
+    /// More than `--max-txn-ops`.
+    TooManyOps,
+    /// A txn would write one key twice.
+    DuplicateKey,
+    /// A sort order or target that does not exist.
+    InvalidSort,
+    /// A lease longer than 9,000,000,000 s.
+    TtlTooLarge,
+    /// A member id nobody has.
+    MemberNotFound,
+}
+
+impl From<Mistake> for Status {
+    fn from(mistake: Mistake) -> Status {
+        let (code, text) = match mistake {
+            Mistake::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
+            Mistake::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found"),
+            Mistake::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
+            Mistake::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
+            Mistake::TooManyOps => (Code::InvalidArgument, "etcdserver: too many operations in txn request"),
+            Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
+            Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
+            Mistake::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
+        };
+        Status::new(code, text)
+    }
+}

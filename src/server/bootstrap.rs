@@ -1,0 +1,274 @@
+//! From flags and a data directory to a node and a state: a member that founds its cluster, or one that comes back.
+//!
+//! The backend is the state at some applied index; the log has everything after that. A founding member writes the backend's
+//! first rows, then the log's base; found half done, founding starts over, for nothing can have been acknowledged.
+//!
+//! A received snapshot is adopted in three steps, each durable before the next: the file is complete, the log says that it starts
+//! after the snapshot, the file takes the backend's name. The log's word decides: a file that the log does not mention is
+//! thrown away, one that it does mention is adopted now if the crash came before.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use slog::{Logger, info};
+
+use super::disk_threads::adopt;
+use super::raft_loop::from_log;
+use crate::cluster::{InitialCluster, InitialClusterError};
+use crate::config::{ClusterState, Config};
+use crate::pb::everwatchpb;
+use crate::raft::{self, ConfState, LogStart, Node, NodeConfig, SnapshotPoint};
+use crate::state::StateMachine;
+use crate::storage::backend::disk::DiskBackend;
+use crate::storage::backend::{Backend, Batch, Bucket, Reader};
+use crate::storage::datadir::DataDir;
+use crate::storage::disk::RealDisk;
+use crate::storage::wal::{Append, Base, HardState, Wal, WalOptions};
+use crate::storage::{self, schema, snapshot};
+use crate::types::{ClusterId, Index, MemberId, Term};
+
+/// Why a member does not start.
+#[derive(Debug)]
+pub enum Error {
+    /// Its disk, or what is on it.
+    Storage(storage::Error),
+    /// Its log and its state do not fit together.
+    Raft(raft::Error),
+    /// What it was told about the cluster it shall found.
+    Cluster(InitialClusterError),
+    /// Anything else; the text is for the operator.
+    Refused(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Storage(error) => error.fmt(f),
+            Error::Raft(error) => error.fmt(f),
+            Error::Cluster(error) => error.fmt(f),
+            Error::Refused(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<storage::Error> for Error {
+    fn from(error: storage::Error) -> Error {
+        Error::Storage(error)
+    }
+}
+
+impl From<InitialClusterError> for Error {
+    fn from(error: InitialClusterError) -> Error {
+        Error::Cluster(error)
+    }
+}
+
+/// A member, ready to run.
+pub(crate) struct Member {
+    pub(crate) cluster: ClusterId,
+    pub(crate) id: MemberId,
+    pub(crate) data_dir: DataDir,
+    pub(crate) wal: Wal,
+    pub(crate) backend: DiskBackend,
+    /// The rows that say whose this directory is.
+    pub(crate) identity: Batch,
+    pub(crate) state: StateMachine,
+    pub(crate) node: Node,
+    /// The last entry known to be committed when this member stopped.
+    pub(crate) committed: Index,
+}
+
+/// Who a member is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    cluster: ClusterId,
+    member: MemberId,
+}
+
+impl Identity {
+    fn rows(self) -> Batch {
+        let mut row = Vec::with_capacity(16);
+        row.extend(self.cluster.0.to_be_bytes());
+        row.extend(self.member.0.to_be_bytes());
+        let mut batch = Batch::default();
+        batch.put(Bucket::Meta, Bytes::from_static(schema::IDENTITY), row.into());
+        batch
+    }
+
+    fn read(reader: &dyn Reader) -> storage::Result<Option<Identity>> {
+        let Some(row) = reader.get(Bucket::Meta, schema::IDENTITY)? else { return Ok(None) };
+        let number = |part: Option<&[u8]>| part.and_then(schema::read_u64);
+        match (number(row.get(..8)), number(row.get(8..))) {
+            (Some(cluster), Some(member)) => {
+                Ok(Some(Identity { cluster: ClusterId(cluster), member: MemberId(member) }))
+            }
+            _ => Err(storage::Error::Engine("the row that says whose data this is cannot be read".into())),
+        }
+    }
+}
+
+/// Where a new cluster's log starts: as if an entry at index 1 had established the founding members.
+const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
+
+/// Opens or founds the member that `config` describes. `boot` is drawn by the caller, new at every start.
+pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member, Error> {
+    let data_dir = DataDir::open(&config.data_dir)?;
+    let dir = data_dir.member().to_owned();
+    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| data_dir.wal());
+    snapshot::discard_unfinished(&dir)?;
+
+    let mut backend = DiskBackend::open(&data_dir.state())?;
+    let found = Identity::read(&*backend.reader()?)?;
+    let identity = match found {
+        Some(identity) => identity,
+        None => found_backend(config, &backend, wal_dir.exists())?,
+    };
+    let options = WalOptions::new(identity.cluster, identity.member);
+    let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
+    let applied = applied_index(&*backend.reader()?)?;
+    if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {
+        if applied != FOUNDING.index {
+            return Err(Error::Refused(format!(
+                "the raft log is empty but the state is at index {applied}: acknowledged entries are lost"
+            )));
+        }
+        let hard_state = HardState { term: FOUNDING.term, vote: MemberId(0), commit: FOUNDING.index };
+        wal.append(&Append { reset: Some(FOUNDING), entries: &[], hard_state: Some(&hard_state) })?;
+        wal.sync()?;
+        (log.base, log.hard_state) = (FOUNDING, Some(hard_state));
+    }
+
+    for (index, path) in snapshot::pending(&dir)? {
+        if index == log.base.index && index > applied {
+            info!(logger, "adopting a snapshot that arrived before the last stop"; "index" => index.0);
+            drop(backend);
+            backend = adopt(&dir, index, &identity.rows())?;
+        } else {
+            info!(logger, "removing a snapshot that was not adopted"; "path" => %path.display());
+            snapshot::discard(&dir, index)?;
+        }
+    }
+
+    let state = StateMachine::open(backend.reader()?)?;
+    let committed = log.hard_state.map_or(Index(0), |state| state.commit).max(state.applied());
+    let node = start_node(config, identity.member, boot, &state, log, logger)?;
+    info!(logger, "opened the data directory";
+        "cluster-id" => %identity.cluster, "member-id" => %identity.member, "applied-index" => state.applied().0,
+        "revision" => state.kv.revision().0, "keys" => state.kv.keys_total());
+    Ok(Member {
+        cluster: identity.cluster,
+        id: identity.member,
+        data_dir,
+        wal,
+        backend,
+        identity: identity.rows(),
+        state,
+        node,
+        committed,
+    })
+}
+
+fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Result<Identity, Error> {
+    if config.initial_cluster_state == ClusterState::Existing {
+        return Err(Error::Refused("joining an existing cluster (initial-cluster-state=existing) is not there yet".into()));
+    }
+    let founders = InitialCluster::parse(&config.initial_cluster)?;
+    let own_urls: Vec<String> = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
+    founders.check(&config.name, &own_urls)?;
+    let token = &config.initial_cluster_token;
+    let member = founders.member_id(&config.name, token).expect("the check found this member in the list");
+    let identity = Identity { cluster: founders.cluster_id(token), member };
+    // The backend is founded before the log is begun.
+    if log_exists {
+        return Err(Error::Refused("there is a raft log but the state that belongs to it is gone".into()));
+    }
+    let records = founders.records(token);
+    let conf_state =
+        everwatchpb::ConfState { voters: records.iter().map(|record| record.id).collect(), ..Default::default() };
+    let mut rows = StateMachine::founding_rows(&records, &conf_state);
+    rows.append(identity.rows());
+    backend.commit(&rows)?;
+    Ok(identity)
+}
+
+fn start_node(
+    config: &Config,
+    id: MemberId,
+    boot: u64,
+    state: &StateMachine,
+    log: storage::wal::Replayed,
+    logger: &Logger,
+) -> Result<Node, Error> {
+    let entries = log.entries.into_iter().map(|entry| {
+        let index = entry.index;
+        from_log(entry).ok_or_else(|| Error::Refused(format!("raft entry {index} is of a kind that does not exist")))
+    });
+    let hard_state = log.hard_state.map(|state| {
+        let mut out = raft::HardState::default();
+        (out.term, out.vote, out.commit) = (state.term.0, state.vote.0, state.commit.0);
+        out
+    });
+    let heartbeat = config.heartbeat_interval.as_millis().max(1);
+    Node::new(NodeConfig {
+        id,
+        election_ticks: (config.election_timeout.as_millis() / heartbeat) as usize,
+        heartbeat_ticks: 1,
+        applied: state.applied(),
+        seed: boot,
+        boot,
+        pre_vote: config.pre_vote,
+        log: LogStart {
+            base: (log.base.index, log.base.term),
+            conf_state: conf_state(state.conf_state()),
+            hard_state,
+            entries: entries.collect::<Result<_, _>>()?,
+        },
+        logger: logger.new(slog::o!("part" => "raft")),
+    })
+    .map_err(Error::Raft)
+}
+
+fn conf_state(stored: &everwatchpb::ConfState) -> ConfState {
+    let mut out = ConfState::default();
+    out.voters = stored.voters.clone();
+    out.learners = stored.learners.clone();
+    out.voters_outgoing = stored.voters_outgoing.clone();
+    out.learners_next = stored.learners_next.clone();
+    out.auto_leave = stored.auto_leave;
+    out
+}
+
+fn applied_index(reader: &dyn Reader) -> storage::Result<Index> {
+    let row = reader.get(Bucket::Meta, schema::APPLIED_INDEX)?;
+    row.as_deref()
+        .and_then(schema::read_u64)
+        .map(Index)
+        .ok_or_else(|| storage::Error::Engine("the row of the applied index is missing".into()))
+}
+
+/// The place in the log that the rows of `reader` are the state at.
+pub(crate) fn snapshot_meta(reader: &dyn Reader) -> storage::Result<everwatchpb::SnapshotMeta> {
+    let damaged = |what: &str| storage::Error::Engine(format!("the row of the {what} cannot be read"));
+    let index = applied_index(reader)?.0;
+    let term = reader.get(Bucket::Meta, schema::APPLIED_TERM)?.as_deref().and_then(schema::read_u64);
+    let conf_state = reader.get(Bucket::Meta, schema::CONF_STATE)?.unwrap_or_default();
+    Ok(everwatchpb::SnapshotMeta {
+        index,
+        term: term.ok_or_else(|| damaged("applied term"))?,
+        conf_state: Some(everwatchpb::ConfState::decode(conf_state).map_err(|_| damaged("raft configuration"))?),
+    })
+}
+
+/// The same, as raft takes it.
+pub(crate) fn snapshot_point(reader: &dyn Reader) -> storage::Result<SnapshotPoint> {
+    let meta = snapshot_meta(reader)?;
+    Ok(SnapshotPoint {
+        index: Index(meta.index),
+        term: Term(meta.term),
+        conf_state: conf_state(&meta.conf_state.unwrap_or_default()),
+    })
+}

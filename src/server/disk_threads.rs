@@ -1,0 +1,236 @@
+//! The two threads that wait for the disk, so that nobody else has to.
+//!
+//! *Log thread*: takes every write that is queued, appends them all, syncs once, sends what had to wait for that, reports the
+//! last number. While a sync is under way the next batch gathers: batching comes from load.
+//!
+//! *Backend thread*: gathers rows and commits them, with the applied index they belong to, every `interval` or `rows_max` rows.
+//! It also swaps the backend for a received snapshot, which is why it owns the backend.
+//!
+//! Both end when their queue does. An error on either stops the member: see [`Failure`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use super::inbox::{Event, Inbox};
+use super::raft_loop::LogWrite;
+use crate::metrics::Metrics;
+use crate::peer::Transport;
+use crate::state::StateMachine;
+use crate::storage::backend::disk::DiskBackend;
+use crate::storage::backend::{Backend, Batch};
+use crate::storage::snapshot;
+use crate::storage::wal::{Base, Wal};
+use crate::storage::{self, schema};
+use crate::types::Index;
+
+/// Takes an error after which this member may not go on. It does not return.
+pub(crate) type Failure = Arc<dyn Fn(&dyn fmt::Display) + Send + Sync>;
+
+/// For the log thread.
+pub(crate) enum LogJob {
+    /// Append, sync, send, report.
+    Write(LogWrite),
+    /// Entries up to here are no longer needed.
+    Truncate(Base),
+}
+
+/// For the backend thread.
+pub(crate) enum BackendJob {
+    /// Commit these rows; not necessarily at once.
+    Commit(Batch),
+    /// Commit what has gathered now.
+    Flush,
+    /// The snapshot of this index takes the place of the backend; the log has recorded that durably.
+    Install {
+        /// The output of raft that brought it.
+        number: u64,
+        /// Its index.
+        index: Index,
+    },
+}
+
+/// What the log thread works with.
+pub(crate) struct LogThread {
+    pub(crate) wal: Wal,
+    pub(crate) jobs: Receiver<LogJob>,
+    pub(crate) backend: Sender<BackendJob>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) fail: Failure,
+}
+
+impl LogThread {
+    pub(crate) fn run(mut self) {
+        let fail = self.fail.clone();
+        if let Err(error) = self.serve() {
+            fail(&error);
+        }
+    }
+
+    fn serve(&mut self) -> storage::Result<()> {
+        while let Ok(job) = self.jobs.recv() {
+            let mut batch = vec![job];
+            batch.extend(self.jobs.try_iter());
+            self.write(batch)?;
+            // Room for the next segment is made between batches, a little at a time.
+            self.wal.prepare()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: Vec<LogJob>) -> storage::Result<()> {
+        let mut writes = Vec::with_capacity(batch.len());
+        let mut truncate = None;
+        let began = Instant::now();
+        for job in batch {
+            match job {
+                LogJob::Write(write) => {
+                    write.append_to(&mut self.wal)?;
+                    writes.push(write);
+                }
+                LogJob::Truncate(base) => truncate = Some(base),
+            }
+        }
+        if writes.iter().any(|write| write.must_sync || write.reset.is_some()) {
+            self.metrics.wal_write_seconds.observe(began.elapsed());
+            let began = Instant::now();
+            self.wal.sync()?;
+            self.metrics.wal_fsync_seconds.observe(began.elapsed());
+        }
+        let mut persisted = None;
+        let mut messages = Vec::new();
+        for write in writes {
+            messages.extend(write.then_send);
+            match write.reset {
+                // Reported by the backend thread, when the state is there too.
+                Some(base) => {
+                    let install = BackendJob::Install { number: write.number, index: base.index };
+                    let _ = self.backend.send(install);
+                }
+                None => persisted = Some(write.number),
+            }
+        }
+        if !messages.is_empty() {
+            self.transport.send(messages);
+        }
+        if let Some(number) = persisted {
+            self.inbox.put(Event::Persisted(number));
+        }
+        if let Some(base) = truncate {
+            self.wal.truncate_front(base)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the backend thread works with.
+pub(crate) struct BackendThread {
+    pub(crate) backend: Option<DiskBackend>,
+    /// `<data-dir>/member`.
+    pub(crate) dir: PathBuf,
+    pub(crate) jobs: Receiver<BackendJob>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) sizes: Arc<Sizes>,
+    pub(crate) identity: Batch,
+    pub(crate) interval: Duration,
+    pub(crate) rows_max: usize,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) fail: Failure,
+}
+
+/// How large the backend is; written by its thread, read by everybody.
+#[derive(Default)]
+pub(crate) struct Sizes {
+    /// Bytes of the file.
+    pub(crate) total: std::sync::atomic::AtomicU64,
+    /// Bytes of it that hold rows.
+    pub(crate) in_use: std::sync::atomic::AtomicU64,
+}
+
+impl BackendThread {
+    pub(crate) fn run(mut self) {
+        let fail = self.fail.clone();
+        if let Err(error) = self.serve() {
+            fail(&error);
+        }
+    }
+
+    fn backend(&self) -> &DiskBackend {
+        self.backend.as_ref().expect("taken out only while a snapshot takes its place")
+    }
+
+    fn serve(&mut self) -> storage::Result<()> {
+        self.report_sizes();
+        let mut gathered = Batch::default();
+        let mut due: Option<Instant> = None;
+        loop {
+            let job = match due {
+                None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(due) => self.jobs.recv_timeout(due.saturating_duration_since(Instant::now())),
+            };
+            let flush = match job {
+                Ok(BackendJob::Commit(batch)) => {
+                    gathered.append(batch);
+                    due = due.or_else(|| Some(Instant::now() + self.interval));
+                    gathered.rows.len() >= self.rows_max
+                }
+                Ok(BackendJob::Flush) | Err(RecvTimeoutError::Timeout) => true,
+                Ok(BackendJob::Install { number, index }) => {
+                    // What has gathered is older than the snapshot.
+                    (gathered, due) = (Batch::default(), None);
+                    self.install(number, index)?;
+                    false
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.commit(&gathered),
+            };
+            if flush {
+                self.commit(&gathered)?;
+                (gathered, due) = (Batch::default(), None);
+            }
+        }
+    }
+
+    fn commit(&mut self, batch: &Batch) -> storage::Result<()> {
+        if !batch.is_empty() {
+            let began = Instant::now();
+            self.backend().commit(batch)?;
+            self.metrics.backend_commit_seconds.observe(began.elapsed());
+            self.report_sizes();
+        }
+        self.inbox.put(Event::Flushed { reader: self.backend().reader()? });
+        Ok(())
+    }
+
+    fn install(&mut self, number: u64, index: Index) -> storage::Result<()> {
+        // Readers of the old file go on with it until they are dropped.
+        self.backend = None;
+        let backend = adopt(&self.dir, index, &self.identity)?;
+        let state = Box::new(StateMachine::open(backend.reader()?)?);
+        self.backend = Some(backend);
+        self.report_sizes();
+        self.inbox.put(Event::Installed { number, state, index });
+        Ok(())
+    }
+
+    fn report_sizes(&self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        self.sizes.total.store(self.backend().size(), Relaxed);
+        self.sizes.in_use.store(self.backend().size_in_use(), Relaxed);
+    }
+}
+
+/// Puts a received snapshot in the place of the backend. The snapshot is another member's state: whose this is, is written anew.
+pub(crate) fn adopt(dir: &std::path::Path, index: Index, identity: &Batch) -> storage::Result<DiskBackend> {
+    snapshot::adopt(dir, index)?;
+    let backend = DiskBackend::open(&dir.join(storage::BACKEND_FILE))?;
+    backend.commit(identity)?;
+    let applied = backend.reader()?.get(storage::backend::Bucket::Meta, schema::APPLIED_INDEX)?;
+    if applied.as_deref().and_then(schema::read_u64) != Some(index.0) {
+        return Err(storage::Error::Engine(format!("the snapshot of index {index} describes another index")));
+    }
+    Ok(backend)
+}

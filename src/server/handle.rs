@@ -1,0 +1,375 @@
+//! The waist of the hourglass: everything the edge can ask of a member is one of these verbs.
+//!
+//! | verb          | meaning                                                                                  |
+//! |---------------|------------------------------------------------------------------------------------------|
+//! | `propose`     | replicate, apply, answer                                                                  |
+//! | `linearize`   | return when this member has applied everything committed before the call                  |
+//! | `view`        | read the state at its applied revision, shortly                                           |
+//! | `range`       | read keys, in slices between which others get their turn                                  |
+//! | `watch`       | the hub, to open streams on                                                               |
+//! | `renew`, `time_to_live` | the leader's lessor, asked through the peer network if another member leads     |
+//! | `compacted`   | return when no compaction has rows left to remove                                         |
+//! | `status`      | term, leader, indexes, sizes                                                              |
+//!
+//! A handle is cheap to clone and may be used from any thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::disk_threads::{Failure, Sizes};
+use super::error::{Error, ReadFailure};
+use super::inbox::{Event, Inbox};
+use crate::lease::{Lessor, Renewed};
+use crate::metrics::Metrics;
+use crate::mvcc::HashKv;
+use crate::mvcc::range::RangeResult;
+use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, alarm_request::AlarmAction};
+use crate::pb::everwatchpb::LeaseRemaining;
+use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
+use crate::peer::{Remaining, Renewal, Transport};
+use crate::state::StateMachine;
+use crate::state::applied::{Refusal, Reply};
+use crate::state::command::{Command, Kind, encode_command};
+use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
+use crate::watch::Hub;
+
+/// Keys that a range looks at before others get their turn.
+const SLICE_KEYS: usize = 1000;
+/// Entries committed but not applied beyond which nothing is proposed, as in etcd.
+const BACKLOG_MAX: u64 = 5000;
+
+/// What bounds requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of one encoded command.
+    pub request_bytes_max: usize,
+    /// Operations of one txn.
+    pub txn_ops_max: usize,
+    /// Bytes of rows beyond which NOSPACE is raised; none: never.
+    pub quota_bytes: Option<u64>,
+    /// How long a proposal or a linearizable read may wait.
+    pub request_timeout: Duration,
+    /// The shortest lease, in seconds.
+    pub ttl_min: i64,
+    /// How long a member may know no leader before it counts as lost.
+    pub election_timeout: Duration,
+}
+
+/// What the core publishes about raft.
+#[derive(Default)]
+pub(crate) struct Progress {
+    pub(crate) leader: AtomicU64,
+    pub(crate) term: AtomicU64,
+    pub(crate) committed: AtomicU64,
+    pub(crate) applied: AtomicU64,
+    pub(crate) pending: AtomicU64,
+}
+
+/// What the core and all handles share.
+pub(crate) struct Shared {
+    pub(crate) cluster: ClusterId,
+    pub(crate) member: MemberId,
+    /// Drawn at the start of this process.
+    pub(crate) boot: u64,
+    pub(crate) limits: Limits,
+    /// Written by apply alone. Taken after the hub's lock where both are needed.
+    pub(crate) state: RwLock<StateMachine>,
+    pub(crate) hub: Mutex<Hub>,
+    pub(crate) lessor: Mutex<Lessor>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) progress: Progress,
+    pub(crate) sizes: Arc<Sizes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) transport: OnceLock<Arc<Transport>>,
+    pub(crate) fail: Failure,
+    pub(crate) started: Instant,
+    pub(crate) command_ids: AtomicU64,
+    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) stopping: AtomicBool,
+}
+
+impl Shared {
+    /// Time since the start of this process: the clock of everything that may expire.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The others know of this member: it serves.
+    pub(crate) fn ready(&self) {
+        self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+    }
+}
+
+/// What a member says of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    /// The leader it knows.
+    pub leader: Option<MemberId>,
+    /// Its term.
+    pub term: Term,
+    /// The last entry it knows to be committed.
+    pub committed: Index,
+    /// The last entry it has carried out.
+    pub applied: Index,
+    /// Bytes of the backend's file.
+    pub size: u64,
+    /// Bytes of it that hold rows.
+    pub size_in_use: u64,
+}
+
+/// Everything the edge can ask of a member.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Replicates a command, waits until it is carried out here, gives its reply. `Error::Timeout` leaves open whether it was or
+    /// will be carried out.
+    pub async fn propose(&self, kind: Kind) -> Result<Reply, Error> {
+        let shared = &self.shared;
+        let id = shared.command_ids.fetch_add(1, Ordering::Relaxed);
+        let command = encode_command(&Command { id, kind: Some(kind), ..Command::default() });
+        if command.len() > shared.limits.request_bytes_max {
+            return Err(Error::TooLarge);
+        }
+        let progress = &shared.progress;
+        let applied = progress.applied.load(Ordering::Relaxed);
+        if progress.committed.load(Ordering::Relaxed) > applied + BACKLOG_MAX {
+            return Err(Error::TooManyRequests);
+        }
+        let (reply, outcome) = oneshot::channel();
+        shared.inbox.put(Event::Propose { id, command, reply });
+        let outcome = outcome.await.unwrap_or(Err(Error::Stopped));
+        if matches!(outcome, Err(Error::Timeout | Error::TimeoutLeaderLost | Error::TooManyRequests)) {
+            shared.metrics.proposals_failed_total.inc();
+        }
+        outcome
+    }
+
+    /// Refuses a write of about `cost` bytes when the backend is full, and raises NOSPACE for the whole cluster then, as etcd does.
+    pub async fn admit(&self, cost: usize) -> Result<(), Error> {
+        let Some(quota) = self.shared.limits.quota_bytes else { return Ok(()) };
+        if self.status().size_in_use.saturating_add(cost as u64) <= quota {
+            return Ok(());
+        }
+        let raise = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: self.shared.member.0,
+            alarm: AlarmType::Nospace as i32,
+        };
+        self.propose(Kind::Alarm(raise)).await?;
+        Err(Error::Refused(Refusal::NoSpace))
+    }
+
+    /// Returns when this member has applied everything that was committed anywhere before the call.
+    pub async fn linearize(&self) -> Result<(), Error> {
+        let (reader, confirmed) = oneshot::channel();
+        self.shared.inbox.put(Event::Linearize(reader));
+        confirmed.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Reads the state as it is now. Nothing is applied meanwhile: `read` is short.
+    pub fn view<T>(&self, read: impl FnOnce(&StateMachine) -> T) -> T {
+        read(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads keys, with the revision of the store at that moment. Long ranges are read in slices; what they see is fixed by the
+    /// revision.
+    pub async fn range(&self, request: &RangeRequest) -> Result<(Revision, RangeResult), Error> {
+        let (revision, mut scan) = self.read(|state| Ok((state.kv.revision(), state.kv.scan(request)?)))?;
+        while self.read(|state| state.kv.scan_more(&mut scan, SLICE_KEYS))? {
+            tokio::task::yield_now().await;
+        }
+        let result = scan.finish().map_err(|error| self.fail(&error))?;
+        Ok((revision, result))
+    }
+
+    /// Carries out a txn that only reads.
+    pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
+        self.read(|state| state.kv.read_txn(request))
+    }
+
+    /// The hash of the history up to a revision (0: all of it), and the revision of the store.
+    pub async fn hash_kv(&self, revision: Revision) -> Result<(Revision, HashKv), Error> {
+        let (current, scan) = self.read(|state| Ok((state.kv.revision(), state.kv.hash_scan(revision)?)))?;
+        // A long read: not on a thread that serves.
+        let hash = tokio::task::spawn_blocking(move || scan.compute()).await.map_err(|_| Error::Stopped)?;
+        Ok((current, hash.map_err(|error| self.fail(&error))?))
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&StateMachine) -> Result<T, crate::mvcc::Error>) -> Result<T, Error> {
+        self.view(read).map_err(|error| match ReadFailure::from(error) {
+            ReadFailure::Refused(refusal) => Error::Refused(refusal),
+            ReadFailure::Storage(error) => self.fail(&error),
+        })
+    }
+
+    /// The disk cannot be trusted any more: the member stops.
+    pub(crate) fn fail(&self, error: &dyn std::fmt::Display) -> Error {
+        (self.shared.fail)(error);
+        Error::Stopped
+    }
+
+    /// The hub that watch streams are opened on.
+    pub fn hub(&self) -> &Mutex<Hub> {
+        &self.shared.hub
+    }
+
+    /// The replicated state, for reading history.
+    pub fn state(&self) -> &RwLock<StateMachine> {
+        &self.shared.state
+    }
+
+    /// Returns when no compaction has rows left to remove and the removals are on disk.
+    pub async fn compacted(&self) {
+        let (waiter, done) = oneshot::channel();
+        self.shared.inbox.put(Event::AwaitCompaction(waiter));
+        let _ = done.await;
+    }
+
+    /// Renews a lease for its full length: the seconds, or 0 when there is no such lease.
+    pub async fn renew(&self, id: LeaseId) -> Result<i64, Error> {
+        let deadline = self.shared.now() + self.shared.limits.request_timeout;
+        while self.shared.now() < deadline {
+            match self.leader() {
+                Some(leader) if leader == self.member() => match self.renew_here(id).await? {
+                    Renewal::Ttl(ttl) => return Ok(ttl),
+                    Renewal::Unknown => return Ok(0),
+                    Renewal::Unavailable => {}
+                },
+                Some(leader) => match self.transport().renew(leader, id).await {
+                    Ok(Renewal::Ttl(ttl)) => return Ok(ttl),
+                    Ok(Renewal::Unknown) => return Ok(0),
+                    Ok(Renewal::Unavailable) | Err(_) => {}
+                },
+                None => {}
+            }
+            // No leader that could renew: look again after about a heartbeat.
+            tokio::time::sleep(self.shared.limits.election_timeout / 10).await;
+        }
+        Err(Error::Timeout)
+    }
+
+    /// Renews as the leader.
+    pub(crate) async fn renew_here(&self, id: LeaseId) -> Result<Renewal, Error> {
+        let mut caught_up = false;
+        loop {
+            let renewed = {
+                let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+                if !lessor.leads() {
+                    return Ok(Renewal::Unavailable);
+                }
+                lessor.renew(id, self.shared.now())
+            };
+            match renewed {
+                Renewed::Ttl(ttl) => return Ok(Renewal::Ttl(ttl)),
+                // A rest is on record: the next leader would let the lease run out early if that were not taken back first.
+                Renewed::NeedsLog => {
+                    let clear = LeaseRemaining { term: self.status().term.0, leases: vec![Rest { id: id.0, remaining_ms: 0 }] };
+                    self.propose(Kind::LeaseRemaining(clear)).await?;
+                }
+                // A grant may be committed and not yet applied here.
+                Renewed::Unknown if !caught_up => {
+                    self.linearize().await?;
+                    caught_up = true;
+                }
+                Renewed::Unknown => return Ok(Renewal::Unknown),
+            }
+        }
+    }
+
+    /// Seconds left of a lease and seconds granted; `None` when there is no such lease.
+    pub async fn time_to_live(&self, id: LeaseId) -> Result<Option<(i64, i64)>, Error> {
+        let deadline = self.shared.now() + self.shared.limits.request_timeout;
+        while self.shared.now() < deadline {
+            let answer = match self.leader() {
+                Some(leader) if leader == self.member() => self.time_to_live_here(id).await?,
+                Some(leader) => self.transport().time_to_live(leader, id).await.unwrap_or(Remaining::Unavailable),
+                None => Remaining::Unavailable,
+            };
+            match answer {
+                Remaining::Left { ttl, granted_ttl } => return Ok(Some((ttl, granted_ttl))),
+                Remaining::Unknown => return Ok(None),
+                Remaining::Unavailable => tokio::time::sleep(self.shared.limits.election_timeout / 10).await,
+            }
+        }
+        Err(Error::Timeout)
+    }
+
+    /// As `time_to_live`, as the leader.
+    pub(crate) async fn time_to_live_here(&self, id: LeaseId) -> Result<Remaining, Error> {
+        self.linearize().await?;
+        let lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lessor.leads() {
+            return Ok(Remaining::Unavailable);
+        }
+        let left = lessor.remaining(id, self.shared.now());
+        drop(lessor);
+        let granted = self.view(|state| state.leases.get(id).map(|lease| lease.ttl()));
+        Ok(match (left, granted) {
+            (Some(left), Some(granted_ttl)) => Remaining::Left { ttl: left.as_secs() as i64, granted_ttl },
+            _ => Remaining::Unknown,
+        })
+    }
+
+    fn transport(&self) -> &Transport {
+        self.shared.transport.get().expect("set before the first handle is given out")
+    }
+
+    /// What this member knows of itself right now.
+    pub fn status(&self) -> Status {
+        let progress = &self.shared.progress;
+        Status {
+            leader: self.leader(),
+            term: Term(progress.term.load(Ordering::Relaxed)),
+            committed: Index(progress.committed.load(Ordering::Relaxed)),
+            applied: Index(progress.applied.load(Ordering::Relaxed)),
+            size: self.shared.sizes.total.load(Ordering::Relaxed),
+            size_in_use: self.shared.sizes.in_use.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The leader this member knows.
+    pub fn leader(&self) -> Option<MemberId> {
+        Some(MemberId(self.shared.progress.leader.load(Ordering::Relaxed))).filter(|leader| leader.0 != 0)
+    }
+
+    /// This member.
+    pub fn member(&self) -> MemberId {
+        self.shared.member
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.shared.cluster
+    }
+
+    /// What bounds requests.
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// Whether the member is going down.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Relaxed)
+    }
+
+    /// A header that says who answers, in which term, at this revision.
+    pub fn header(&self, revision: Revision) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster().0,
+            member_id: self.member().0,
+            revision: revision.0,
+            raft_term: self.shared.progress.term.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the HTTP endpoints ask a member, answered by a [`Handle`].
+
+use super::handle::Handle;
+use crate::api;
+use crate::http::{ActiveAlarm, Probe};
+use crate::state::AlarmKind;
+
+/// A member as the endpoints see it.
+pub(crate) struct HandleProbe {
+    handle: Handle,
+}
+
+impl HandleProbe {
+    pub(crate) fn new(handle: Handle) -> HandleProbe {
+        HandleProbe { handle }
+    }
+}
+
+impl Probe for HandleProbe {
+    async fn linearizable_read(&self) -> Result<(), String> {
+        api::kv::probe(&self.handle, true).await
+    }
+
+    async fn serializable_read(&self) -> Result<(), String> {
+        api::kv::probe(&self.handle, false).await
+    }
+
+    fn has_leader(&self) -> bool {
+        self.handle.leader().is_some()
+    }
+
+    fn is_learner(&self) -> bool {
+        self.handle.is_learner()
+    }
+
+    fn alarms(&self) -> Vec<ActiveAlarm> {
+        let kind = |kind| match kind {
+            AlarmKind::NoSpace => ActiveAlarm::NoSpace,
+            AlarmKind::Corrupt => ActiveAlarm::Corrupt,
+        };
+        self.handle.view(|state| state.alarms.iter().map(|(raised, _)| kind(raised)).collect())
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        self.handle.view(|state| state.cluster_version().map(|version| version.to_string()))
+    }
+
+    fn metrics(&self) -> String {
+        self.handle.refresh_metrics();
+        self.handle.metrics().expose()
+    }
+
+    fn checked(&self, kind: &'static str, check: &'static str, healthy: bool) {
+        let metrics = self.handle.metrics();
+        if kind == "health" {
+            if healthy { metrics.health_success.inc() } else { metrics.health_failures.inc() }
+        } else {
+            metrics.health_checked(kind, check, healthy);
+        }
+    }
+}

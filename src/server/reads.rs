@@ -1,0 +1,117 @@
+//! Reads that wait to be linearizable: until a quorum has said that the leader still leads, and this member has applied all that
+//! was committed then.
+//!
+//! Many reads share a round. A read joins a round that starts after it arrived, never one under way: that one may have been
+//! answered as of before. Two rounds may be under way, so that a read waits little more than one. A round that gets no answer is
+//! asked again with a context that was never used before (a repeated context can release reads of a deposed leader at an old
+//! index: etcd #20418), and any of its contexts may answer it. A new leader or term fails them all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::error::Error;
+use crate::raft::ReadContext;
+use crate::types::Index;
+
+/// Rounds under way at once.
+const ROUNDS_MAX: usize = 2;
+/// How long a round waits before it is asked again, as in etcd.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+type Reader = oneshot::Sender<Result<(), Error>>;
+
+struct Round {
+    contexts: Vec<ReadContext>,
+    readers: Vec<Reader>,
+    asked: Duration,
+    began: Duration,
+}
+
+/// All waiting reads of this member.
+#[derive(Default)]
+pub(crate) struct Reads {
+    /// Not asked yet, with the time of arrival.
+    arrived: Vec<(Duration, Reader)>,
+    rounds: Vec<Round>,
+    /// Confirmed, but not yet applied here.
+    confirmed: BTreeMap<Index, Vec<Reader>>,
+}
+
+impl Reads {
+    /// Somebody wants to read.
+    pub(crate) fn add(&mut self, now: Duration, reader: Reader) {
+        self.arrived.push((now, reader));
+    }
+
+    /// Starts a round if reads wait for one and asks again where no answer came. `ask` puts a question to the leader and gives
+    /// its context, or nothing when there is no leader to ask.
+    pub(crate) fn ask(&mut self, now: Duration, mut ask: impl FnMut() -> Option<ReadContext>) {
+        for round in self.rounds.iter_mut().filter(|round| now >= round.asked + RETRY_AFTER) {
+            round.asked = now;
+            round.contexts.extend(ask());
+        }
+        if !self.arrived.is_empty()
+            && self.rounds.len() < ROUNDS_MAX
+            && let Some(context) = ask()
+        {
+            let readers = std::mem::take(&mut self.arrived).into_iter().map(|(_, reader)| reader).collect();
+            self.rounds.push(Round { contexts: vec![context], readers, asked: now, began: now });
+        }
+    }
+
+    /// The leader confirmed the round of `context`: what was committed up to `index` is what it may see.
+    pub(crate) fn confirm(&mut self, context: &ReadContext, index: Index) {
+        if let Some(at) = self.rounds.iter().position(|round| round.contexts.contains(context)) {
+            let round = self.rounds.remove(at);
+            self.confirmed.entry(index).or_default().extend(round.readers);
+        }
+    }
+
+    /// Everything up to `applied` is carried out here: releases whoever waited for that.
+    pub(crate) fn applied(&mut self, applied: Index) {
+        while let Some(entry) = self.confirmed.first_entry() {
+            if *entry.key() > applied {
+                break;
+            }
+            for reader in entry.remove() {
+                let _ = reader.send(Ok(()));
+            }
+        }
+    }
+
+    /// Another leader or term: what was asked may have been answered by one who did not lead any more.
+    pub(crate) fn leader_changed(&mut self) {
+        for reader in self.rounds.drain(..).flat_map(|round| round.readers) {
+            let _ = reader.send(Err(Error::LeaderChanged));
+        }
+    }
+
+    /// Fails whoever has waited for `limit`.
+    pub(crate) fn expire(&mut self, now: Duration, limit: Duration) {
+        let overdue = self.arrived.iter().take_while(|(arrived, _)| now >= *arrived + limit).count();
+        for (_, reader) in self.arrived.drain(..overdue) {
+            let _ = reader.send(Err(Error::Timeout));
+        }
+        self.rounds.retain_mut(|round| {
+            let alive = now < round.began + limit;
+            if !alive {
+                for reader in round.readers.drain(..) {
+                    let _ = reader.send(Err(Error::Timeout));
+                }
+            }
+            alive
+        });
+    }
+
+    /// Fails everybody.
+    pub(crate) fn stop(&mut self) {
+        let rounds = self.rounds.drain(..).flat_map(|round| round.readers);
+        let confirmed = std::mem::take(&mut self.confirmed).into_values().flatten();
+        let arrived = self.arrived.drain(..).map(|(_, reader)| reader);
+        for reader in arrived.chain(rounds).chain(confirmed) {
+            let _ = reader.send(Err(Error::Stopped));
+        }
+    }
+}
