@@ -2,9 +2,12 @@
 
 pub mod pb;
 pub mod types;
+pub mod version;
 
 pub mod storage;
 
 pub mod mvcc;
 
 pub mod state;
+
+pub mod config;
