@@ -11,3 +11,4 @@ pub mod mvcc;
 pub mod state;
 
 pub mod config;
+pub mod logging;
