@@ -12,3 +12,4 @@ pub mod state;
 
 pub mod config;
 pub mod logging;
+pub mod metrics;
