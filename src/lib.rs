@@ -11,5 +11,6 @@ pub mod mvcc;
 pub mod state;
 
 pub mod config;
+pub mod http;
 pub mod logging;
 pub mod metrics;
