@@ -12,5 +12,6 @@ pub mod state;
 
 pub mod config;
 pub mod http;
+pub mod listen;
 pub mod logging;
 pub mod metrics;

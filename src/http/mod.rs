@@ -64,9 +64,9 @@ fn with_health<P: Probe>(router: Router<Arc<Endpoints<P>>>) -> Router<Arc<Endpoi
 /// HEAD is not GET to etcd (axum would answer it), and every answer may be read by any origin, as etcd's default has it.
 async fn only_get_and_cors(request: Request, next: Next) -> Response<Body> {
     let strict = !request.uri().path().starts_with("/metrics") && !request.uri().path().starts_with("/v3/");
-    let mut response = match request.method() {
-        &Method::OPTIONS => text(StatusCode::OK, String::new()),
-        &Method::HEAD if strict => method_not_allowed(),
+    let mut response = match *request.method() {
+        Method::OPTIONS => text(StatusCode::OK, String::new()),
+        Method::HEAD if strict => method_not_allowed(),
         _ => next.run(request).await,
     };
     let headers = response.headers_mut();
