@@ -1,4 +1,106 @@
-//! The server.
+//! The server: flags, configuration, log, then `server`. Nothing here is worth testing.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use everwatch::config::{self, Config, LogConfig, Request, Values, flags};
+use everwatch::logging::Logging;
+use everwatch::{http, version};
+
 #[global_allocator]
-static ALLOC: mimalloc::MiMalloc = mimalloc::MiMalloc;
-fn main() {}
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
+    match Values::read(arguments.clone(), environment) {
+        Ok(Request::Version) => print(&version_lines()),
+        Ok(Request::Help) => print(&flags::help()),
+        Ok(Request::HealthCheck(url)) => match http::ask_health(&url) {
+            Ok(answer) => print(&format!("{}\n", answer.trim_end())),
+            Err(error) => {
+                eprintln!("{url} is not healthy: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Request::Run(values)) => match Config::new(&values) {
+            Ok(config) => run(config, &arguments),
+            Err(error) => refuse(&error),
+        },
+        Err(error) => refuse(&error),
+    }
+}
+
+fn lossy(word: std::ffi::OsString) -> String {
+    word.to_string_lossy().into_owned()
+}
+
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    // A reader that went away (`| head`) is no failure of ours.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn refuse(error: &config::Error) -> ExitCode {
+    if let config::Error::Usage(text) = error {
+        eprintln!("{text}\n{}", flags::USAGE);
+        return ExitCode::from(2);
+    }
+    match Logging::start(&LogConfig::before_settings()) {
+        Ok(Logging { logger, .. }) => slog::error!(logger, "failed to verify flags"; "error" => %error),
+        Err(_) => eprintln!("failed to verify flags: {error}"),
+    }
+    ExitCode::FAILURE
+}
+
+fn run(config: Config, arguments: &[String]) -> ExitCode {
+    let logging = match Logging::start(&config.log) {
+        Ok(logging) => logging,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let logger = &logging.logger;
+    slog::info!(logger, "Running: "; "args" => arguments.join(" "));
+    for variable in &config.remarks.unknown_variables {
+        slog::warn!(logger, "unrecognized environment variable"; "environment-variable" => variable);
+    }
+    if !config.remarks.without_effect.is_empty() {
+        slog::warn!(logger, "flags without effect yet"; "flags" => config.remarks.without_effect.join(","));
+    }
+    if config.remarks.default_data_dir {
+        slog::warn!(logger, "'data-dir' was empty; using default"; "data-dir" => %config.data_dir.display());
+    }
+    match serve(config, logger) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            slog::crit!(logger, "member stopped"; "error" => %error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: Config, logger: &slog::Logger) -> Result<(), Box<dyn Error>> {
+    config.founders()?;
+    slog::info!(logger, "starting a member"; "everwatch-version" => version::RELEASE, "name" => &config.name);
+    Err("this build has no server".into())
+}
+
+/// etcd's four lines, then ours.
+fn version_lines() -> String {
+    format!(
+        "etcd Version: {}\nGit SHA: {}\nGo Version: {}\nGo OS/Arch: {}/{}\neverwatch Version: {}\n",
+        version::API,
+        option_env!("EVERWATCH_GIT_SHA").unwrap_or("unknown"),
+        "none (Rust)",
+        std::env::consts::OS,
+        match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        },
+        version::RELEASE,
+    )
+}

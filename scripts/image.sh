@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Builds the static binary and the image everwatch:local around it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bin everwatch --target x86_64-unknown-linux-gnu
+docker build --tag everwatch:local .

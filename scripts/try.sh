@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs a server on 127.0.0.1:2379 in a directory of its own, puts, gets and watches a key with etcdctl, and stops.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export ETCDCTL_API=3
+command -v etcdctl >/dev/null || { echo "etcdctl is needed (Debian: apt install etcd-client)" >&2; exit 1; }
+cargo build --release --bin everwatch
+data=$(mktemp -d)
+target/release/everwatch --data-dir "$data/member" 2>"$data/log" &
+server=$!
+trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true; rm -rf "$data"' EXIT
+for _ in $(seq 100); do
+    target/release/everwatch --health-check http://127.0.0.1:2379 >/dev/null 2>&1 && break
+    kill -0 "$server" 2>/dev/null || { cat "$data/log" >&2; exit 1; }
+    sleep 0.1
+done
+set -x
+etcdctl put hello world
+etcdctl get hello
+etcdctl put hello again
+etcdctl watch hello --rev=2 >"$data/watched" &
+watcher=$!
+{ set +x; } 2>/dev/null
+for _ in $(seq 50); do [ "$(grep -c '^PUT' "$data/watched")" -ge 2 ] && break; sleep 0.1; done
+kill "$watcher" 2>/dev/null || true
+cat "$data/watched"

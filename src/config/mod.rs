@@ -1,0 +1,450 @@
+//! What the settings mean: [`Config`], validated, with real types.
+//!
+//! `flags.rs` reads what was typed, from one table; this file gives it meaning and refuses what makes no sense, in etcd's
+//! words where etcd has some. Nothing here touches files or sockets. Whether the founding members are well described is
+//! only asked of a member that has no data yet ([`Config::founders`]): on a restart `--initial-cluster` is not looked at.
+
+pub mod flags;
+mod url;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use flags::{Error, Request, Values};
+pub use url::{Founders, Scheme, Url};
+
+/// Everything a member is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this member.
+    pub name: String,
+    /// Directory of everything it keeps.
+    pub data_dir: PathBuf,
+    /// Directory of the raft log, if it is not in the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// Where other members connect to.
+    pub listen_peer_urls: Vec<Url>,
+    /// Where clients connect to, with gRPC and HTTP.
+    pub listen_client_urls: Vec<Url>,
+    /// Where HTTP alone is served. If there are any, `listen_client_urls` serve gRPC alone.
+    pub listen_client_http_urls: Vec<Url>,
+    /// Where `/metrics` and the health endpoints alone are served.
+    pub listen_metrics_urls: Vec<Url>,
+    /// What the other members are told as this member's peer URLs.
+    pub initial_advertise_peer_urls: Vec<Url>,
+    /// What clients are told as this member's client URLs.
+    pub advertise_client_urls: Vec<Url>,
+    /// The founding members as typed (or this member alone); see [`Config::founders`].
+    pub initial_cluster: String,
+    /// Whether this member founds a cluster or joins one.
+    pub initial_cluster_state: ClusterState,
+    /// Keeps clusters with equal addresses apart.
+    pub initial_cluster_token: String,
+    /// The leader's heartbeat, which is also raft's tick.
+    pub heartbeat_interval: Duration,
+    /// Time without a leader before an election.
+    pub election_timeout: Duration,
+    /// Whether a member asks first whether it could win an election.
+    pub pre_vote: bool,
+    /// Applied entries between two truncations of the raft log.
+    pub snapshot_count: u64,
+    /// Entries kept after a truncation for members that are behind.
+    pub snapshot_catchup_entries: u64,
+    /// Size of the backend in bytes that raises NOSPACE; none: never.
+    pub quota_bytes: Option<u64>,
+    /// Longest wait before the backend commits.
+    pub backend_batch_interval: Duration,
+    /// Most writes before the backend commits.
+    pub backend_batch_max: usize,
+    /// Most operations in one txn.
+    pub txn_ops_max: usize,
+    /// Largest request a client may send.
+    pub request_bytes_max: usize,
+    /// Most open calls on one client connection.
+    pub concurrent_streams_max: u32,
+    /// Time between our pings to a client; none: no pings.
+    pub keepalive_interval: Option<Duration>,
+    /// How long a client may leave a ping unanswered.
+    pub keepalive_timeout: Duration,
+    /// Time between two progress notices of an idle watcher that asked for them.
+    pub watch_progress_notify_interval: Duration,
+    /// Application of an entry that takes longer is logged.
+    pub warning_apply_duration: Duration,
+    /// Most revisions that one step of compaction removes.
+    pub compaction_batch_max: usize,
+    /// Pause between two steps of compaction.
+    pub compaction_sleep_interval: Duration,
+    /// Whether `/metrics` has histograms of gRPC calls.
+    pub metrics_extensive: bool,
+    /// Where log lines go and how they look.
+    pub log: LogConfig,
+    /// Threads that serve connections; none: chosen by the number of CPUs.
+    pub edge_threads: Option<usize>,
+    /// What should be logged, once, about the settings.
+    pub remarks: Remarks,
+}
+
+/// Whether a member founds its cluster or joins one that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterState {
+    /// It founds the cluster, together with the other members of `--initial-cluster`.
+    New,
+    /// It was added to a running cluster.
+    Existing,
+}
+
+/// Where log lines go and how they look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The lowest level that is logged.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Where lines go, each of them.
+    pub outputs: Vec<LogOutput>,
+}
+
+/// Levels of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Everything.
+    Debug,
+    /// What an operator may want to read later.
+    Info,
+    /// What an operator should look at.
+    Warn,
+    /// What went wrong.
+    Error,
+    /// What ends the member.
+    Fatal,
+}
+
+/// Looks of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line, with etcd's keys.
+    Json,
+    /// For people.
+    Console,
+}
+
+/// A place for log lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    /// Standard error.
+    Stderr,
+    /// Standard output.
+    Stdout,
+    /// The end of a file.
+    File(PathBuf),
+}
+
+/// What should be logged, once, about the settings.
+#[derive(Clone, Debug, Default)]
+pub struct Remarks {
+    /// Flags that were given and take no effect yet.
+    pub without_effect: Vec<&'static str>,
+    /// `ETCD_*` variables that name no flag.
+    pub unknown_variables: Vec<String>,
+    /// Whether the data directory was chosen by default.
+    pub default_data_dir: bool,
+}
+
+/// etcd's default quota.
+const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+/// A shorter interval than this is lengthened to it, as in etcd: every notice costs every watcher.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+
+impl Config {
+    /// Gives the settings their meaning.
+    pub fn new(values: &Values) -> Result<Config, Error> {
+        let heartbeat = values.unsigned("heartbeat-interval");
+        let election = values.unsigned("election-timeout");
+        check_timing(heartbeat, election)?;
+        let name = values.text("name").to_owned();
+        let (data_dir, default_data_dir) = match values.text("data-dir") {
+            "" => (PathBuf::from(format!("{name}.everwatch")), true),
+            directory => (PathBuf::from(directory), false),
+        };
+        let initial_cluster = match values.is_given("initial-cluster") {
+            true => values.text("initial-cluster").to_owned(),
+            false => format!("{}=http://localhost:2380", if name.is_empty() { "default" } else { &name }),
+        };
+        let or = |value: u64, default: u64| if value == 0 { default } else { value };
+        let config = Config {
+            data_dir,
+            wal_dir: Some(values.text("wal-dir")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            listen_peer_urls: own_addresses(values, "listen-peer-urls")?,
+            listen_client_urls: own_addresses(values, "listen-client-urls")?,
+            listen_client_http_urls: own_addresses(values, "listen-client-http-urls")?,
+            listen_metrics_urls: own_addresses(values, "listen-metrics-urls")?,
+            initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls"),
+            advertise_client_urls: values.urls("advertise-client-urls"),
+            initial_cluster,
+            initial_cluster_state: match values.text("initial-cluster-state") {
+                "existing" => ClusterState::Existing,
+                _ => ClusterState::New,
+            },
+            initial_cluster_token: values.text("initial-cluster-token").to_owned(),
+            heartbeat_interval: Duration::from_millis(heartbeat),
+            election_timeout: Duration::from_millis(election),
+            pre_vote: values.switch("pre-vote"),
+            snapshot_count: or(values.unsigned("snapshot-count"), 10_000),
+            snapshot_catchup_entries: values.unsigned("snapshot-catchup-entries"),
+            quota_bytes: match values.integer("quota-backend-bytes") {
+                0 => Some(QUOTA_BYTES_DEFAULT),
+                bytes => u64::try_from(bytes).ok(),
+            },
+            backend_batch_interval: duration_or(values, "backend-batch-interval", Duration::from_millis(100)),
+            backend_batch_max: size(values.integer("backend-batch-limit"), 10_000),
+            txn_ops_max: usize::try_from(values.unsigned("max-txn-ops")).unwrap_or(usize::MAX),
+            request_bytes_max: usize::try_from(values.unsigned("max-request-bytes")).unwrap_or(usize::MAX),
+            concurrent_streams_max: u32::try_from(values.unsigned("max-concurrent-streams")).unwrap_or(u32::MAX),
+            keepalive_interval: Some(values.duration("grpc-keepalive-interval")).filter(|time| !time.is_zero()),
+            keepalive_timeout: duration_or(values, "grpc-keepalive-timeout", Duration::from_secs(20)),
+            watch_progress_notify_interval: duration_or(
+                values,
+                "watch-progress-notify-interval",
+                Duration::from_secs(600),
+            )
+            .max(PROGRESS_INTERVAL_MIN),
+            warning_apply_duration: values.duration("warning-apply-duration"),
+            compaction_batch_max: size(values.integer("compaction-batch-limit"), 1000),
+            compaction_sleep_interval: duration_or(values, "compaction-sleep-interval", Duration::from_millis(10)),
+            metrics_extensive: values.text("metrics") == "extensive",
+            log: LogConfig::new(values)?,
+            edge_threads: usize::try_from(values.unsigned("edge-threads")).ok().filter(|threads| *threads > 0),
+            remarks: Remarks {
+                without_effect: values.without_effect(),
+                unknown_variables: values.unknown_variables.clone(),
+                default_data_dir,
+            },
+            name,
+        };
+        config.check(values)?;
+        Ok(config)
+    }
+
+    fn check(&self, values: &Values) -> Result<(), Error> {
+        if values.is_given("listen-client-urls") && !values.is_given("advertise-client-urls") {
+            return invalid("--advertise-client-urls is required when --listen-client-urls is set explicitly");
+        }
+        if !matches!(values.text("auto-compaction-mode"), "periodic" | "revision") {
+            return invalid(format!("unknown auto-compaction-mode {:?}", values.text("auto-compaction-mode")));
+        }
+        if let Some(shared) = self.listen_client_http_urls.iter().find(|url| self.listen_client_urls.contains(url)) {
+            return invalid(format!("--listen-client-http-urls shares {shared} with --listen-client-urls"));
+        }
+        for (flag, urls) in [
+            ("listen-peer-urls", &self.listen_peer_urls),
+            ("listen-client-urls", &self.listen_client_urls),
+            ("initial-advertise-peer-urls", &self.initial_advertise_peer_urls),
+            ("advertise-client-urls", &self.advertise_client_urls),
+        ] {
+            if urls.is_empty() {
+                return invalid(format!("--{flag} must name at least one URL"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The founding members, this one among them with the URLs it advertises. Asked only by a member without data.
+    pub fn founders(&self) -> Result<Founders, Error> {
+        let founders = url::parse_founders(&self.initial_cluster)
+            .map_err(|why| Error::Invalid(format!("error setting up initial cluster: {why}")))?;
+        let Some((_, own)) = founders.iter().find(|(name, _)| *name == self.name) else {
+            return invalid(format!("couldn't find local name {:?} in the initial cluster configuration", self.name));
+        };
+        let mut all: Vec<&Url> = founders.iter().flat_map(|(_, urls)| urls).collect();
+        all.sort();
+        if all.windows(2).any(|pair| pair[0] == pair[1]) {
+            return invalid(format!("initial cluster {} has duplicate url", self.initial_cluster));
+        }
+        if *own != self.initial_advertise_peer_urls {
+            return invalid(format!(
+                "--initial-cluster has {} but missing from --initial-advertise-peer-urls={}",
+                listed(own.iter().map(|url| format!("{}={url}", self.name))),
+                listed(self.initial_advertise_peer_urls.iter().map(Url::to_string)),
+            ));
+        }
+        Ok(founders)
+    }
+}
+
+impl LogConfig {
+    /// What is used before the settings are known.
+    pub const fn before_settings() -> LogConfig {
+        LogConfig { level: LogLevel::Info, format: LogFormat::Json, outputs: Vec::new() }
+    }
+
+    fn new(values: &Values) -> Result<LogConfig, Error> {
+        match values.text("logger") {
+            "zap" => {}
+            "capnslog" => return invalid("--logger=capnslog is removed in v3.5"),
+            other => return invalid(format!("unknown logger option {other:?}")),
+        }
+        let mut outputs = Vec::new();
+        for output in values.text("log-outputs").split(',').map(str::trim).filter(|output| !output.is_empty()) {
+            let output = match output {
+                "default" | "stderr" | "systemd/journal" => LogOutput::Stderr,
+                "stdout" => LogOutput::Stdout,
+                path => LogOutput::File(PathBuf::from(path)),
+            };
+            if !outputs.contains(&output) {
+                outputs.push(output);
+            }
+        }
+        Ok(LogConfig {
+            level: match values.text("log-level") {
+                "debug" => LogLevel::Debug,
+                "warn" => LogLevel::Warn,
+                "error" => LogLevel::Error,
+                "panic" | "fatal" => LogLevel::Fatal,
+                _ => LogLevel::Info,
+            },
+            format: if values.text("log-format") == "console" { LogFormat::Console } else { LogFormat::Json },
+            outputs,
+        })
+    }
+}
+
+fn check_timing(heartbeat_ms: u64, election_ms: u64) -> Result<(), Error> {
+    if heartbeat_ms == 0 {
+        return invalid("--heartbeat-interval must be >0 (set to 0ms)");
+    }
+    if election_ms == 0 {
+        return invalid("--election-timeout must be >0 (set to 0ms)");
+    }
+    if heartbeat_ms.saturating_mul(5) > election_ms {
+        return invalid(format!(
+            "--election-timeout[{election_ms}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat_ms}ms]"
+        ));
+    }
+    if election_ms > ELECTION_TIMEOUT_MAX_MS {
+        return invalid(format!(
+            "--election-timeout[{election_ms}ms] is too long, and should be set less than {ELECTION_TIMEOUT_MAX_MS}ms"
+        ));
+    }
+    Ok(())
+}
+
+/// URLs one can listen on. TLS and Unix sockets are refused rather than served as something else.
+fn own_addresses(values: &Values, name: &'static str) -> Result<Vec<Url>, Error> {
+    let urls = values.urls(name);
+    for url in &urls {
+        if url.scheme != Scheme::Http {
+            return invalid(format!("--{name}: {url}: only http is supported by Everwatch yet"));
+        }
+        if !url.names_own_address() {
+            return invalid(format!("expected IP in URL for binding ({url})"));
+        }
+    }
+    Ok(urls)
+}
+
+fn duration_or(values: &Values, name: &'static str, default: Duration) -> Duration {
+    Some(values.duration(name)).filter(|time| !time.is_zero()).unwrap_or(default)
+}
+
+/// A limit whose zero, or less, stands for a default.
+fn size(value: i64, default: usize) -> usize {
+    usize::try_from(value).ok().filter(|value| *value > 0).unwrap_or(default)
+}
+
+fn listed(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(",")
+}
+
+fn invalid<T>(text: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Invalid(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(line: &str) -> Result<Config, Error> {
+        match Values::read(line.split_whitespace().map(str::to_owned), [])? {
+            Request::Run(values) => Config::new(&values),
+            other => panic!("{line:?} asks for {other:?}"),
+        }
+    }
+
+    fn refusal(line: &str) -> String {
+        config(line).and_then(|config| config.founders().map(drop)).expect_err(line).to_string()
+    }
+
+    #[test]
+    fn without_flags_there_is_one_member_on_localhost() {
+        let config = config("").expect("defaults are valid");
+        assert_eq!(config.data_dir, PathBuf::from("default.everwatch"));
+        let founders = config.founders().expect("this member alone");
+        assert_eq!(founders.len(), 1);
+        assert_eq!(founders[0].1, config.initial_advertise_peer_urls);
+        assert_eq!(config.quota_bytes, Some(2_147_483_648));
+        assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
+        assert_eq!(config.log.outputs, [LogOutput::Stderr]);
+    }
+
+    #[test]
+    fn a_member_of_three_is_described_as_for_etcd() {
+        let config = config(
+            "--name b --data-dir /d --listen-peer-urls http://0.0.0.0:2380 --initial-advertise-peer-urls http://b:2380 \
+             --listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://b:2379 --initial-cluster-state=new \
+             --initial-cluster a=http://a:2380,b=http://b:2380,c=http://c:2380 --initial-cluster-token=t \
+             --quota-backend-bytes=-1 --experimental-watch-progress-notify-interval=1ms --log-outputs=stdout,/x",
+        )
+        .expect("valid");
+        assert_eq!(config.founders().expect("three").len(), 3);
+        assert_eq!(config.quota_bytes, None);
+        assert_eq!(config.watch_progress_notify_interval, Duration::from_millis(100));
+        assert_eq!(config.log.outputs, [LogOutput::Stdout, LogOutput::File(PathBuf::from("/x"))]);
+    }
+
+    /// Texts compared with etcd 3.5.1.
+    #[test]
+    fn contradictions_are_refused_in_etcd_s_words() {
+        for (line, text) in [
+            (
+                "--election-timeout=200",
+                "--election-timeout[200ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+            ),
+            (
+                "--election-timeout=60000",
+                "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
+            ),
+            ("--heartbeat-interval=0", "--heartbeat-interval must be >0 (set to 0ms)"),
+            (
+                "--listen-client-urls=http://127.0.0.1:1",
+                "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+            ),
+            (
+                "--listen-client-urls=http://foo.com:1 --advertise-client-urls=http://a:1",
+                "expected IP in URL for binding (http://foo.com:1)",
+            ),
+            ("--logger=capnslog", "--logger=capnslog is removed in v3.5"),
+            ("--auto-compaction-mode=foo", "unknown auto-compaction-mode \"foo\""),
+            (
+                "--initial-cluster=a=http://localhost:2380",
+                "couldn't find local name \"default\" in the initial cluster configuration",
+            ),
+            (
+                "--initial-cluster=default=b",
+                "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: b",
+            ),
+            (
+                "--initial-cluster=b=http://localhost:2380,default=http://localhost:2380",
+                "initial cluster b=http://localhost:2380,default=http://localhost:2380 has duplicate url",
+            ),
+            (
+                "--initial-advertise-peer-urls=http://1.2.3.4:5",
+                "--initial-cluster has default=http://localhost:2380 but missing from \
+                 --initial-advertise-peer-urls=http://1.2.3.4:5",
+            ),
+        ] {
+            assert_eq!(refusal(line), text, "{line}");
+        }
+        assert!(refusal("--listen-peer-urls=https://127.0.0.1:1").contains("only http is supported"));
+    }
+}

@@ -1,0 +1,370 @@
+//! Sockets: accepts connections, tells HTTP/1 from HTTP/2 and gRPC from the rest, and stops within bounds.
+//!
+//! Promises: a connection never moves between runtimes; running out of file descriptors slows accepting down but ends
+//! nothing; once told to stop, nothing new is accepted, running calls may finish for [`GRACE`], then they are cut off.
+//!
+//! Called by `server` once per runtime that serves connections: [`bind`] once, then [`serve`] in each runtime with a
+//! [`Socket::try_clone`] of every socket (the kernel gives a connection to whoever takes it first). What is served comes as
+//! two services: gRPC (a tonic router) and HTTP (an axum router). Either may be missing.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version, header};
+use http_body_util::{Either, Empty};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use slog::Logger;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower::Service;
+
+use crate::config::{Config, Url};
+
+/// How long calls may go on after the stop. Watches are ended by their owner before that.
+pub const GRACE: Duration = Duration::from_secs(3);
+
+/// HTTP/2 windows. Fixed and large: hyper's adaptive window costs bandwidth, and its default stalls on large values.
+const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Connections waiting to be accepted. The kernel turns away more.
+const BACKLOG: u32 = 4096;
+
+/// A new connection that says nothing for so long is closed, as far as HTTP/1 can tell.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits after an accept that failed for want of something; doubled up to the maximum.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What of the configuration concerns connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most open calls on one connection.
+    pub concurrent_streams_max: u32,
+    /// Time between pings; none: no pings.
+    pub keepalive_interval: Option<Duration>,
+    /// How long a ping may stay unanswered.
+    pub keepalive_timeout: Duration,
+}
+
+impl Limits {
+    /// For clients, as configured.
+    pub fn of_clients(config: &Config) -> Limits {
+        Limits {
+            concurrent_streams_max: config.concurrent_streams_max,
+            keepalive_interval: config.keepalive_interval,
+            keepalive_timeout: config.keepalive_timeout,
+        }
+    }
+
+    /// For members: a dead one shall be noticed before long.
+    pub fn of_peers() -> Limits {
+        Limits {
+            concurrent_streams_max: u32::MAX,
+            keepalive_interval: Some(Duration::from_secs(5)),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Socket {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+/// Opens a socket for every URL. A port of 0 takes a free one ([`Socket::address`] tells). Needs a runtime with I/O.
+pub async fn bind(urls: &[Url]) -> io::Result<Vec<Socket>> {
+    let mut sockets = Vec::new();
+    for url in urls {
+        let bound = url.socket_addr().and_then(open);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {url}: {error}"));
+        sockets.push(bound.map_err(named)?);
+    }
+    Ok(sockets)
+}
+
+fn open(address: SocketAddr) -> io::Result<Socket> {
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    // A restart must not wait for connections of the former process to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?.into_std()?;
+    Ok(Socket { address: listener.local_addr()?, listener })
+}
+
+impl Socket {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Another handle of the same socket, for another runtime.
+    pub fn try_clone(&self) -> io::Result<Socket> {
+        Ok(Socket { listener: self.listener.try_clone()?, address: self.address })
+    }
+}
+
+/// Serves nothing: stands where there is no gRPC, or no HTTP, on a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
+
+impl Service<Request<Incoming>> for Nothing {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let mut response = Response::new(Empty::new());
+        if is_grpc(&request) {
+            // How gRPC says UNIMPLEMENTED without a body.
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", http::HeaderValue::from_static("12"));
+        } else {
+            *response.status_mut() = http::StatusCode::NOT_FOUND;
+        }
+        std::future::ready(Ok(response))
+    }
+}
+
+/// What is asked of a service that answers requests. It must always be ready (tonic's and axum's routers are).
+pub trait Answer: Clone + Send + 'static {
+    /// The body of its answers.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+
+    /// The answer to a request.
+    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+impl<S, B> Answer for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    type Body = B;
+
+    async fn answer(mut self, request: Request<Incoming>) -> Response<B> {
+        self.call(request).await.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// Serves `grpc` and `http` on `sockets`, on this runtime, until `stop` turns true or its sender is gone; then returns
+/// when every connection is closed, at the latest after [`GRACE`].
+pub async fn serve<G: Answer, H: Answer>(
+    sockets: Vec<Socket>,
+    grpc: G,
+    http: H,
+    limits: Limits,
+    stop: watch::Receiver<bool>,
+    logger: Logger,
+) -> io::Result<()> {
+    let mut accepting = JoinSet::new();
+    for socket in sockets {
+        let listener = TcpListener::from_std(socket.listener)?;
+        accepting.spawn(accept(listener, grpc.clone(), http.clone(), limits, stop.clone(), logger.clone()));
+    }
+    while accepting.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn accept<G: Answer, H: Answer>(
+    listener: TcpListener,
+    grpc: G,
+    http: H,
+    limits: Limits,
+    mut stop: watch::Receiver<bool>,
+    logger: Logger,
+) {
+    let mut connections = JoinSet::new();
+    let mut pause = ACCEPT_PAUSE_MIN;
+    let stopping = stop.clone();
+    let mut told = pin!(stopped(&mut stop));
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut told => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, remote)) => {
+                    pause = ACCEPT_PAUSE_MIN;
+                    let logger = logger.new(slog::o!("remote-addr" => remote.to_string()));
+                    connections.spawn(connection(stream, grpc.clone(), http.clone(), limits, stopping.clone(), logger));
+                }
+                // The client went away before we came to it.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) => {}
+                // File descriptors or memory ran out. Connections in service go on and will free some.
+                Err(error) => {
+                    slog::warn!(logger, "accept failed, retrying"; "error" => %error, "pause" => ?pause);
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = &mut told => break,
+                    }
+                    pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+                }
+            },
+        }
+    }
+    drop(listener);
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
+        slog::warn!(logger, "cutting off connections that did not end in time"; "connections" => connections.len());
+        connections.abort_all();
+    }
+}
+
+/// Waits for SIGTERM or SIGINT and returns its name. A second one ends the process at once, for whoever lost patience.
+pub async fn termination() -> io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let first = tokio::select! {
+        _ = terminate.recv() => "terminated",
+        _ = interrupt.recv() => "interrupt",
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(130);
+    });
+    Ok(first)
+}
+
+/// Returns when `stop` is true, or when nobody is left who could say so.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn connection<G: Answer, H: Answer>(
+    stream: TcpStream,
+    grpc: G,
+    http: H,
+    limits: Limits,
+    mut stop: watch::Receiver<bool>,
+    logger: Logger,
+) {
+    // Small replies must not wait for one another. A connection that is already gone fails here and, properly, below.
+    let _ = stream.set_nodelay(true);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits.concurrent_streams_max)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
+    // Each request goes to the service it is for.
+    let dispatch = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let service = if is_grpc(&request) { Either::Left(grpc.clone()) } else { Either::Right(http.clone()) };
+        async move {
+            Ok::<_, Infallible>(match service {
+                Either::Left(grpc) => grpc.answer(request).await.map(Either::Left),
+                Either::Right(http) => http.answer(request).await.map(Either::Right),
+            })
+        }
+    });
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients vanish all the time; only someone looking for trouble wants to read it.
+        slog::debug!(logger, "connection ended"; "error" => %error);
+    }
+}
+
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    request.version() == Version::HTTP_2
+        && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use axum::Router;
+    use axum::routing::get;
+
+    fn discard() -> Logger {
+        Logger::root(slog::Discard, slog::o!())
+    }
+
+    /// Serves `http` on a free port of a single-threaded runtime while `client` runs on a thread; returns what it does.
+    fn with_server<T: Send + 'static>(http: Router, client: impl FnOnce(SocketAddr) -> T + Send + 'static) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let url = Url::parse("http://127.0.0.1:0").expect("well-formed");
+            let sockets = bind(&[url]).await.expect("a free port");
+            let address = sockets[0].address();
+            let (stop, stopped) = watch::channel(false);
+            let serving = tokio::spawn(serve(sockets, Nothing, http, Limits::of_peers(), stopped, discard()));
+            let result = tokio::task::spawn_blocking(move || client(address)).await.expect("the client returns");
+            stop.send_replace(true);
+            serving.await.expect("no panic").expect("no error");
+            result
+        })
+    }
+
+    fn exchange(address: SocketAddr, request: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(address).expect("somebody listens");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        answer
+    }
+
+    #[test]
+    fn http_1_is_answered_and_an_idle_connection_does_not_hold_up_the_stop() {
+        let routes = Router::new().route("/", get(async || "hello"));
+        let (answer, _idle) = with_server(routes, |address| {
+            let idle = std::net::TcpStream::connect(address).expect("somebody listens");
+            (exchange(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), idle)
+        });
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("hello"), "{answer}");
+    }
+
+    #[test]
+    fn grpc_over_http_2_goes_to_the_grpc_service() {
+        let routes = Router::new().fallback(async || "not gRPC");
+        let code = with_server(routes, |address| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("a URI");
+                let channel = endpoint.connect().await.expect("somebody listens");
+                let mut client = tonic::client::Grpc::new(channel);
+                client.ready().await.expect("connected");
+                let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Range");
+                let codec = tonic_prost::ProstCodec::<crate::pb::etcdserverpb::RangeRequest, ()>::default();
+                let request = tonic::Request::new(Default::default());
+                client.unary(request, path, codec).await.expect_err("nothing is served").code()
+            })
+        });
+        assert_eq!(code, tonic::Code::Unimplemented);
+    }
+}
