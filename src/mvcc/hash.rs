@@ -34,7 +34,7 @@ pub struct HashScan {
     recent: Vec<SharedChanges>,
     revision: Revision,
     compacted: Revision,
-    /// The rows up to the compacted revision that count, in order.
+    /// The rows up to the compacted revision that count, in order. No tombstones.
     kept: Vec<RevisionKey>,
 }
 
@@ -114,7 +114,7 @@ impl HashScan {
     }
 
     fn add(&self, hash: &mut u32, place: RevisionKey, tombstone: bool, value: &[u8]) {
-        if place.revision() <= self.compacted && (tombstone || self.kept.binary_search(&place).is_err()) {
+        if place.revision() <= self.compacted && self.kept.binary_search(&place).is_err() {
             return;
         }
         let mut row = [0; 18];

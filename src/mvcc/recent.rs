@@ -21,11 +21,17 @@ const CHANGE_OVERHEAD_BYTES: usize = 200;
 pub(super) struct Recent {
     sets: VecDeque<SharedChanges>,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Recent {
     pub(super) fn new() -> Recent {
-        Recent { sets: VecDeque::new(), bytes: 0 }
+        Recent { sets: VecDeque::new(), bytes: 0, bytes_max: RECENT_MAX_BYTES }
+    }
+
+    /// Changes how much is kept of what the backend has.
+    pub(super) fn limit(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
     }
 
     /// Adds the newest set.
@@ -39,7 +45,7 @@ impl Recent {
 
     /// Lets go of the oldest sets that the backend has (it has all up to `flushed`) until the rest is small enough.
     pub(super) fn trim(&mut self, flushed: Revision) {
-        while self.bytes > RECENT_MAX_BYTES {
+        while self.bytes > self.bytes_max {
             match self.sets.front() {
                 Some(set) if set.revision <= flushed => self.bytes -= size_of_set(set),
                 _ => return,

@@ -115,6 +115,12 @@ impl Store {
         Ok(())
     }
 
+    /// Changes how many bytes of recent changes, which the backend has too, are kept for watchers that are a little late.
+    pub fn limit_recent(&mut self, bytes_max: usize) {
+        self.recent.limit(bytes_max);
+        self.recent.trim(self.flushed);
+    }
+
     /// Adds the row that says which revision the store is at.
     pub fn meta_rows(&self, batch: &mut Batch) {
         batch.put(Bucket::Meta, Bytes::from_static(schema::REVISION), u64_row(self.revision.0 as u64));
