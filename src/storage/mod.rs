@@ -17,6 +17,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub mod backend;
+pub mod datadir;
 pub mod disk;
 pub mod schema;
 pub mod snapshot;
