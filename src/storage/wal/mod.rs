@@ -193,7 +193,7 @@ impl Wal {
     /// Opens the log in `dir`, or begins one if there is none: cuts off what a crash left unfinished, refuses damage.
     pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, options: WalOptions) -> Result<(Wal, Replayed)> {
         disk.create_dir(&dir).map_err(|e| io("creating", &dir, e))?;
-        if let Some(parent) = dir.parent() {
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             disk.sync_dir(parent).map_err(|e| io("syncing", parent, e))?;
         }
         let mut sequences = Vec::new();
@@ -201,7 +201,7 @@ impl Wal {
         for name in disk.list(&dir).map_err(|e| io("listing", &dir, e))? {
             if let Some(sequence) = segment::sequence_of(&name) {
                 sequences.push(sequence);
-            } else if name == segment::UNFINISHED {
+            } else if name == segment::UNFINISHED || name == segment::ZEROING {
                 let path = dir.join(name);
                 disk.remove(&path).map_err(|e| io("removing", &path, e))?;
             } else if name.ends_with(".free") {
@@ -285,7 +285,7 @@ impl Wal {
         if !self.spares.is_empty() || self.tail.position < self.tail.len / 2 {
             return Ok(false);
         }
-        let (made, zeroed) = (self.dir.join(segment::UNFINISHED), self.dir.join(segment::ZEROED));
+        let (made, zeroed) = (self.dir.join(segment::ZEROING), self.dir.join(segment::ZEROED));
         let (file, len) = match self.preparing.take() {
             Some(preparing) => preparing,
             None => (self.disk.create(&made).map_err(|e| io("creating", &made, e))?, 0),

@@ -42,7 +42,7 @@ pub(super) enum Kind {
 /// The segment that records stand in, as far as their validity depends on it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Checksum of the segment's header: different for every use of a file, and not known to clients.
+    /// Checksum of the segment's header: different for every use of a file.
     pub(super) salt: u32,
     /// The segment's number.
     pub(super) sequence: u64,

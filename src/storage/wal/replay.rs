@@ -172,8 +172,12 @@ struct Later {
 
 impl Later {
     fn scan(data: &[u8], at: u64, place: &Place) -> Later {
-        let mut later = Later { proof: None, reach: at };
-        let start = (at as usize + 8).min(data.len());
+        // A record whose header is valid reaches to where that says. What looks like a header inside it is a client's data.
+        let at_hand = Header::decode(data.get(at as usize..).unwrap_or_default(), at, place);
+        let reach = at_hand.map_or(at, |header| at + header.record_bytes());
+        let reach = if reach <= data.len() as u64 { reach } else { at };
+        let mut later = Later { proof: None, reach };
+        let start = (reach.max(at + 8) as usize).min(data.len());
         for (i, bytes) in data[start..].chunks_exact(8).enumerate() {
             if bytes[..4] != record::MAGIC {
                 continue;

@@ -18,6 +18,8 @@ const RECYCLED: u32 = 1;
 
 /// A file under construction; of no value after a crash.
 pub(super) const UNFINISHED: &str = "unfinished.tmp";
+/// A file being filled with zeros; of no value after a crash either.
+pub(super) const ZEROING: &str = "zeroed.tmp";
 /// A file of zeros, ready to become a segment.
 pub(super) const ZEROED: &str = "zeroed.free";
 
@@ -87,8 +89,7 @@ impl SegmentHeader {
 
     /// What makes this segment's records valid here only.
     pub(super) fn place(&self) -> Place {
-        // The checksum of what does not hold the checksum: salted by every field, and by the chain, which depends on all
-        // records before and so is not for a client to guess.
+        // The checksum of what does not hold the checksum: it depends on every field.
         Place { salt: crc32c::crc32c(&self.encode()[12..]), sequence: self.sequence }
     }
 }

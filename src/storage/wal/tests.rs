@@ -456,15 +456,49 @@ fn recycled_segments_never_show_what_they_held() {
 #[test]
 fn an_idle_log_gets_its_next_segment_ready() {
     let disk = Arc::new(TestDisk::default());
-    let (mut wal, _) = open(&disk).unwrap();
+    let segment_bytes = PREPARE_STEP_BYTES + 1;
+    let (mut wal, _) = open_with(&disk, segment_bytes).unwrap();
     assert!(!wal.prepare().unwrap(), "too early");
-    wal.append(&Append { entries: &entries(1..=1, 1, 1200), ..Append::default() }).unwrap();
+    let entry = |index| [entry(index, 1, segment_bytes as usize * 6 / 10)];
+    wal.append(&Append { entries: &entry(1), ..Append::default() }).unwrap();
+    assert!(wal.prepare().unwrap());
+    // A segment is needed in between. Preparing goes on for the one after it.
+    wal.append(&Append { entries: &entry(2), ..Append::default() }).unwrap();
     assert!(!wal.prepare().unwrap());
     assert!(disk.names().contains(&segment::ZEROED.to_owned()));
-    wal.append(&Append { entries: &entries(2..=2, 1, 1200), ..Append::default() }).unwrap();
+    wal.append(&Append { entries: &entry(3), ..Append::default() }).unwrap();
     wal.sync().unwrap();
-    assert_eq!(disk.names(), [segment::name(1), segment::name(2)]);
-    assert_eq!(last(&open(&disk).unwrap().1), 2);
+    assert_eq!(disk.names(), [1, 2, 3].map(segment::name));
+    assert!(wal.prepare().unwrap());
+    assert_eq!(last(&open_with(&disk, segment_bytes).unwrap().1), 3);
+    assert_eq!(disk.names(), [1, 2, 3].map(segment::name));
+}
+
+/// Version 1 of the format: what was written once is read for ever, and what is written now is the same.
+#[test]
+fn the_format_is_the_fixture() {
+    let fixture: [(&str, &[u8]); 2] = [
+        ("0000000000000001.wal", include_bytes!("../../../tests/fixtures/wal-v1/0000000000000001.wal")),
+        ("0000000000000002.wal", include_bytes!("../../../tests/fixtures/wal-v1/0000000000000002.wal")),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let options = WalOptions { segment_bytes: 640, identity: IDENTITY };
+    let (mut wal, mut log) = Wal::open(Arc::new(disk::RealDisk), dir.path().into(), options).unwrap();
+    let (long, short, hard_state) = (entries(1..=2, 1, 70), entries(2..=2, 2, 3), hard_state(2, 1));
+    for append in [
+        Append { entries: &long, ..Append::default() },
+        Append { entries: &short, hard_state: Some(&hard_state), ..Append::default() },
+        Append { reset: Some(base(9, 2)), hard_state: Some(&hard_state), ..Append::default() },
+    ] {
+        wal.append(&append).unwrap();
+        wal.sync().unwrap();
+        log = modelled(&log, &append);
+    }
+    drop(wal);
+    for (name, bytes) in fixture {
+        assert!(std::fs::read(dir.path().join(name)).unwrap() == bytes, "{name} differs from the fixture");
+    }
+    assert_eq!(Wal::open(Arc::new(disk::RealDisk), dir.path().into(), options).unwrap().1, log);
 }
 
 #[test]
@@ -574,6 +608,22 @@ fn hostile_files_are_refused_without_panic() {
         });
         let _ = open(&hurt);
     }
+    // A client's value that looks like the proof that the record it is in had been synced.
+    let forged = Arc::new(TestDisk::default());
+    let (mut wal, _) = open(&forged).unwrap();
+    let place = wal.tail.place;
+    let mut one = entry(1, 1, 600);
+    let starts = wal.tail.position as usize + HEADER_BYTES + 8 + 32;
+    let mut data = one.data.to_vec();
+    for at in (starts.next_multiple_of(8)..starts + 500).step_by(HEADER_BYTES) {
+        let proof = Header { kind: Kind::Seal, offset: at as u64, synced: at as u64, body_len: 0, chain: 0 };
+        data[at - starts..][..HEADER_BYTES].copy_from_slice(&proof.encode(&place));
+    }
+    one.data = data.into();
+    wal.append(&Append { entries: &[one], ..Append::default() }).unwrap();
+    let end = wal.tail.position as usize;
+    forged.tamper(&segment::name(1), |data| data[end - 9..end].fill(0));
+    assert_eq!(last(&open(&forged).unwrap().1), 0);
     // A header that is valid in every way and claims 4 GiB.
     let (tail, at, _) = tail_of(&disk);
     disk.tamper(&tail, |data| {
