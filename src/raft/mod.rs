@@ -35,6 +35,8 @@
 
 mod check;
 mod conf_change;
+#[cfg(test)]
+mod fuzz;
 mod interface;
 mod log;
 mod node;

@@ -11,28 +11,28 @@ use crate::types::{Index, MemberId, Term};
 const TICKS: usize = 10;
 
 /// A generator of numbers for one run.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % sides
     }
 
-    fn chance(&mut self, one_in: u64) -> bool {
+    pub(super) fn chance(&mut self, one_in: u64) -> bool {
         self.roll(one_in) == 0
     }
 }
 
-fn dice(seed: u64) -> Dice {
+pub(super) fn dice(seed: u64) -> Dice {
     Dice((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// What survives a crash.
 #[derive(Clone)]
-struct Durable {
+pub(super) struct Durable {
     base: (Index, Term),
     entries: Vec<Entry>,
     hard_state: Option<HardState>,
@@ -63,11 +63,11 @@ struct Cluster {
     agreed: BTreeMap<u64, (u64, Bytes)>,
 }
 
-fn voters(ids: &[u64]) -> ConfState {
+pub(super) fn voters(ids: &[u64]) -> ConfState {
     ConfState { voters: ids.to_vec(), ..ConfState::default() }
 }
 
-fn founder(conf_state: &ConfState) -> Durable {
+pub(super) fn founder(conf_state: &ConfState) -> Durable {
     Durable {
         base: (Index(1), Term(1)),
         entries: Vec::new(),
@@ -77,7 +77,7 @@ fn founder(conf_state: &ConfState) -> Durable {
     }
 }
 
-fn start(id: u64, disk: &Durable, boot: u64) -> Result<Node, Error> {
+pub(super) fn start(id: u64, disk: &Durable, boot: u64) -> Result<Node, Error> {
     Node::new(NodeConfig {
         id: MemberId(id),
         election_ticks: TICKS,
