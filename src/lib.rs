@@ -31,12 +31,21 @@ pub mod version;
 
 pub mod storage;
 
+pub mod cluster;
+pub mod lease;
 pub mod mvcc;
+pub mod watch;
 
+pub mod raft;
 pub mod state;
 
-pub mod config;
+pub mod peer;
+pub mod server;
+
+pub mod api;
 pub mod http;
 pub mod listen;
+
+pub mod config;
 pub mod logging;
 pub mod metrics;
