@@ -5,6 +5,7 @@ pub mod types;
 
 pub mod storage;
 
+pub mod cluster;
 pub mod lease;
 pub mod mvcc;
 
