@@ -19,7 +19,7 @@ use crate::storage::schema;
 use crate::types::LeaseId;
 
 /// All leases.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Table {
     leases: BTreeMap<LeaseId, Lease>,
     // Looked up, never iterated. Keys without a lease are not in it.
