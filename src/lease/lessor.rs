@@ -1,0 +1,468 @@
+//! The leader's half of leases: when each runs out, by the leader's clock.
+//!
+//! Promises, while it leads:
+//!   * a lease is never offered for expiry before its deadline, and never renewed after it was offered;
+//!   * one that was offered and still exists [`REOFFER`] later (the proposal was lost) is offered again;
+//!   * a renewal that was answered with [`Renewed::Ttl`] left no record of a smaller rest behind, so that no later leader
+//!     ends the lease sooner than the client was told.
+//!
+//! The last promise needs the caller's help: what `checkpoints` gives is proposed before `renew` is called again, in the term
+//! it was given in, and `granted`, `revoked` and `remaining_changed` are called in the order of the log.
+//!
+//! Called by the lease loop and by whoever answers keep-alives. A member that does not lead has one too; it holds nothing.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::time::Duration;
+
+use super::Table;
+use crate::types::LeaseId;
+
+/// How long an offered lease may stay before it is offered again.
+pub const REOFFER: Duration = Duration::from_secs(2);
+
+/// How long the clearing of a record keeps new records of the same lease away. Longer, and its proposal counts as lost.
+const CLEARING: Duration = Duration::from_secs(10);
+
+/// Rests are recorded at most this often.
+const RECORD_EVERY_MIN_MS: u64 = 1000;
+
+/// Timers looked at in one call, per lease asked for and at least: those of renewed leases are only moved, and a call must
+/// not take long when a million of them fire together. The rest is looked at in the next call.
+const VISITS_PER_LEASE: usize = 4;
+const VISITS_MIN: usize = 4096;
+
+/// Stale timers (of leases that are gone) beyond the live ones. More, and they are swept out.
+const STALE_TIMERS_MAX: usize = 4096;
+
+/// Deadlines of all leases, of the leader.
+#[derive(Debug, Default)]
+pub struct Lessor {
+    leads: bool,
+    // Looked up, never iterated.
+    clocks: HashMap<LeaseId, Clock>,
+    expiries: Timers,
+    records: Timers,
+}
+
+/// What came of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// The lease has its full length again, so many seconds.
+    Ttl(i64),
+    /// A smaller rest is on record, or about to be. Propose to clear it, wait until that is applied, then renew again.
+    NeedsLog,
+    /// There is no such lease, it ran out, or this member does not lead.
+    Unknown,
+}
+
+/// One lease's times, in milliseconds since the origin of `now`.
+#[derive(Debug)]
+struct Clock {
+    ttl: i64,
+    deadline: u64,
+    /// When its rest is due to be recorded.
+    record_at: u64,
+    /// Where its timers stand. A timer that stands elsewhere belonged to an earlier lease of this id.
+    expiry_timer: u64,
+    record_timer: u64,
+    record: Record,
+    /// It was offered for expiry: nothing but its end can happen to it now.
+    offered: bool,
+}
+
+/// What the log says about the rest, as far as the leader knows.
+#[derive(Debug, PartialEq, Eq)]
+enum Record {
+    /// Nothing: all of it.
+    None,
+    /// A smaller rest, or an offer to record one.
+    Smaller,
+    /// A renewal waits until the record is cleared; since when.
+    Clearing { since: u64 },
+}
+
+impl Lessor {
+    /// Leadership begins: every lease of the table runs for its recorded rest, or its full length, and `extend` besides, for
+    /// renewals could not be heard while there was no leader.
+    pub fn promote(&mut self, table: &Table, now: Duration, extend: Duration) {
+        self.demote();
+        self.leads = true;
+        let now = millis_up(now.saturating_add(extend));
+        self.clocks.reserve(table.len());
+        for (id, lease) in table.iter() {
+            let (rest, record, record_in) = match lease.rest_ms {
+                Some(rest) => (rest, Record::Smaller, record_every(lease.ttl)),
+                // Whether its client renews it is not known. To suppose so spares all clients a log entry each.
+                None => (ttl_ms(lease.ttl), Record::None, record_after_renewal(lease.ttl)),
+            };
+            self.insert(id, lease.ttl, now.saturating_add(rest), now.saturating_add(record_in), record);
+        }
+    }
+
+    /// Leadership ends: the clocks mean nothing any more.
+    pub fn demote(&mut self) {
+        *self = Lessor::default();
+    }
+
+    /// Whether deadlines are kept here.
+    pub fn leads(&self) -> bool {
+        self.leads
+    }
+
+    /// A lease came into being.
+    pub fn granted(&mut self, id: LeaseId, ttl: i64, now: Duration) {
+        if self.leads {
+            let now = millis_up(now);
+            self.insert(id, ttl, now.saturating_add(ttl_ms(ttl)), now.saturating_add(record_every(ttl)), Record::None);
+        }
+    }
+
+    /// A lease is gone.
+    pub fn revoked(&mut self, id: LeaseId) {
+        if self.clocks.remove(&id).is_some() {
+            let Lessor { clocks, expiries, records, .. } = self;
+            expiries.sweep(clocks.len(), |id, at| clocks.get(&id).is_some_and(|clock| clock.expiry_timer == at));
+            records.sweep(clocks.len(), |id, at| clocks.get(&id).is_some_and(|clock| clock.record_timer == at));
+        }
+    }
+
+    /// A client wants its lease to last.
+    pub fn renew(&mut self, id: LeaseId, now: Duration) -> Renewed {
+        let Some(clock) = self.clocks.get_mut(&id) else { return Renewed::Unknown };
+        if clock.offered {
+            return Renewed::Unknown;
+        }
+        if clock.record != Record::None {
+            clock.record = Record::Clearing { since: millis_up(now) };
+            return Renewed::NeedsLog;
+        }
+        clock.renew(millis_up(now));
+        Renewed::Ttl(clock.ttl)
+    }
+
+    /// The log says another rest than before. That nothing is recorded any more is a renewal.
+    pub fn remaining_changed(&mut self, id: LeaseId, rest_ms: Option<u64>, now: Duration) {
+        let Some(clock) = self.clocks.get_mut(&id) else { return };
+        match rest_ms {
+            // A clearing that is on its way stands behind this in the log.
+            Some(_) => {
+                if clock.record == Record::None {
+                    clock.record = Record::Smaller;
+                }
+            }
+            None => {
+                // Otherwise a rest was offered for the record after this clearing was proposed: it is still to come.
+                if clock.record != Record::Smaller {
+                    clock.record = Record::None;
+                    if !clock.offered {
+                        clock.renew(millis_up(now));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Up to `max` leases that have run out, those longest overdue chosen first, given by id. Propose to expire them.
+    pub fn expired(&mut self, now: Duration, max: usize) -> Vec<LeaseId> {
+        let now = millis_down(now);
+        let mut ids = Vec::new();
+        for _ in 0..visits(max) {
+            if ids.len() == max {
+                break;
+            }
+            let Some((at, id)) = self.expiries.due(now) else { break };
+            let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.expiry_timer == at) else { continue };
+            if clock.deadline <= now {
+                clock.offered = true;
+                clock.deadline = clock.deadline.max(now.saturating_add(millis_up(REOFFER)));
+                ids.push(id);
+            }
+            clock.expiry_timer = clock.deadline;
+            self.expiries.set(clock.deadline, id);
+        }
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Up to `max` rests that are due to be recorded, in milliseconds, those longest due chosen first, given by id. Propose
+    /// to record them.
+    pub fn checkpoints(&mut self, now: Duration, max: usize) -> Vec<(LeaseId, u64)> {
+        let now = millis_down(now);
+        let mut rests = Vec::new();
+        for _ in 0..visits(max) {
+            if rests.len() == max {
+                break;
+            }
+            let Some((at, id)) = self.records.due(now) else { break };
+            let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.record_timer == at) else { continue };
+            if clock.offered {
+                // Its timer is let go: it has nothing more to record.
+                continue;
+            }
+            if clock.record_at <= now {
+                clock.record_at = now.saturating_add(record_every(clock.ttl));
+                let rest = clock.deadline.saturating_sub(now).min(ttl_ms(clock.ttl));
+                let clearing = matches!(clock.record, Record::Clearing { since } if now < since + millis_up(CLEARING));
+                if rest > 0 && !clearing {
+                    clock.record = Record::Smaller;
+                    rests.push((id, rest));
+                }
+            }
+            clock.record_timer = clock.record_at;
+            self.records.set(clock.record_at, id);
+        }
+        rests.sort_unstable();
+        rests
+    }
+
+    /// What is left of a lease; nothing of one that ran out. `None`: unknown, or this member does not lead.
+    pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<Duration> {
+        let clock = self.clocks.get(&id)?;
+        let left = if clock.offered { 0 } else { clock.deadline.saturating_sub(millis_down(now)) };
+        Some(Duration::from_millis(left))
+    }
+
+    /// No call to `expired` or `checkpoints` gives anything before this time. `None`: there is no lease.
+    pub fn next_due(&self) -> Option<Duration> {
+        let due = [self.expiries.first(), self.records.first()].into_iter().flatten().min()?;
+        Some(Duration::from_millis(due))
+    }
+
+    fn insert(&mut self, id: LeaseId, ttl: i64, deadline: u64, record_at: u64, record: Record) {
+        let (expiry_timer, record_timer) = (deadline, record_at);
+        self.expiries.set(deadline, id);
+        self.records.set(record_at, id);
+        let clock = Clock { ttl, deadline, record_at, expiry_timer, record_timer, record, offered: false };
+        self.clocks.insert(id, clock);
+    }
+}
+
+impl Clock {
+    /// Timers stay where they are: when they fire, they move on to the new times. So a renewal costs one look-up.
+    fn renew(&mut self, now: u64) {
+        // Never earlier than before: a lease just taken over may have more than its length left.
+        self.deadline = self.deadline.max(now.saturating_add(ttl_ms(self.ttl)));
+        self.record_at = self.record_at.max(now.saturating_add(record_after_renewal(self.ttl)));
+    }
+}
+
+/// Times at which leases want to be looked at, earliest first, ties by id.
+#[derive(Debug, Default)]
+struct Timers(BinaryHeap<Reverse<(u64, LeaseId)>>);
+
+impl Timers {
+    fn set(&mut self, at: u64, id: LeaseId) {
+        self.0.push(Reverse((at, id)));
+    }
+
+    fn first(&self) -> Option<u64> {
+        self.0.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn due(&mut self, now: u64) -> Option<(u64, LeaseId)> {
+        if self.first()? > now {
+            return None;
+        }
+        self.0.pop().map(|Reverse(timer)| timer)
+    }
+
+    /// Throws out stale timers once they outnumber the live ones.
+    fn sweep(&mut self, live: usize, belongs: impl Fn(LeaseId, u64) -> bool) {
+        if self.0.len() > live * 2 + STALE_TIMERS_MAX {
+            self.0.retain(|Reverse((at, id))| belongs(*id, *at));
+        }
+    }
+}
+
+fn visits(max: usize) -> usize {
+    max.saturating_mul(VISITS_PER_LEASE).max(VISITS_MIN)
+}
+
+fn ttl_ms(ttl: i64) -> u64 {
+    (ttl.max(0) as u64).saturating_mul(1000)
+}
+
+fn record_every(ttl: i64) -> u64 {
+    (ttl_ms(ttl) / 20).max(RECORD_EVERY_MIN_MS)
+}
+
+fn record_after_renewal(ttl: i64) -> u64 {
+    (ttl_ms(ttl) / 2).max(RECORD_EVERY_MIN_MS)
+}
+
+/// For deadlines: rounded so that they are never early.
+fn millis_up(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// For the time it is: rounded so that no deadline is reached early.
+fn millis_down(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::backend::Batch;
+
+    const A: LeaseId = LeaseId(1);
+    const B: LeaseId = LeaseId(2);
+
+    fn secs(s: f64) -> Duration {
+        Duration::from_secs_f64(s)
+    }
+
+    fn table(leases: &[(LeaseId, i64, Option<u64>)]) -> Table {
+        let mut table = Table::default();
+        for &(id, ttl, rest) in leases {
+            table.grant(id, ttl, &mut Batch::default()).unwrap();
+            table.set_rest(id, rest, &mut Batch::default()).unwrap();
+        }
+        table
+    }
+
+    fn leader() -> Lessor {
+        let mut lessor = Lessor::default();
+        lessor.promote(&Table::default(), Duration::ZERO, Duration::ZERO);
+        lessor
+    }
+
+    #[test]
+    fn a_lease_is_offered_at_its_deadline_and_again_when_nothing_came_of_it() {
+        let mut lessor = leader();
+        lessor.granted(B, 10, secs(0.0001));
+        lessor.granted(A, 10, Duration::ZERO);
+        assert_eq!(lessor.expired(secs(9.9999), 9), []);
+        assert_eq!(lessor.expired(secs(10.0), 9), [A], "the other was granted a little later");
+        assert_eq!(lessor.expired(secs(10.5), 9), [B]);
+        assert_eq!(lessor.expired(secs(11.9), 9), []);
+        assert_eq!((lessor.renew(A, secs(11.9)), lessor.remaining(A, secs(11.9))), (Renewed::Unknown, Some(secs(0.0))));
+        assert_eq!(lessor.expired(secs(12.5), 9), [A, B]);
+        lessor.revoked(A);
+        assert_eq!(lessor.expired(secs(99.0), 9), [B]);
+        assert_eq!(lessor.remaining(A, secs(99.0)), None);
+    }
+
+    #[test]
+    fn offers_are_bounded_and_come_by_id() {
+        let mut lessor = leader();
+        for id in 1..=5 {
+            lessor.granted(LeaseId(id), 10 - id, Duration::ZERO);
+        }
+        assert_eq!(lessor.expired(secs(20.0), 2), [LeaseId(4), LeaseId(5)], "the longest overdue");
+        assert_eq!(lessor.expired(secs(20.0), 9), [1, 2, 3].map(LeaseId));
+    }
+
+    #[test]
+    fn a_renewed_lease_lives_on_and_never_needs_the_log() {
+        let mut lessor = leader();
+        lessor.granted(A, 30, Duration::ZERO);
+        assert_eq!(lessor.renew(A, secs(0.1)), Renewed::Ttl(30));
+        for beat in 1..100 {
+            let now = secs(0.1 + f64::from(beat) * 10.0);
+            assert_eq!((lessor.checkpoints(now, 9), lessor.expired(now, 9)), (vec![], vec![]));
+            assert_eq!(lessor.renew(A, now), Renewed::Ttl(30));
+        }
+        assert_eq!(lessor.expired(secs(990.1 + 29.9), 9), []);
+        assert_eq!(lessor.expired(secs(990.1 + 30.0), 9), [A]);
+    }
+
+    #[test]
+    fn rests_are_recorded_from_the_start_until_a_renewal_and_after_half_the_length_then() {
+        let mut lessor = leader();
+        lessor.granted(A, 100, Duration::ZERO);
+        assert_eq!(lessor.checkpoints(secs(4.9), 9), []);
+        assert_eq!(lessor.checkpoints(secs(5.0), 9), [(A, 95_000)]);
+        assert_eq!(lessor.checkpoints(secs(10.0), 9), [(A, 90_000)]);
+        lessor.remaining_changed(A, Some(95_000), secs(10.0));
+        lessor.remaining_changed(A, Some(90_000), secs(10.0));
+
+        // The record must go before the renewal may be acknowledged, and no new one may slip in between.
+        assert_eq!(lessor.renew(A, secs(11.0)), Renewed::NeedsLog);
+        assert_eq!(lessor.checkpoints(secs(15.0), 9), []);
+        assert_eq!(lessor.remaining(A, secs(15.0)), Some(secs(85.0)));
+        lessor.remaining_changed(A, None, secs(15.0));
+        assert_eq!(lessor.renew(A, secs(15.0)), Renewed::Ttl(100));
+        assert_eq!(lessor.checkpoints(secs(64.9), 9), []);
+        assert_eq!(lessor.checkpoints(secs(65.0), 9), [(A, 50_000)]);
+        assert_eq!(lessor.checkpoints(secs(70.0), 9), [(A, 45_000)]);
+    }
+
+    #[test]
+    fn an_offered_record_counts_before_it_is_applied() {
+        let mut lessor = leader();
+        lessor.granted(A, 100, Duration::ZERO);
+        assert_eq!(lessor.checkpoints(secs(5.0), 9), [(A, 95_000)]);
+        assert_eq!(lessor.renew(A, secs(5.0)), Renewed::NeedsLog);
+        lessor.remaining_changed(A, Some(95_000), secs(5.1));
+        assert_eq!(lessor.renew(A, secs(5.1)), Renewed::NeedsLog);
+        lessor.remaining_changed(A, None, secs(5.2));
+        assert_eq!(lessor.renew(A, secs(5.2)), Renewed::Ttl(100));
+    }
+
+    #[test]
+    fn a_lost_clearing_does_not_keep_records_away_for_ever() {
+        let mut lessor = leader();
+        lessor.granted(A, 100, Duration::ZERO);
+        assert_eq!(lessor.checkpoints(secs(5.0), 9), [(A, 95_000)]);
+        assert_eq!(lessor.renew(A, secs(6.0)), Renewed::NeedsLog);
+        assert_eq!(lessor.checkpoints(secs(10.0), 9), []);
+        assert_eq!(lessor.checkpoints(secs(16.0), 9), [(A, 84_000)]);
+        lessor.remaining_changed(A, None, secs(17.0));
+        assert_eq!(lessor.renew(A, secs(17.0)), Renewed::NeedsLog, "it was late, and the new record stands behind it");
+    }
+
+    #[test]
+    fn a_new_leader_continues_from_the_record_and_gives_the_rest_its_full_length() {
+        let mut lessor = leader();
+        lessor.granted(LeaseId(9), 1, Duration::ZERO);
+        lessor.promote(&table(&[(A, 60, Some(5_000)), (B, 60, None)]), secs(1000.0), secs(1.0));
+        assert_eq!(lessor.remaining(LeaseId(9), secs(1000.0)), None, "the clocks of an earlier reign are gone");
+        assert_eq!(lessor.expired(secs(1005.9), 9), []);
+        assert_eq!(
+            (lessor.renew(A, secs(1000.0)), lessor.renew(B, secs(1000.0))),
+            (Renewed::NeedsLog, Renewed::Ttl(60))
+        );
+        assert_eq!(lessor.expired(secs(1006.0), 9), [A]);
+        assert_eq!(lessor.expired(secs(1060.9), 1), [A], "offered again; the other has its length and the extension");
+        lessor.revoked(A);
+        assert_eq!(lessor.expired(secs(1061.0), 9), [B]);
+
+        lessor.demote();
+        lessor.granted(A, 1, secs(2000.0));
+        assert_eq!((lessor.expired(secs(9e9), 9), lessor.renew(B, secs(2000.0))), (vec![], Renewed::Unknown));
+        assert_eq!((lessor.next_due(), lessor.leads()), (None, false));
+    }
+
+    #[test]
+    fn an_id_granted_anew_does_not_inherit_the_old_timers() {
+        let mut lessor = leader();
+        lessor.granted(A, 10, Duration::ZERO);
+        lessor.revoked(A);
+        lessor.granted(A, 100, secs(1.0));
+        assert_eq!(lessor.expired(secs(50.0), 9), []);
+        assert_eq!(lessor.expired(secs(101.0), 9), [A]);
+    }
+
+    #[test]
+    fn leases_that_come_and_go_leave_no_timers_behind() {
+        let mut lessor = leader();
+        for id in 1..50_000 {
+            lessor.granted(LeaseId(id), 3600, Duration::ZERO);
+            lessor.revoked(LeaseId(id));
+        }
+        assert!(lessor.expiries.0.len() + lessor.records.0.len() < 3 * STALE_TIMERS_MAX);
+    }
+
+    #[test]
+    fn the_longest_lease_and_a_nonsensical_one_do_no_harm() {
+        let mut lessor = leader();
+        lessor.granted(A, super::super::TTL_MAX, secs(1.0));
+        lessor.granted(B, i64::MIN, secs(1.0));
+        lessor.granted(LeaseId(3), i64::MAX, secs(1.0));
+        assert_eq!(lessor.expired(secs(1.0), 9), [B]);
+        assert_eq!(lessor.remaining(A, secs(1.0)), Some(Duration::from_secs(super::super::TTL_MAX as u64)));
+        assert!(matches!(lessor.renew(A, Duration::MAX), Renewed::Ttl(_)));
+    }
+}
