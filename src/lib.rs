@@ -7,4 +7,6 @@ pub mod storage;
 
 pub mod mvcc;
 
+pub mod watch;
+
 pub mod state;
