@@ -9,6 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
 
 use super::revision::RevisionKey;
+use crate::storage::backend::{Batch, Bucket};
 use crate::types::Revision;
 
 /// All changes of one revision, in the order in which they were made.
@@ -18,6 +19,16 @@ pub struct ChangeSet {
     pub revision: Revision,
     /// At least one; a key occurs once. `changes[i]` has sub-revision `i`.
     pub changes: Vec<Change>,
+}
+
+impl ChangeSet {
+    /// Adds the rows of these changes to a batch for the backend.
+    pub fn rows(&self, batch: &mut Batch) {
+        for (sub, change) in (0..).zip(&self.changes) {
+            let place = RevisionKey { main: self.revision.0, sub };
+            batch.put(Bucket::Key, place.row(change.kind == ChangeKind::Delete), change.record.clone());
+        }
+    }
 }
 
 /// One key put or deleted.

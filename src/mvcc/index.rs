@@ -1,0 +1,308 @@
+//! The key index: for every key the places of its revisions, oldest to newest, since the last compaction.
+//!
+//! Most keys have one revision, so that one lies inline: 40 bytes and the key. Older ones hang off a pointer, 16 bytes each.
+//! Generations are not stored as such: a tombstone among the places ends one, the next place begins another.
+//!
+//! Everything that knows how keys are ordered in memory is in this file. What others see is: one key, a walk over a range in
+//! slices, and compaction in slices; a tree that also counts its subtrees could replace the map without their noticing.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::revision::RevisionKey;
+use crate::types::{KeyRange, Revision};
+
+/// Keys and where their revisions lie.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    keys: BTreeMap<Box<[u8]>, Entry>,
+    live: usize,
+}
+
+/// The revisions of one key. The newest is inline.
+#[derive(Debug)]
+pub(super) struct Entry {
+    main: i64,
+    /// Of the newest revision, as in its key-value; 0 of a tombstone.
+    create: i64,
+    version: i64,
+    older: Option<Box<Older>>,
+    sub: u32,
+    newest: Newest,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 40);
+
+/// What the newest revision of a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newest {
+    Live,
+    /// With a lease: which one stands in the record.
+    Leased,
+    Tombstone,
+}
+
+/// At least one, oldest first.
+#[derive(Debug)]
+struct Older(Vec<OlderRevision>);
+
+#[derive(Clone, Copy, Debug)]
+struct OlderRevision {
+    main: i64,
+    sub: u32,
+    tombstone: bool,
+}
+
+/// The newest revision of a key that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Latest {
+    pub(super) place: RevisionKey,
+    pub(super) create: i64,
+    pub(super) version: i64,
+    pub(super) leased: bool,
+}
+
+/// What compaction did to one key.
+struct Compacted {
+    /// Revisions dropped.
+    dropped: usize,
+    /// Nothing is left to drop.
+    done: bool,
+    /// No revision is left at all.
+    empty: bool,
+}
+
+impl Compacted {
+    const NOTHING_YET: Compacted = Compacted { dropped: 0, done: false, empty: false };
+}
+
+impl Index {
+    /// How many keys exist now.
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// The newest revision of a key that exists.
+    pub(super) fn latest(&self, key: &[u8]) -> Option<Latest> {
+        self.keys.get(key)?.latest()
+    }
+
+    /// Where the value lies that the key had at a revision. Not for revisions below the compacted one.
+    pub(super) fn at(&self, key: &[u8], revision: Revision) -> Option<RevisionKey> {
+        self.keys.get(key)?.at(revision)
+    }
+
+    /// Adds a put. `put.place` is above every place of the key.
+    pub(super) fn put(&mut self, key: &[u8], put: Latest) {
+        let newest = if put.leased { Newest::Leased } else { Newest::Live };
+        self.live += 1;
+        let Some(entry) = self.keys.get_mut(key) else {
+            let RevisionKey { main, sub } = put.place;
+            let entry = Entry { main, sub, create: put.create, version: put.version, newest, older: None };
+            self.keys.insert(key.into(), entry);
+            return;
+        };
+        self.live -= entry.is_live() as usize;
+        entry.push(put.place, newest, put.create, put.version);
+    }
+
+    /// Adds a tombstone, above every place of the key. (A key without revisions has one when only its deletion survived
+    /// a compaction.)
+    pub(super) fn delete(&mut self, key: &[u8], place: RevisionKey) {
+        let Some(entry) = self.keys.get_mut(key) else {
+            let RevisionKey { main, sub } = place;
+            let entry = Entry { main, sub, create: 0, version: 0, newest: Newest::Tombstone, older: None };
+            self.keys.insert(key.into(), entry);
+            return;
+        };
+        self.live -= entry.is_live() as usize;
+        entry.push(place, Newest::Tombstone, 0, 0);
+    }
+
+    /// Visits at most `keys_max` keys of the range in order, beginning after `after`, until `visit` returns false. Keys
+    /// without a live revision are visited too. Gives the last key visited when there may be more behind it.
+    pub(super) fn walk(
+        &self,
+        range: &KeyRange,
+        after: Option<&[u8]>,
+        keys_max: usize,
+        mut visit: impl FnMut(&[u8], &Entry) -> bool,
+    ) -> Option<Box<[u8]>> {
+        if range.is_empty() {
+            return None;
+        }
+        let (start, end) = range.bounds();
+        let start = after.map_or(start, Bound::Excluded);
+        for (n, (key, entry)) in (1..).zip(self.keys.range::<[u8], _>((start, end))) {
+            if !visit(key, entry) {
+                return None;
+            }
+            if n >= keys_max {
+                return Some(key.clone());
+            }
+        }
+        None
+    }
+
+    /// Drops revisions that a compaction at `at` makes unreachable, and tells `drop` each with whether it is a tombstone,
+    /// those of one key oldest first. Goes on after the key `finished` and moves it; stops when keys visited and revisions
+    /// dropped come to `work_max`. Says whether there is more to do.
+    pub(super) fn compact(
+        &mut self,
+        at: Revision,
+        finished: &mut Option<Box<[u8]>>,
+        work_max: usize,
+        drop: &mut dyn FnMut(RevisionKey, bool),
+    ) -> bool {
+        let start = finished.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut work = work_max.max(1);
+        let mut last = None;
+        let mut emptied = Vec::new();
+        let mut more = false;
+        for (key, entry) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)) {
+            let compacted = if work == 0 { Compacted::NOTHING_YET } else { entry.compact(at, work, drop) };
+            if !compacted.done {
+                more = true;
+                break;
+            }
+            work = work.saturating_sub(1 + compacted.dropped);
+            last = Some(key);
+            if compacted.empty {
+                emptied.push(key.clone());
+            }
+        }
+        if let Some(last) = last.cloned() {
+            *finished = Some(last);
+        }
+        for key in emptied {
+            self.keys.remove(&key);
+        }
+        more
+    }
+}
+
+impl Entry {
+    fn is_live(&self) -> bool {
+        self.newest != Newest::Tombstone
+    }
+
+    fn place(&self) -> RevisionKey {
+        RevisionKey { main: self.main, sub: self.sub }
+    }
+
+    /// The newest revision, unless the key is deleted.
+    pub(super) fn latest(&self) -> Option<Latest> {
+        self.is_live().then(|| Latest {
+            place: self.place(),
+            create: self.create,
+            version: self.version,
+            leased: self.newest == Newest::Leased,
+        })
+    }
+
+    /// Where the value at a revision lies.
+    pub(super) fn at(&self, revision: Revision) -> Option<RevisionKey> {
+        if self.main <= revision.0 {
+            return self.is_live().then(|| self.place());
+        }
+        let older = &self.older.as_ref()?.0;
+        let above = older.partition_point(|old| old.main <= revision.0);
+        let found = older.get(above.checked_sub(1)?)?;
+        (!found.tombstone).then_some(RevisionKey { main: found.main, sub: found.sub })
+    }
+
+    fn push(&mut self, place: RevisionKey, newest: Newest, create: i64, version: i64) {
+        debug_assert!(place > self.place(), "revisions of a key only grow");
+        let old = OlderRevision { main: self.main, sub: self.sub, tombstone: !self.is_live() };
+        match &mut self.older {
+            Some(older) => older.0.push(old),
+            None => self.older = Some(Box::new(Older(vec![old]))),
+        }
+        (self.main, self.sub) = (place.main, place.sub);
+        (self.newest, self.create, self.version) = (newest, create, version);
+    }
+
+    /// See [`Index::compact`]. Of the revisions up to `at` the newest stays if it is a put, or a tombstone of exactly `at`.
+    fn compact(&mut self, at: Revision, work_max: usize, drop: &mut dyn FnMut(RevisionKey, bool)) -> Compacted {
+        let stays = |main: i64, tombstone: bool| !tombstone || main == at.0;
+        let older = self.older.as_ref().map_or(&[][..], |older| &older.0[..]);
+        let below = older.partition_point(|old| old.main <= at.0);
+        let newest_below = self.main <= at.0;
+        let droppable = match below.checked_sub(1) {
+            Some(last) if !newest_below && stays(older[last].main, older[last].tombstone) => last,
+            _ => below,
+        };
+        let dropped = droppable.min(work_max);
+        for old in &older[..dropped] {
+            drop(RevisionKey { main: old.main, sub: old.sub }, old.tombstone);
+        }
+        if let Some(older) = &mut self.older {
+            older.0.drain(..dropped);
+            if older.0.is_empty() {
+                self.older = None;
+            } else if older.0.capacity() > 2 * older.0.len() {
+                older.0.shrink_to_fit();
+            }
+        }
+        if dropped < droppable {
+            return Compacted { dropped, done: false, empty: false };
+        }
+        // The tombstone goes last: whatever part of this survives a crash, a deleted key never comes back to life.
+        let empty = newest_below && !stays(self.main, !self.is_live());
+        if empty {
+            drop(self.place(), true);
+        }
+        Compacted { dropped: dropped + empty as usize, done: true, empty }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(main: i64) -> RevisionKey {
+        RevisionKey { main, sub: 0 }
+    }
+
+    fn put(index: &mut Index, key: &str, main: i64) {
+        let put = Latest { place: place(main), create: main, version: 1, leased: false };
+        index.put(key.as_bytes(), put);
+    }
+
+    /// Compacts in slices of `work_max`, giving what was dropped.
+    fn compact(index: &mut Index, at: i64, work_max: usize) -> Vec<(i64, bool)> {
+        let (mut dropped, mut finished) = (Vec::new(), None);
+        for _ in 0..1000 {
+            let drop = &mut |place: RevisionKey, tombstone| dropped.push((place.main, tombstone));
+            if !index.compact(Revision(at), &mut finished, work_max, drop) {
+                return dropped;
+            }
+        }
+        panic!("compaction does not come to an end");
+    }
+
+    #[test]
+    fn compaction_keeps_the_newest_put_and_a_tombstone_of_its_own_revision() {
+        for work_max in [0, 1, 2, 3, 100] {
+            let index = &mut Index::default();
+            for main in 2..7 {
+                put(index, "overwritten", main);
+            }
+            put(index, "deleted", 7);
+            index.delete(b"deleted", place(8));
+            put(index, "deleted at ten, then put", 9);
+            index.delete(b"deleted at ten, then put", place(10));
+            put(index, "deleted at ten, then put", 11);
+            put(index, "later", 12);
+            assert_eq!(index.live(), 3);
+            let mut dropped = compact(index, 10, work_max);
+            dropped.sort();
+            let puts = [2, 3, 4, 5, 7].map(|main| (main, false));
+            assert_eq!(dropped, [&puts[..], &[(8, true), (9, false)]].concat(), "{work_max}");
+            assert_eq!(index.at(b"overwritten", Revision(10)), Some(place(6)));
+            assert_eq!(index.at(b"deleted at ten, then put", Revision(10)), None);
+            assert_eq!(compact(index, 11, work_max), [(10, true)]);
+            assert_eq!(index.live(), 3);
+        }
+    }
+}

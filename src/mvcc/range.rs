@@ -1,0 +1,304 @@
+//! Ranges: which keys, in what order, how many.
+//!
+//! A scan first collects places from the index, in slices, so that whoever holds the state's lock can let go of it in between;
+//! then, without any lock, it reads the records. The revision it began at pins what it sees: writes between two slices are
+//! invisible. Should a compaction overtake a scan, one that asked for the newest revision begins again at what is newest now,
+//! and one that named its revision is refused.
+//!
+//! etcd's odd rule is kept: with a sort target other than the key but no order, the limit (and one more, which tells `more`)
+//! is applied in key order first, and what is left is then sorted ascending. With `keys_only` the lease stays.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Error;
+use super::record;
+use super::revision::RevisionKey;
+use super::store::{Store, header};
+use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::pb::mvccpb::KeyValue;
+use crate::storage;
+use crate::storage::backend::{Bucket, Reader};
+use crate::types::{KeyRange, Revision};
+
+/// A range being read.
+pub struct Scan {
+    range: KeyRange,
+    /// The revision it sees.
+    revision: Revision,
+    /// It asked for whatever is newest.
+    newest: bool,
+    /// 0: none.
+    limit: usize,
+    count_only: bool,
+    keys_only: bool,
+    /// `None`: as the keys come.
+    sort: Option<(SortTarget, SortOrder)>,
+    mod_revisions: Filter,
+    create_revisions: Filter,
+    /// Places beyond this many are counted, not collected.
+    found_max: usize,
+
+    /// The last key visited.
+    after: Option<Box<[u8]>>,
+    found: Vec<Found>,
+    count: i64,
+    /// As it was at the last slice: it has every place that was not in memory then.
+    reader: Arc<dyn Reader>,
+}
+
+struct Found {
+    place: RevisionKey,
+    /// `None`: to be read from the backend.
+    record: Option<Bytes>,
+}
+
+/// Bounds of a revision, each 0 for none.
+#[derive(Clone, Copy)]
+struct Filter {
+    min: i64,
+    max: i64,
+}
+
+/// What a range came to.
+#[derive(Debug)]
+pub struct RangeResult {
+    /// Encoded key-values.
+    pub kvs: Vec<Bytes>,
+    /// The limit cut something off.
+    pub more: bool,
+    /// Keys in the range, whatever limit and filters left.
+    pub count: i64,
+}
+
+/// Refuses sort orders and targets that we do not know.
+pub(super) fn check_sort(request: &RangeRequest) -> Result<(SortTarget, SortOrder), Error> {
+    match (SortTarget::try_from(request.sort_target), SortOrder::try_from(request.sort_order)) {
+        (Ok(target), Ok(order)) => Ok((target, order)),
+        _ => Err(Error::InvalidSort),
+    }
+}
+
+impl Store {
+    /// Begins to read a range. Nothing has been collected yet: [`Store::scan_more`] does that.
+    pub fn scan(&self, request: &RangeRequest) -> Result<Scan, Error> {
+        self.scan_at(request, self.revision)
+    }
+
+    /// Collects from at most `keys_max` more keys. Says whether there are more to come.
+    pub fn scan_more(&self, scan: &mut Scan, keys_max: usize) -> Result<bool, Error> {
+        if scan.revision < self.compacted {
+            if !scan.newest {
+                return Err(Error::Compacted { at: self.compacted });
+            }
+            (scan.revision, scan.after, scan.count) = (self.revision, None, 0);
+            scan.found.clear();
+        }
+        Ok(self.scan_slice(scan, keys_max, &|_| None))
+    }
+
+    /// Reads a range in one go.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        let mut scan = self.scan(request)?;
+        while self.scan_more(&mut scan, usize::MAX)? {}
+        Ok(scan.finish()?.into_response(self.revision))
+    }
+
+    /// Begins to read a range when the newest revision is `newest`.
+    pub(super) fn scan_at(&self, request: &RangeRequest, newest: Revision) -> Result<Scan, Error> {
+        let (target, order) = check_sort(request)?;
+        let asked = Revision(request.revision);
+        if asked > newest {
+            return Err(Error::FutureRevision);
+        }
+        if asked > Revision(0) && asked < self.compacted {
+            return Err(Error::Compacted { at: self.compacted });
+        }
+        let limit = usize::try_from(request.limit).unwrap_or(0);
+        let mod_revisions = Filter { min: request.min_mod_revision, max: request.max_mod_revision };
+        let create_revisions = Filter { min: request.min_create_revision, max: request.max_create_revision };
+        let as_keys_come = order == SortOrder::None || (target, order) == (SortTarget::Key, SortOrder::Ascend);
+        let found_max = if request.count_only {
+            0
+        } else if limit > 0 && as_keys_come && mod_revisions.passes_all() && create_revisions.passes_all() {
+            limit.saturating_add(1)
+        } else {
+            usize::MAX
+        };
+        let sort = match (target, order) {
+            (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => None,
+            (target, SortOrder::None) => Some((target, SortOrder::Ascend)),
+            sort => Some(sort),
+        };
+        Ok(Scan {
+            range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()),
+            revision: if request.revision > 0 { asked } else { newest },
+            newest: request.revision <= 0,
+            limit,
+            count_only: request.count_only,
+            keys_only: request.keys_only,
+            sort,
+            mod_revisions,
+            create_revisions,
+            found_max,
+            after: None,
+            found: Vec::new(),
+            count: 0,
+            reader: self.reader.clone(),
+        })
+    }
+
+    /// Collects from at most `keys_max` more keys; `own` has the records of a write under way.
+    pub(super) fn scan_slice(
+        &self,
+        scan: &mut Scan,
+        keys_max: usize,
+        own: &dyn Fn(RevisionKey) -> Option<Bytes>,
+    ) -> bool {
+        let Scan { range, revision, found_max, after, found, count, .. } = scan;
+        *after = self.index.walk(range, after.as_deref(), keys_max, |_, entry| {
+            if let Some(place) = entry.at(*revision) {
+                *count += 1;
+                if found.len() < *found_max {
+                    let record = self.recent.record(place).cloned().or_else(|| own(place));
+                    found.push(Found { place, record });
+                }
+            }
+            true
+        });
+        scan.reader = self.reader.clone();
+        scan.after.is_some()
+    }
+}
+
+impl Scan {
+    /// The revision it sees.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Reads the records, filters, sorts and cuts. Needs no lock.
+    pub fn finish(mut self) -> storage::Result<RangeResult> {
+        if self.count_only {
+            return Ok(RangeResult { kvs: Vec::new(), more: false, count: self.count });
+        }
+        let mut found = std::mem::take(&mut self.found);
+        found.retain(|found| self.mod_revisions.passes(found.place.main));
+        if !self.create_revisions.passes_all() {
+            found = self.filter_by_creation(found)?;
+        }
+        if let Some((target, order)) = self.sort {
+            found = self.sort(found, target, order)?;
+        }
+        let more = self.limit > 0 && found.len() > self.limit;
+        if more {
+            found.truncate(self.limit);
+        }
+        let mut kvs = Vec::with_capacity(found.len());
+        for found in found {
+            let record = self.record(&found)?;
+            record::read_at(&record, found.place)?;
+            kvs.push(if self.keys_only { without_value(&record, found.place)? } else { record });
+        }
+        Ok(RangeResult { kvs, more, count: self.count })
+    }
+
+    fn filter_by_creation(&self, found: Vec<Found>) -> storage::Result<Vec<Found>> {
+        let mut passed = Vec::new();
+        for Found { place, record } in found {
+            let record = self.record(&Found { place, record })?;
+            if self.create_revisions.passes(record::read_at(&record, place)?.create_revision) {
+                passed.push(Found { place, record: Some(record) });
+            }
+        }
+        Ok(passed)
+    }
+
+    /// Keys that compare equal stay in key order, whichever way round.
+    fn sort(&self, found: Vec<Found>, target: SortTarget, order: SortOrder) -> storage::Result<Vec<Found>> {
+        match target {
+            SortTarget::Key => Ok(found.into_iter().rev().collect()),
+            SortTarget::Mod => sort_by(found, order, |found| Ok(found.place)),
+            SortTarget::Create => {
+                let found = self.read_all(found)?;
+                sort_by(found, order, |found| Ok(self.fields_of(found)?.create_revision))
+            }
+            SortTarget::Version => {
+                let found = self.read_all(found)?;
+                sort_by(found, order, |found| Ok(self.fields_of(found)?.version))
+            }
+            SortTarget::Value => {
+                let found = self.read_all(found)?;
+                sort_by(found, order, |found| {
+                    let record = self.record(found)?;
+                    Ok(record.slice_ref(record::read_at(&record, found.place)?.value))
+                })
+            }
+        }
+    }
+
+    fn read_all(&self, mut found: Vec<Found>) -> storage::Result<Vec<Found>> {
+        for found in &mut found {
+            found.record = Some(self.record(found)?);
+        }
+        Ok(found)
+    }
+
+    fn fields_of<'a>(&self, found: &'a Found) -> storage::Result<record::Fields<'a>> {
+        record::read_at(found.record.as_ref().expect("read before sorting"), found.place)
+    }
+
+    fn record(&self, found: &Found) -> storage::Result<Bytes> {
+        match &found.record {
+            Some(record) => Ok(record.clone()),
+            None => {
+                let row = self.reader.get(Bucket::Key, &found.place.row(false))?;
+                row.ok_or_else(|| record::damaged(found.place, "is missing"))
+            }
+        }
+    }
+}
+
+impl Filter {
+    fn passes_all(self) -> bool {
+        self.min == 0 && self.max == 0
+    }
+
+    fn passes(self, revision: i64) -> bool {
+        (self.min == 0 || revision >= self.min) && (self.max == 0 || revision <= self.max)
+    }
+}
+
+impl RangeResult {
+    /// The response, when the store's revision is this.
+    pub fn into_response(self, revision: Revision) -> RangeResponse {
+        let decode = |record: &Bytes| {
+            record::key_value(record, RevisionKey::default()).expect("the scan has read every record it gives")
+        };
+        let kvs = self.kvs.iter().map(decode).collect();
+        RangeResponse { header: header(revision), kvs, more: self.more, count: self.count }
+    }
+}
+
+fn sort_by<K: Ord>(
+    found: Vec<Found>,
+    order: SortOrder,
+    key: impl Fn(&Found) -> storage::Result<K>,
+) -> storage::Result<Vec<Found>> {
+    let mut keyed = Vec::with_capacity(found.len());
+    for found in found {
+        keyed.push((key(&found)?, found));
+    }
+    match order {
+        SortOrder::Descend => keyed.sort_by(|(a, _), (b, _)| b.cmp(a)),
+        SortOrder::None | SortOrder::Ascend => keyed.sort_by(|(a, _), (b, _)| a.cmp(b)),
+    }
+    Ok(keyed.into_iter().map(|(_, found)| found).collect())
+}
+
+fn without_value(record: &Bytes, place: RevisionKey) -> storage::Result<Bytes> {
+    let kv = record::key_value(record, place)?;
+    Ok(record::encode(&KeyValue { value: Bytes::new(), ..kv }))
+}

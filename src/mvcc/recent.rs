@@ -1,0 +1,72 @@
+//! The newest change sets, in memory: what the backend does not have yet is read from here, and so is what late watchers
+//! most often ask for.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::change::{ChangeSet, SharedChanges};
+use super::revision::RevisionKey;
+use crate::types::Revision;
+
+/// How much of what the backend already has is kept for watchers that are a little late. Beyond this the oldest sets go, and
+/// those watchers read from the backend.
+const RECENT_MAX_BYTES: usize = 16 << 20;
+
+/// What a change costs in memory besides its record.
+const CHANGE_OVERHEAD_BYTES: usize = 200;
+
+/// Change sets of consecutive revisions, up to the newest.
+#[derive(Debug)]
+pub(super) struct Recent {
+    sets: VecDeque<SharedChanges>,
+    bytes: usize,
+}
+
+impl Recent {
+    pub(super) fn new() -> Recent {
+        Recent { sets: VecDeque::new(), bytes: 0 }
+    }
+
+    /// Adds the newest set.
+    pub(super) fn push(&mut self, set: SharedChanges) {
+        if let Some(last) = self.sets.back() {
+            assert_eq!(set.revision, last.revision.next(), "every revision is made once, and in order");
+        }
+        self.bytes += size_of_set(&set);
+        self.sets.push_back(set);
+    }
+
+    /// Lets go of the oldest sets that the backend has (it has all up to `flushed`) until the rest is small enough.
+    pub(super) fn trim(&mut self, flushed: Revision) {
+        while self.bytes > RECENT_MAX_BYTES {
+            match self.sets.front() {
+                Some(set) if set.revision <= flushed => self.bytes -= size_of_set(set),
+                _ => return,
+            }
+            self.sets.pop_front();
+        }
+    }
+
+    /// The oldest revision held.
+    pub(super) fn first(&self) -> Option<Revision> {
+        Some(self.sets.front()?.revision)
+    }
+
+    /// The record at a place, if its revision is held.
+    pub(super) fn record(&self, place: RevisionKey) -> Option<&Bytes> {
+        let n = usize::try_from(place.main - self.first()?.0).ok()?;
+        Some(&self.sets.get(n)?.changes.get(place.sub as usize)?.record)
+    }
+
+    /// The sets from a revision on. `None` when older ones are asked for than are held.
+    pub(super) fn since(&self, from: Revision) -> Option<impl Iterator<Item = &SharedChanges>> {
+        let n = usize::try_from(from.0 - self.first()?.0).ok()?;
+        Some(self.sets.iter().skip(n))
+    }
+}
+
+/// About how many bytes a set keeps in memory.
+pub(super) fn size_of_set(set: &ChangeSet) -> usize {
+    set.changes.iter().map(|change| change.record.len() + CHANGE_OVERHEAD_BYTES).sum()
+}
