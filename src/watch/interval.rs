@@ -322,7 +322,10 @@ mod tests {
                 assert_eq!(found, expected, "seed {seed}, step {step}, key {key:?}");
             }
             registered.drain(..).for_each(|(range, watcher)| intervals.remove(&range, watcher));
-            assert!(intervals.exact.is_empty() && intervals.ranges.root == NONE, "seed {seed}: something stayed behind");
+            assert!(
+                intervals.exact.is_empty() && intervals.ranges.root == NONE,
+                "seed {seed}: something stayed behind"
+            );
         }
     }
 

@@ -195,6 +195,11 @@ impl Outbox {
         self.lock().messages.len() < OUTBOX_MESSAGES_MAX + ANSWERS_RESERVED
     }
 
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().messages.is_empty()
+    }
+
     /// Events waiting, for the metric.
     pub(crate) fn pending_events(&self) -> usize {
         let queue = self.lock();
