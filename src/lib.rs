@@ -10,3 +10,7 @@ pub mod mvcc;
 pub mod watch;
 
 pub mod state;
+
+pub mod server;
+
+pub mod api;

@@ -310,9 +310,7 @@ impl Hub {
 
     /// The store has been compacted at `at`: what lies before may be gone. Ends the watchers that still had to read it.
     pub fn compacted(&mut self, at: Revision) {
-        if at <= self.compacted {
-            return;
-        }
+        let at = self.compacted.max(at);
         self.compacted = at;
         let late: Vec<WatcherKey> = (self.streams.values())
             .flat_map(|stream| stream.unsynced_by_next.range(..(at, WatcherKey(0))).map(|(_, key)| *key))

@@ -1,0 +1,3 @@
+//! The loops that pump the machines.
+
+pub mod watch_loop;
