@@ -220,7 +220,7 @@ impl Scan {
     fn sort(&self, found: Vec<Found>, target: SortTarget, order: SortOrder) -> storage::Result<Vec<Found>> {
         match target {
             SortTarget::Key => Ok(found.into_iter().rev().collect()),
-            SortTarget::Mod => sort_by(found, order, |found| Ok(found.place)),
+            SortTarget::Mod => sort_by(found, order, |found| Ok(found.place.main)),
             SortTarget::Create => {
                 let found = self.read_all(found)?;
                 sort_by(found, order, |found| Ok(self.fields_of(found)?.create_revision))
