@@ -20,6 +20,8 @@
 mod kv;
 #[path = "golden/support/memory.rs"]
 mod memory;
+#[path = "golden/support/watch.rs"]
+mod watch_commands;
 #[path = "golden/support/world.rs"]
 mod world;
 
@@ -36,6 +38,11 @@ fn mvcc() {
 #[test]
 fn txn() {
     check("txn");
+}
+
+#[test]
+fn watch() {
+    check("watch");
 }
 
 /// Runs every script of an area.

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The shell around the pure machines: loops that pump them against disk, network and time.
 //!
 //! Everything that runs, and what stops it:
@@ -327,3 +328,8 @@ impl Default for Lessor {
         Lessor::new()
     }
 }
+=======
+//! The loops that pump the machines.
+
+pub mod watch_loop;
+>>>>>>> watch

@@ -73,7 +73,7 @@ pub(crate) fn run(world: &mut World, words: &[&str], body: &[&str]) -> Option<Ve
     Some(answer.unwrap_or_else(|error| vec![show_error(&error)]))
 }
 
-fn keep(world: &mut World, changes: &Option<everwatch::mvcc::change::SharedChanges>) {
+pub(crate) fn keep(world: &mut World, changes: &Option<everwatch::mvcc::change::SharedChanges>) {
     if let Some(changes) = changes {
         changes.rows(&mut world.batch);
     }
@@ -208,7 +208,7 @@ fn compare(words: &[&str]) -> Compare {
     Compare { result: result as i32, target: target as i32, key, range_end, target_union: wanted }
 }
 
-fn range(text: &str) -> (Bytes, Bytes) {
+pub(crate) fn range(text: &str) -> (Bytes, Bytes) {
     if text == "*" {
         return (bytes("\0"), bytes("\0"));
     }
@@ -224,11 +224,11 @@ fn range(text: &str) -> (Bytes, Bytes) {
     }
 }
 
-fn bytes(text: &str) -> Bytes {
+pub(crate) fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-fn number(text: &str) -> i64 {
+pub(crate) fn number(text: &str) -> i64 {
     text.parse().unwrap_or_else(|_| panic!("{text} is not a number"))
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn show(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
 }
 
-fn show_kv(kv: &KeyValue) -> String {
+pub(crate) fn show_kv(kv: &KeyValue) -> String {
     let (key, value) = (show(&kv.key), show(&kv.value));
     let mut line =
         format!("{key}={value} create={} mod={} version={}", kv.create_revision, kv.mod_revision, kv.version);

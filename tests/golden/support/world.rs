@@ -7,6 +7,7 @@ use everwatch::storage::backend::Batch;
 
 use crate::kv;
 use crate::memory::Rows;
+use crate::watch_commands::{self, Watches};
 
 /// The state of one script.
 pub(crate) struct World {
@@ -16,19 +17,22 @@ pub(crate) struct World {
     pub(crate) batch: Batch,
     /// The store.
     pub(crate) kv: Store,
+    /// Those who are told.
+    pub(crate) watches: Watches,
 }
 
 impl World {
     pub(crate) fn new() -> World {
         let rows = Rows::default();
         let (kv, _) = Store::open(Arc::new(rows.clone())).unwrap();
-        World { rows, batch: Batch::default(), kv }
+        let watches = Watches::new(&kv);
+        World { rows, batch: Batch::default(), kv, watches }
     }
 
     /// Carries out a command, given as its line and the indented lines below it, and says what came of it.
     pub(crate) fn run(&mut self, command: &[&str]) -> Vec<String> {
         let words: Vec<&str> = command[0].split_whitespace().collect();
-        match words[0] {
+        let mut lines = match words[0] {
             "flush" => {
                 self.flush();
                 Vec::new()
@@ -38,16 +42,19 @@ impl World {
                 self.flush();
                 let (kv, attached) = Store::open(Arc::new(self.rows.clone())).unwrap();
                 self.kv = kv;
+                self.watches = Watches::new(&self.kv);
                 let leases = attached.iter().map(|(key, lease)| format!("{}={lease}", kv::show(key)));
                 [format!("rev={} compacted={}", self.kv.revision(), self.kv.compacted())]
                     .into_iter()
                     .chain(leases.map(|lease| format!("leased {lease}")))
                     .collect()
             }
-            _ => kv::run(self, &words, &command[1..]).unwrap_or_else(|| {
-                panic!("unknown command {:?}; the areas' commands are in golden/support/", command[0])
-            }),
-        }
+            _ => kv::run(self, &words, &command[1..])
+                .or_else(|| watch_commands::run(self, &words))
+                .unwrap_or_else(|| panic!("no command {:?}; the areas' commands are in golden/support/", command[0])),
+        };
+        lines.extend(self.watches.follow(&self.kv));
+        lines
     }
 
     fn flush(&mut self) {

@@ -1,0 +1,533 @@
+//! The Watch service: one stream of requests and one of responses per client, any number of watchers on it.
+//!
+//! The service is written by hand where tonic would generate it, because its responses are not built as messages: the events
+//! in them were encoded once, for all watchers and members' lifetimes, and are strung behind a freshly encoded head.
+//!
+//! There is no task per stream. [`Responses`] is polled when the connection can take more, and then reads requests and the
+//! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
+//! holds for it is bounded. Half-closing changes nothing: events keep flowing until the client ends the call. However it ends,
+//! dropping the stream frees its watchers.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes};
+use prost::Message;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_stream::Stream;
+use tonic::body::Body;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_prost::{ProstCodec, ProstDecoder};
+
+use crate::pb::etcdserverpb::watch_create_request::FilterType;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::server::watch_loop::{Standing, WatchHandle, WatchStream};
+use crate::types::{KeyRange, Revision};
+use crate::watch::{End, EventList, Events, Filters, Next, Outgoing, Refusal, Spec};
+
+/// Requests handled before the outbox is looked at again.
+const REQUESTS_PER_POLL: usize = 16;
+/// What gRPC may add to the largest request, as etcd reckons it.
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+/// First size of a stream's two codec buffers: an idle stream should cost little, and the encoder reserves what it needs.
+const CODEC_BUFFER_BYTES: usize = 512;
+/// Bytes gathered from the outbox before they are handed to the connection.
+const WRITE_BYTES: usize = 32 << 10;
+/// Metadata by which a client asks to be cut off from a member without leader.
+const HAS_LEADER: &str = "hasleader";
+/// The id of a response that is about no watcher.
+const NO_WATCHER: i64 = -1;
+
+/// The service, as the router takes it.
+#[derive(Clone, Debug)]
+pub struct WatchService {
+    handle: WatchHandle,
+    options: WatchOptions,
+}
+
+/// What the flags say about watching.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchOptions {
+    /// How often quiet watchers that want it are told how far they are, before jitter.
+    pub progress_interval: Duration,
+    /// The largest request; with what gRPC may add it is also the size above which responses are cut for those who asked.
+    pub request_bytes_max: usize,
+}
+
+impl WatchService {
+    /// The service of a member.
+    pub fn new(handle: WatchHandle, options: WatchOptions) -> WatchService {
+        WatchService { handle, options }
+    }
+
+    fn open(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
+        let standing = self.handle.standing();
+        if standing.learner {
+            return Err(Status::failed_precondition("etcdserver: rpc not supported for learner"));
+        }
+        let needs_leader = request.metadata().get(HAS_LEADER).is_some_and(|value| value == "true");
+        if needs_leader && standing.leader.is_none() {
+            return Err(no_leader());
+        }
+        let stream = self.handle.open();
+        if needs_leader {
+            stream.need_leader();
+        }
+        Ok(Response::new(Responses {
+            handle: self.handle.clone(),
+            stream,
+            requests: Some(request.into_inner()),
+            ticker: progress_ticker(self.options.progress_interval),
+            frames: VecDeque::new(),
+            frame_bytes_max: self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES),
+            ended: false,
+        }))
+    }
+}
+
+/// Ticks of one stream. The jitter keeps streams that were opened together from being told together for ever.
+fn progress_ticker(interval: Duration) -> Interval {
+    let chance = getrandom::u32().map_or(0.0, |number| f64::from(number) / f64::from(u32::MAX));
+    // A ticker cannot have no period; flags ask for at least 100 ms.
+    let period = interval.max(Duration::from_millis(1)).mul_f64(1.0 + 0.1 * chance);
+    let mut ticker = interval_at(Instant::now() + period, period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+impl NamedService for WatchService {
+    const NAME: &'static str = "etcdserverpb.Watch";
+}
+
+impl<B> Service<http::Request<B>> for WatchService
+where
+    B: tonic::codegen::Body + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<http::Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            if request.uri().path() != "/etcdserverpb.Watch/Watch" {
+                return Ok(Status::new(Code::Unimplemented, "").into_http());
+            }
+            let limit = service.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
+            let mut grpc = Grpc::new(WatchCodec).apply_max_message_size_config(Some(limit), None);
+            Ok(grpc.streaming(Watch(service), request).await)
+        })
+    }
+}
+
+/// The service's one method.
+struct Watch(WatchService);
+
+impl StreamingService<WatchRequest> for Watch {
+    type Response = Frame;
+    type ResponseStream = Responses;
+    type Future = std::future::Ready<Result<Response<Responses>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
+        std::future::ready(self.0.open(request))
+    }
+}
+
+/// The responses of one stream.
+struct Responses {
+    handle: WatchHandle,
+    stream: WatchStream,
+    /// `None` once the client has half-closed.
+    requests: Option<Streaming<WatchRequest>>,
+    ticker: Interval,
+    /// The rest of a message that had to be cut.
+    frames: VecDeque<Frame>,
+    frame_bytes_max: usize,
+    ended: bool,
+}
+
+impl Stream for Responses {
+    type Item = Result<Frame, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if let Some(frame) = this.frames.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if this.ticker.poll_tick(cx).is_ready() {
+            this.stream.tick_progress();
+            // Once more, to be woken for the next tick.
+            cx.waker().wake_by_ref();
+        }
+        if let Err(status) = this.listen(cx) {
+            this.ended = true;
+            return Poll::Ready(Some(Err(status)));
+        }
+        match this.stream.outbox().poll_next(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Next::Message(message)) => {
+                this.frames = frames(message, &this.handle.standing(), this.frame_bytes_max);
+                Poll::Ready(this.frames.pop_front().map(Ok))
+            }
+            Poll::Ready(Next::End(end)) => {
+                this.ended = true;
+                Poll::Ready(Some(Err(match end {
+                    End::Stopped => Status::unavailable("etcdserver: server stopped"),
+                    End::NoLeader => no_leader(),
+                })))
+            }
+        }
+    }
+}
+
+impl Responses {
+    /// Handles what requests there are, not too many at once.
+    fn listen(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+        for _ in 0..REQUESTS_PER_POLL {
+            // Without room there is something to write, and then we are called again.
+            if !self.stream.outbox().has_answer_room() {
+                return Ok(());
+            }
+            let Some(requests) = &mut self.requests else { return Ok(()) };
+            match Pin::new(requests).poll_next(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(None) => self.requests = None,
+                Poll::Ready(Some(request)) => self.handle(request?),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn handle(&self, request: WatchRequest) {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.stream.create(spec(create)),
+            Some(RequestUnion::CancelRequest(cancel)) => self.stream.cancel(cancel.watch_id),
+            Some(RequestUnion::ProgressRequest(_)) => self.stream.progress(),
+            // A request of a later version of the API, or an empty one.
+            None => {}
+        }
+    }
+}
+
+fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
+/// What a create request asks for. An empty key is the smallest key there is.
+fn spec(request: WatchCreateRequest) -> Spec {
+    let key = if request.key.is_empty() { Bytes::from_static(b"\0") } else { request.key };
+    Spec {
+        range: KeyRange::from_wire(key, request.range_end),
+        start: Revision(request.start_revision),
+        filters: Filters {
+            no_put: request.filters.contains(&(FilterType::Noput as i32)),
+            no_delete: request.filters.contains(&(FilterType::Nodelete as i32)),
+        },
+        prev_kv: request.prev_kv,
+        progress_notify: request.progress_notify,
+        fragment: request.fragment,
+        id: (request.watch_id != 0).then_some(request.watch_id),
+    }
+}
+
+/// What etcd says about a watcher that it did not create.
+fn reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NegativeStart => "etcdserver: mvcc: required revision has been compacted",
+        Refusal::EmptyRange => "mvcc: watcher range is empty",
+        Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
+    }
+}
+
+/// One response: everything but the events as a message, and the events as they are.
+#[derive(Debug)]
+struct Frame {
+    head: WatchResponse,
+    events: Vec<Bytes>,
+}
+
+/// A message in the form in which it is written: one response, or several when it is large and may be cut.
+fn frames(message: Outgoing, standing: &Standing, bytes_max: usize) -> VecDeque<Frame> {
+    let head = |revision: Revision, watch_id: i64| WatchResponse {
+        header: Some(ResponseHeader {
+            cluster_id: standing.cluster.0,
+            member_id: standing.member.0,
+            revision: revision.0,
+            raft_term: standing.term.0,
+        }),
+        watch_id,
+        ..Default::default()
+    };
+    let head = match message {
+        Outgoing::Created { id, revision } => WatchResponse { created: true, ..head(revision, id) },
+        Outgoing::Refused { reason: refusal, revision } => WatchResponse {
+            created: true,
+            canceled: true,
+            cancel_reason: reason(refusal).to_owned(),
+            ..head(revision, NO_WATCHER)
+        },
+        Outgoing::Canceled { id, revision } => WatchResponse { canceled: true, ..head(revision, id) },
+        // etcd leaves the revision out here.
+        Outgoing::Compacted { id, at } => {
+            WatchResponse { canceled: true, compact_revision: at.0, ..head(Revision(0), id) }
+        }
+        Outgoing::Progress { id, revision } => head(revision, id.unwrap_or(NO_WATCHER)),
+        Outgoing::Events(events) => return event_frames(head(events.revision, events.id), events, bytes_max),
+    };
+    VecDeque::from([Frame { head, events: Vec::new() }])
+}
+
+fn event_frames(head: WatchResponse, events: Events, bytes_max: usize) -> VecDeque<Frame> {
+    let list = match events.events {
+        EventList::One(event) => vec![event],
+        EventList::Many(events) => events,
+    };
+    let head_bytes = head.encoded_len();
+    if !events.fragment || list.len() < 2 || head_bytes + events.bytes < bytes_max {
+        return VecDeque::from([Frame { head, events: list }]);
+    }
+    let head = WatchResponse { fragment: true, ..head };
+    let head_bytes = head.encoded_len();
+    let mut frames: VecDeque<Frame> = VecDeque::new();
+    let mut bytes = 0;
+    for event in list {
+        bytes += event.len();
+        match frames.back_mut() {
+            Some(frame) if bytes < bytes_max => frame.events.push(event),
+            _ => {
+                bytes = head_bytes + event.len();
+                frames.push_back(Frame { head: head.clone(), events: vec![event] });
+            }
+        }
+    }
+    frames.back_mut().expect("there are events").head.fragment = false;
+    frames
+}
+
+/// Reads requests as messages and writes responses as [`Frame`]s.
+#[derive(Clone, Copy, Debug)]
+struct WatchCodec;
+
+impl Codec for WatchCodec {
+    type Encode = Frame;
+    type Decode = WatchRequest;
+    type Encoder = FrameEncoder;
+    type Decoder = ProstDecoder<WatchRequest>;
+
+    fn encoder(&mut self) -> FrameEncoder {
+        FrameEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<WatchResponse, WatchRequest>::raw_decoder(buffers())
+    }
+}
+
+/// Writes [`Frame`]s.
+#[derive(Clone, Copy, Debug)]
+struct FrameEncoder;
+
+impl Encoder for FrameEncoder {
+    type Item = Frame;
+    type Error = Status;
+
+    fn encode(&mut self, frame: Frame, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        // `events` is the last field of the message: what follows the head's fields is the whole of it.
+        let bytes = frame.head.encoded_len() + frame.events.iter().map(Bytes::len).sum::<usize>();
+        buf.reserve(bytes);
+        frame.head.encode_raw(buf);
+        frame.events.iter().for_each(|event| buf.put_slice(event));
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        buffers()
+    }
+}
+
+fn buffers() -> BufferSettings {
+    BufferSettings::new(CODEC_BUFFER_BYTES, WRITE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::mvcc::change::{Change, ChangeKind, ChangeSet};
+    use crate::pb::etcdserverpb::watch_client::WatchClient;
+    use crate::pb::etcdserverpb::{WatchCancelRequest, WatchProgressRequest};
+    use crate::pb::mvccpb::KeyValue;
+    use crate::types::{ClusterId, MemberId, Term};
+    use crate::watch::Hub;
+
+    struct Member {
+        hub: Arc<Mutex<Hub>>,
+        standing: Arc<Mutex<Standing>>,
+        client: WatchClient<WatchService>,
+    }
+
+    /// A member without a store behind it; clients call its service directly.
+    fn member() -> Member {
+        let hub = Arc::new(Mutex::new(Hub::new(Revision(1), Revision(-1))));
+        let standing = Arc::new(Mutex::new(Standing {
+            cluster: ClusterId(7),
+            member: MemberId(u64::MAX),
+            term: Term(3),
+            leader: Some(MemberId(1)),
+            learner: false,
+        }));
+        let seen = standing.clone();
+        let handle = WatchHandle::new(hub.clone(), Arc::new(move || *seen.lock().unwrap()));
+        let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
+        let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
+        Member { hub, standing, client }
+    }
+
+    impl Member {
+        fn put(&self, revision: i64, key: &str, bytes: usize) {
+            let changes = (0..2).map(|n| {
+                let key = Bytes::from(format!("{key}{n}"));
+                let kv = KeyValue { key: key.clone(), value: vec![1; bytes].into(), ..Default::default() };
+                Change::new(key, ChangeKind::Put, kv.encode_to_vec().into(), None)
+            });
+            let set = ChangeSet { revision: Revision(revision), changes: changes.collect() };
+            self.hub.lock().unwrap().publish(&Arc::new(set), &mut |_| None);
+        }
+
+        async fn watch(&mut self) -> (mpsc::Sender<WatchRequest>, Streaming<WatchResponse>) {
+            let (requests, receiver) = mpsc::channel(16);
+            let responses = self.client.watch(ReceiverStream::new(receiver)).await.unwrap();
+            (requests, responses.into_inner())
+        }
+    }
+
+    fn create(prefix: &str) -> WatchCreateRequest {
+        let end = [&prefix.as_bytes()[..prefix.len() - 1], &[prefix.as_bytes()[prefix.len() - 1] + 1]].concat();
+        WatchCreateRequest { key: prefix.to_owned().into(), range_end: end.into(), ..Default::default() }
+    }
+
+    fn ask(union: RequestUnion) -> WatchRequest {
+        WatchRequest { request_union: Some(union) }
+    }
+
+    async fn next(responses: &mut Streaming<WatchResponse>) -> Result<WatchResponse, Status> {
+        let message = timeout(Duration::from_secs(10), responses.message()).await.expect("a response in time");
+        message.map(|response| response.expect("the stream goes on"))
+    }
+
+    #[tokio::test]
+    async fn responses_are_the_messages_of_the_api_and_outlive_the_requests() {
+        let mut member = member();
+        let (requests, mut responses) = member.watch().await;
+        requests.send(WatchRequest::default()).await.unwrap();
+        requests.send(ask(RequestUnion::CreateRequest(create("k")))).await.unwrap();
+        let created = next(&mut responses).await.unwrap();
+        let header = ResponseHeader { cluster_id: 7, member_id: u64::MAX, revision: 1, raft_term: 3 };
+        let plain = WatchResponse { header: Some(header), ..Default::default() };
+        assert_eq!(created, WatchResponse { created: true, ..plain.clone() });
+
+        requests.send(ask(RequestUnion::CreateRequest(create("k")))).await.unwrap();
+        assert_eq!(next(&mut responses).await.unwrap().watch_id, 1);
+        requests.send(ask(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 1 }))).await.unwrap();
+        assert_eq!(next(&mut responses).await.unwrap(), WatchResponse { watch_id: 1, canceled: true, ..plain.clone() });
+        let backwards = WatchCreateRequest { range_end: "a".into(), ..create("k") };
+        requests.send(ask(RequestUnion::CreateRequest(backwards))).await.unwrap();
+        let cancel_reason = "mvcc: watcher range is empty".to_owned();
+        let refused = WatchResponse { watch_id: -1, created: true, canceled: true, cancel_reason, ..plain.clone() };
+        assert_eq!(next(&mut responses).await.unwrap(), refused);
+        requests.send(ask(RequestUnion::ProgressRequest(WatchProgressRequest {}))).await.unwrap();
+        assert_eq!(next(&mut responses).await.unwrap(), WatchResponse { watch_id: -1, ..plain });
+
+        drop(requests);
+        member.put(2, "k", 1);
+        let events = next(&mut responses).await.unwrap();
+        assert_eq!((events.watch_id, events.header.unwrap().revision, events.events.len()), (0, 2, 2));
+        assert_eq!(member.hub.lock().unwrap().stats().watchers, 1);
+        drop(responses);
+        while member.hub.lock().unwrap().stats().streams > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(member.hub.lock().unwrap().stats().watchers, 0);
+    }
+
+    #[tokio::test]
+    async fn large_responses_are_cut_for_those_who_asked() {
+        let mut member = member();
+        let (requests, mut responses) = member.watch().await;
+        for fragment in [true, false] {
+            let create = WatchCreateRequest { fragment, ..create("k") };
+            requests.send(ask(RequestUnion::CreateRequest(create))).await.unwrap();
+            next(&mut responses).await.unwrap();
+        }
+        member.put(2, "k", 300 << 10);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let response = next(&mut responses).await.unwrap();
+            assert_eq!(response.header.unwrap().revision, 2);
+            seen.push((response.watch_id, response.fragment, response.events.len()));
+        }
+        assert_eq!(seen, [(0, true, 1), (0, false, 1), (1, false, 2)]);
+    }
+
+    #[tokio::test]
+    async fn quiet_watchers_are_told_how_far_they_are() {
+        let mut member = member();
+        let (requests, mut responses) = member.watch().await;
+        let create = WatchCreateRequest { progress_notify: true, ..create("k") };
+        requests.send(ask(RequestUnion::CreateRequest(create))).await.unwrap();
+        assert!(next(&mut responses).await.unwrap().created);
+        member.put(2, "other", 1);
+        loop {
+            let progress = next(&mut responses).await.unwrap();
+            assert!(progress.watch_id == 0 && progress.events.is_empty() && !progress.canceled);
+            if progress.header.unwrap().revision == 2 {
+                break;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_end_as_unavailable() {
+        let mut member = member();
+        let mut needing = Request::new(tokio_stream::pending());
+        needing.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        let mut needing = member.client.watch(needing).await.unwrap().into_inner();
+        let (_requests, mut other) = member.watch().await;
+        member.hub.lock().unwrap().leader_lost();
+        let status = next(&mut needing).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+        member.hub.lock().unwrap().stop();
+        let status = next(&mut other).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: server stopped"));
+
+        member.standing.lock().unwrap().leader = None;
+        let mut needing = Request::new(tokio_stream::pending());
+        needing.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        let status = member.client.watch(needing).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+        member.standing.lock().unwrap().learner = true;
+        let status = member.client.watch(tokio_stream::pending()).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+    }
+}

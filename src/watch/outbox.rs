@@ -1,0 +1,381 @@
+//! The outbox: what waits to be written to one stream, in the order in which its client is to see it.
+//!
+//! All watchers of a stream share one outbox, and everything the client hears goes through it. So "created" precedes events,
+//! nothing follows "canceled", and progress cannot overtake an event, all without further thought.
+//!
+//! Events are taken only while there is room. When there is not, the hub is told `Full`, remembers a revision and reads
+//! history later: a slow client costs a number, not a copy of what it missed. Answers to requests are always taken; they are
+//! bounded because the stream's requests are not read while many wait ([`Outbox::has_answer_room`]), and a cancellation by
+//! the server because every watcher has one at most.
+//!
+//! The hub pushes, the stream's task pops. Once a full outbox is half empty again, the task rings the [`Bell`] and the watch
+//! loop sees to the stream. This file holds the only lock and the only wakers of `watch`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::future::poll_fn;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use super::hub::StreamId;
+use crate::types::Revision;
+
+/// Bytes of events waiting in one outbox. Beyond this its watchers become unsynced. One message may go over it, else a
+/// large one could never be sent.
+pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
+/// Messages waiting in one outbox. Beyond this its watchers become unsynced.
+pub const OUTBOX_MESSAGES_MAX: usize = 1024;
+/// Messages beyond those that answers to requests may take. When they are used up, the stream's requests wait unread.
+const ANSWERS_RESERVED: usize = 256;
+
+/// One message to a client. Who serves it and in which term is stamped on where it is encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// A watcher exists.
+    Created {
+        /// Its id on this stream.
+        id: i64,
+        /// It is sent what comes after this, if it did not ask for another start.
+        revision: Revision,
+    },
+    /// A watcher was not created.
+    Refused {
+        /// Why.
+        reason: Refusal,
+        /// What is published.
+        revision: Revision,
+    },
+    /// The client's cancel is done: nothing follows for this id.
+    Canceled {
+        /// Which.
+        id: i64,
+        /// What is published.
+        revision: Revision,
+    },
+    /// Compaction removed what the watcher still had to be sent. Nothing follows for this id.
+    Compacted {
+        /// Which.
+        id: i64,
+        /// The oldest revision that can still be watched from.
+        at: Revision,
+    },
+    /// Everything up to `revision` has been sent.
+    Progress {
+        /// To which watcher; `None`: to all of the stream.
+        id: Option<i64>,
+        /// Up to where.
+        revision: Revision,
+    },
+    /// Changes, whole revisions in ascending order.
+    Events(Events),
+}
+
+/// Changes for one watcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// Which watcher.
+    pub id: i64,
+    /// Everything the watcher wants up to here is in this message or was in earlier ones.
+    pub revision: Revision,
+    /// Encoded `events` fields of `WatchResponse`, shared with every other watcher of the same change.
+    pub events: EventList,
+    /// Bytes of them.
+    pub bytes: usize,
+    /// The client accepts parts.
+    pub fragment: bool,
+}
+
+/// One event, or several. Most writes change one key, and that needs no allocation here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventList {
+    /// One.
+    One(Bytes),
+    /// Several, in order.
+    Many(Vec<Bytes>),
+}
+
+impl EventList {
+    /// The encoded events in order.
+    pub fn as_slice(&self) -> &[Bytes] {
+        match self {
+            EventList::One(event) => std::slice::from_ref(event),
+            EventList::Many(events) => events,
+        }
+    }
+}
+
+/// Why a watcher was not created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The start revision is negative.
+    NegativeStart,
+    /// No key can lie in the range.
+    EmptyRange,
+    /// The stream has a watcher of this id. -1 always counts as taken: on the wire it names the stream itself.
+    DuplicateId,
+}
+
+/// Why the server ends a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The member stops serving.
+    Stopped,
+    /// The client asked to be cut off from a member that has lost its leader.
+    NoLeader,
+}
+
+/// What [`Outbox`] hands to the stream's task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Write this.
+    Message(Outgoing),
+    /// Everything is written; end the stream.
+    End(End),
+}
+
+/// The outbox has no room for events.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// The queue of one stream. Clones are the same queue.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stream: StreamId,
+    bell: Arc<Bell>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<Outgoing>,
+    /// Of the events among them.
+    bytes: usize,
+    /// Events were turned away since the queue was last half empty.
+    turned_away: bool,
+    end: Option<End>,
+    reader: Option<Waker>,
+}
+
+impl Outbox {
+    pub(crate) fn new(stream: StreamId, bell: Arc<Bell>) -> Outbox {
+        Outbox { shared: Arc::new(Shared { stream, bell, queue: Mutex::default() }) }
+    }
+
+    /// The stream it belongs to.
+    pub fn stream(&self) -> StreamId {
+        self.shared.stream
+    }
+
+    /// What comes next, if anything waits. Messages before the end.
+    pub fn try_next(&self) -> Option<Next> {
+        self.pop(&mut self.lock())
+    }
+
+    /// What comes next; wakes the task when there is something.
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Next> {
+        let mut queue = self.lock();
+        match self.pop(&mut queue) {
+            Some(next) => Poll::Ready(next),
+            None => {
+                queue.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether another request of the stream may be read: its answers will find room.
+    pub fn has_answer_room(&self) -> bool {
+        self.lock().messages.len() < OUTBOX_MESSAGES_MAX + ANSWERS_RESERVED
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().messages.is_empty()
+    }
+
+    /// Events waiting, for the metric.
+    pub(crate) fn pending_events(&self) -> usize {
+        let queue = self.lock();
+        let events = |message: &Outgoing| match message {
+            Outgoing::Events(events) => events.events.as_slice().len(),
+            _ => 0,
+        };
+        queue.messages.iter().map(events).sum()
+    }
+
+    /// Adds events if there is room. After `Full` the bell will ring for this stream.
+    pub(crate) fn push_events(&self, events: Events) -> Result<(), Full> {
+        let mut queue = self.lock();
+        if !queue.has_room() {
+            queue.turned_away = true;
+            return Err(Full);
+        }
+        queue.bytes += events.bytes;
+        queue.push(Outgoing::Events(events));
+        Ok(())
+    }
+
+    /// Adds progress if there is room; it is a courtesy that can be repeated.
+    pub(crate) fn push_progress(&self, id: Option<i64>, revision: Revision) {
+        let mut queue = self.lock();
+        if queue.has_room() {
+            queue.push(Outgoing::Progress { id, revision });
+        }
+    }
+
+    /// Adds an answer to a request, or a cancellation. Never turned away.
+    pub(crate) fn push_answer(&self, answer: Outgoing) {
+        self.lock().push(answer);
+    }
+
+    /// Nothing follows what waits. The first reason stands.
+    pub(crate) fn end(&self, end: End) {
+        let mut queue = self.lock();
+        queue.end.get_or_insert(end);
+        queue.wake();
+    }
+
+    fn pop(&self, queue: &mut Queue) -> Option<Next> {
+        let Some(message) = queue.messages.pop_front() else {
+            return queue.end.map(Next::End);
+        };
+        if let Outgoing::Events(events) = &message {
+            queue.bytes -= events.bytes;
+        }
+        let half_empty = queue.messages.len() <= OUTBOX_MESSAGES_MAX / 2 && queue.bytes <= OUTBOX_BYTES_MAX / 2;
+        if queue.turned_away && half_empty {
+            queue.turned_away = false;
+            self.shared.bell.drained(self.shared.stream);
+        }
+        Some(Next::Message(message))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
+        self.messages.len() < OUTBOX_MESSAGES_MAX && self.bytes < OUTBOX_BYTES_MAX
+    }
+
+    fn push(&mut self, message: Outgoing) {
+        self.messages.push_back(message);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
+/// Tells the watch loop that there may be somebody to catch up.
+#[derive(Debug, Default)]
+pub struct Bell {
+    state: Mutex<BellState>,
+}
+
+#[derive(Debug, Default)]
+struct BellState {
+    rung: bool,
+    /// Streams whose full outbox is half empty again.
+    drained: BTreeSet<StreamId>,
+    listener: Option<Waker>,
+}
+
+impl Bell {
+    /// Returns once the bell has rung since the last return. One listener.
+    pub async fn rung(&self) {
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if mem::take(&mut state.rung) {
+                return Poll::Ready(());
+            }
+            state.listener = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Wakes the listener.
+    pub fn ring(&self) {
+        ring(&mut self.lock());
+    }
+
+    fn drained(&self, stream: StreamId) {
+        let mut state = self.lock();
+        state.drained.insert(stream);
+        ring(&mut state);
+    }
+
+    pub(crate) fn take_drained(&self) -> BTreeSet<StreamId> {
+        mem::take(&mut self.lock().drained)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BellState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ring(state: &mut BellState) {
+    state.rung = true;
+    if let Some(listener) = state.listener.take() {
+        listener.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(bytes: usize) -> Events {
+        let events = EventList::One(Bytes::from(vec![0; bytes]));
+        Events { id: 0, revision: Revision(2), events, bytes, fragment: false }
+    }
+
+    #[test]
+    fn events_are_bounded_answers_are_not_lost_and_draining_rings_once() {
+        let bell = Arc::new(Bell::default());
+        let outbox = Outbox::new(StreamId(7), bell.clone());
+        // One message of any size fits into an outbox with room.
+        assert_eq!(outbox.push_events(events(OUTBOX_BYTES_MAX * 3)), Ok(()));
+        assert_eq!(outbox.push_events(events(1)), Err(Full));
+        outbox.push_progress(None, Revision(2));
+        outbox.push_answer(Outgoing::Canceled { id: 0, revision: Revision(2) });
+        assert!(bell.take_drained().is_empty());
+        assert!(matches!(outbox.try_next(), Some(Next::Message(Outgoing::Events(_)))));
+        assert_eq!(bell.take_drained(), BTreeSet::from([StreamId(7)]));
+        assert!(matches!(outbox.try_next(), Some(Next::Message(Outgoing::Canceled { .. }))));
+        assert!(bell.take_drained().is_empty());
+
+        for _ in 0..OUTBOX_MESSAGES_MAX {
+            assert_eq!(outbox.push_events(events(1)), Ok(()));
+        }
+        assert_eq!(outbox.push_events(events(1)), Err(Full));
+        for id in 0..ANSWERS_RESERVED as i64 {
+            assert!(outbox.has_answer_room());
+            outbox.push_answer(Outgoing::Created { id, revision: Revision(2) });
+        }
+        assert!(!outbox.has_answer_room());
+    }
+
+    #[test]
+    fn what_waits_is_written_before_the_end() {
+        let outbox = Outbox::new(StreamId(1), Arc::default());
+        outbox.push_answer(Outgoing::Created { id: 0, revision: Revision(1) });
+        outbox.end(End::Stopped);
+        outbox.end(End::NoLeader);
+        assert!(matches!(outbox.try_next(), Some(Next::Message(Outgoing::Created { .. }))));
+        assert_eq!(outbox.try_next(), Some(Next::End(End::Stopped)));
+    }
+}

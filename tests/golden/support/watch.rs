@@ -1,0 +1,222 @@
+//! The commands of watching. Whatever clients are told because of a command stands behind the command's own answer.
+//!
+//! ```text
+//! watch RANGE [from=N] [id=N] [prev] [progress] [noput] [nodelete]
+//! cancel ID
+//! progress                                  asks how far the stream is
+//! tick                                      of the stream's progress ticker
+//! leave                                     the client ends the stream
+//! stall, resume                             the client stops reading, and reads again
+//! flood KEY N                               N puts of 100,000 bytes
+//! expire KEY KEY …                          what the end of a lease does to its keys
+//! late, catch up                            history is not read for late watchers, and is again
+//! cut off, install                          this member hears of nothing, and then gets a snapshot
+//! ```
+//!
+//! Each of the first six ends in `on=NAME` when it is not about the stream that is meant when no name is given. Lines of other
+//! streams begin with their name. One line is one message.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use everwatch::mvcc::change::Change;
+use everwatch::mvcc::{History, Store};
+use everwatch::pb::etcdserverpb::{PutRequest, WatchResponse};
+use everwatch::pb::mvccpb::{Event, KeyValue};
+use everwatch::server::watch_loop::{StoreAccess, turn};
+use everwatch::types::{KeyRange, Revision};
+use everwatch::watch::{Filters, Hub, Next, Outbox, Outgoing, Spec, StreamId};
+use prost::Message;
+
+use crate::kv;
+use crate::world::World;
+
+/// The hub and its clients.
+pub(crate) struct Watches {
+    hub: Mutex<Hub>,
+    streams: BTreeMap<String, Client>,
+    late: bool,
+    cut_off: bool,
+}
+
+struct Client {
+    stream: StreamId,
+    outbox: Outbox,
+    stalled: bool,
+}
+
+struct InPlainSight<'a>(&'a Store);
+
+impl StoreAccess for InPlainSight<'_> {
+    fn with_store<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
+        look(self.0)
+    }
+}
+
+impl Watches {
+    pub(crate) fn new(kv: &Store) -> Watches {
+        let hub = Mutex::new(Hub::new(kv.revision(), kv.compacted()));
+        Watches { hub, streams: BTreeMap::new(), late: false, cut_off: false }
+    }
+
+    /// Tells watchers what has happened in the store since the last call; returns what their clients read.
+    pub(crate) fn follow(&mut self, kv: &Store) -> Vec<String> {
+        if !self.cut_off {
+            self.publish(kv);
+        }
+        let mut lines = Vec::new();
+        loop {
+            while !self.late && turn(&self.hub, &InPlainSight(kv)).unwrap() {}
+            let told = lines.len();
+            for (name, client) in self.streams.iter().filter(|(_, client)| !client.stalled) {
+                while let Some(next) = client.outbox.try_next() {
+                    let Next::Message(message) = next else { panic!("the member does not stop in scripts") };
+                    lines.push(format!("{name}{}{}", if name.is_empty() { "" } else { " " }, show(message)));
+                }
+            }
+            if lines.len() == told {
+                return lines;
+            }
+        }
+    }
+
+    fn publish(&self, kv: &Store) {
+        let mut hub = self.hub.lock().unwrap();
+        if hub.published() < kv.revision() {
+            let History::Ready(sets) = kv.history(hub.published().next(), usize::MAX) else {
+                panic!("what was just written is in memory")
+            };
+            for set in &sets {
+                let mut previous = |change: &Change| kv.previous(&change.key, set.revision).unwrap();
+                hub.publish(set, &mut previous);
+            }
+        }
+        hub.compacted(kv.compacted());
+    }
+
+    fn client(&mut self, name: &str) -> &mut Client {
+        let hub = &self.hub;
+        self.streams.entry(name.to_owned()).or_insert_with(|| {
+            let (stream, outbox) = hub.lock().unwrap().open_stream();
+            Client { stream, outbox, stalled: false }
+        })
+    }
+}
+
+/// Carries out a command of this area; `None` when it is none.
+pub(crate) fn run(world: &mut World, words: &[&str]) -> Option<Vec<String>> {
+    let watches = &mut world.watches;
+    match words {
+        ["late"] => watches.late = true,
+        ["catch", "up"] => watches.late = false,
+        ["cut", "off"] => watches.cut_off = true,
+        ["install"] => {
+            watches.cut_off = false;
+            watches.hub.lock().unwrap().restored(world.kv.revision(), world.kv.compacted());
+        }
+        ["flood", key, count] => {
+            let value = Bytes::from(vec![b'x'; 100_000]);
+            for _ in 0..kv::number(count) {
+                let request = PutRequest { key: kv::bytes(key), value: value.clone(), ..Default::default() };
+                let changes = world.kv.put(&request).unwrap().changes;
+                kv::keep(world, &changes);
+            }
+        }
+        ["expire", keys @ ..] => {
+            let mut keys: Vec<Bytes> = keys.iter().map(|key| kv::bytes(key)).collect();
+            keys.sort();
+            let changes = world.kv.delete_keys(&keys).unwrap().changes;
+            kv::keep(world, &changes);
+        }
+        _ => return on_stream(watches, words),
+    }
+    Some(Vec::new())
+}
+
+fn on_stream(watches: &mut Watches, words: &[&str]) -> Option<Vec<String>> {
+    let (name, words) = match words.split_last() {
+        Some((last, rest)) => last.strip_prefix("on=").map_or(("", words), |name| (name, rest)),
+        None => ("", words),
+    };
+    if !matches!(words[0], "watch" | "cancel" | "progress" | "tick" | "leave" | "stall" | "resume") {
+        return None;
+    }
+    let stream = watches.client(name).stream;
+    match words {
+        ["watch", range, options @ ..] => watches.hub.lock().unwrap().create(stream, spec(range, options)),
+        ["cancel", id] => watches.hub.lock().unwrap().cancel(stream, kv::number(id)),
+        ["progress"] => watches.hub.lock().unwrap().progress(stream),
+        ["tick"] => watches.hub.lock().unwrap().tick_progress(stream),
+        ["leave"] => {
+            watches.hub.lock().unwrap().close_stream(stream);
+            watches.streams.remove(name);
+        }
+        ["stall"] => watches.client(name).stalled = true,
+        ["resume"] => watches.client(name).stalled = false,
+        _ => return None,
+    }
+    Some(Vec::new())
+}
+
+fn spec(range: &str, options: &[&str]) -> Spec {
+    let (key, range_end) = kv::range(range);
+    let mut spec = Spec {
+        range: KeyRange::from_wire(key, range_end),
+        start: Revision(0),
+        filters: Filters::default(),
+        prev_kv: false,
+        progress_notify: false,
+        fragment: false,
+        id: None,
+    };
+    for option in options {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("from", n) => spec.start = Revision(kv::number(n)),
+            ("id", n) => spec.id = Some(kv::number(n)),
+            ("prev", _) => spec.prev_kv = true,
+            ("progress", _) => spec.progress_notify = true,
+            ("noput", _) => spec.filters.no_put = true,
+            ("nodelete", _) => spec.filters.no_delete = true,
+            _ => panic!("watch has no option {option}"),
+        }
+    }
+    spec
+}
+
+fn show(message: Outgoing) -> String {
+    match message {
+        Outgoing::Created { id, revision } => format!("w{id} created rev={revision}"),
+        Outgoing::Refused { reason, revision } => format!("refused rev={revision} {reason:?}"),
+        Outgoing::Canceled { id, revision } => format!("w{id} canceled rev={revision}"),
+        Outgoing::Compacted { id, at } => format!("w{id} compacted at={at}"),
+        Outgoing::Progress { id: Some(id), revision } => format!("w{id} progress rev={revision}"),
+        Outgoing::Progress { id: None, revision } => format!("stream progress rev={revision}"),
+        Outgoing::Events(events) => {
+            let encoded = Bytes::from(events.events.as_slice().concat());
+            let decoded = WatchResponse::decode(encoded).unwrap().events;
+            let shown: Vec<String> = decoded.iter().map(show_event).collect();
+            format!("w{} rev={} {}", events.id, events.revision, shown.join(" & "))
+        }
+    }
+}
+
+fn show_event(event: &Event) -> String {
+    let kv = event.kv.as_ref().unwrap();
+    let was = event.prev_kv.as_ref().map_or(String::new(), |kv| format!(" (was {})", show_value(kv)));
+    match event.r#type {
+        0 => format!("put {}{was}", show_value(kv)),
+        _ => {
+            let only_these = KeyValue { key: kv.key.clone(), mod_revision: kv.mod_revision, ..Default::default() };
+            assert_eq!(kv, &only_these, "a deletion says which key and when");
+            format!("delete {} mod={}{was}", kv::show(&kv.key), kv.mod_revision)
+        }
+    }
+}
+
+fn show_value(kv: &KeyValue) -> String {
+    if kv.value.len() > 1000 {
+        return format!("{}=({} bytes) mod={}", kv::show(&kv.key), kv.value.len(), kv.mod_revision);
+    }
+    kv::show_kv(kv)
+}
