@@ -8,3 +8,5 @@ pub mod storage;
 pub mod mvcc;
 
 pub mod state;
+
+pub mod peer;
