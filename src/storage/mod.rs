@@ -17,6 +17,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub mod backend;
+pub mod datadir;
 pub mod disk;
 pub mod schema;
 pub mod snapshot;
@@ -43,6 +44,13 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// It may be in order, but it is not for this process: another one holds it, or it belongs to another member.
+    Refused {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
     /// An earlier write or sync failed; what the disk holds is unknown, so nothing more is written.
     Poisoned,
     /// The backend's engine refused.
@@ -56,6 +64,7 @@ impl fmt::Display for Error {
             Error::Corrupt { path, offset, what } => {
                 write!(f, "{} is damaged at byte {offset}: {what}", path.display())
             }
+            Error::Refused { path, what } => write!(f, "{} {what}", path.display()),
             Error::Poisoned => f.write_str("an earlier disk write failed"),
             Error::Engine(what) => write!(f, "backend: {what}"),
         }

@@ -37,6 +37,11 @@ impl Bucket {
     pub const ALL: [Bucket; 6] =
         [Bucket::Key, Bucket::Lease, Bucket::Members, Bucket::MembersRemoved, Bucket::Alarm, Bucket::Meta];
 
+    /// Where it stands in [`Bucket::ALL`].
+    const fn place(self) -> usize {
+        self as usize - 1
+    }
+
     /// The bucket of a number from a snapshot stream, if there is one.
     pub fn from_number(number: u32) -> Option<Bucket> {
         Bucket::ALL.into_iter().find(|bucket| *bucket as u32 == number)
@@ -80,10 +85,10 @@ pub trait Backend: Send + Sync {
     /// Makes the batch visible to later readers and durable, or fails and leaves what was there.
     fn commit(&self, batch: &Batch) -> Result<()>;
 
-    /// Bytes the store occupies on disk.
+    /// Bytes the store occupies on disk. Cheap.
     fn size(&self) -> u64;
 
-    /// Bytes of those that hold rows.
+    /// Bytes of those that hold rows: the lengths of all keys and values. Cheap.
     fn size_in_use(&self) -> u64;
 }
 
@@ -101,3 +106,6 @@ pub trait Reader: Send + Sync {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests;

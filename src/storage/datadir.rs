@@ -1,0 +1,93 @@
+//! The member's directory: made for this user alone, and held by one process at a time.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::disk::{Disk, RealDisk};
+use super::{Error, Result};
+
+/// The backend's file name.
+pub(super) const STATE: &str = "state.redb";
+
+/// The directory of a member, ours until this is dropped or the process dies.
+#[derive(Debug)]
+pub struct DataDir {
+    member: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes `<data-dir>/member` if needed and takes hold of it. Refused while another process holds it.
+    pub fn open(data_dir: &Path) -> Result<DataDir> {
+        let member = data_dir.join("member");
+        let io = |doing: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { doing, path, source }
+        };
+        let fresh = !member.is_dir();
+        RealDisk.create_dir(&member).map_err(io("creating", &member))?;
+        let lock_path = member.join("LOCK");
+        let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(io("opening", &lock_path))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::Refused { path: member, what: "is in use by another process".to_owned() });
+            }
+            Err(errno) => return Err(io("locking", &lock_path)(errno.into())),
+        }
+        if fresh {
+            RealDisk.sync_dir(data_dir).map_err(io("syncing", data_dir))?;
+            if let Some(parent) = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                // The parent may not be ours to open; then its owner made the entry durable, or nothing is lost but a name.
+                let _ = RealDisk.sync_dir(parent);
+            }
+        }
+        Ok(DataDir { member, _lock: lock })
+    }
+
+    /// The directory itself, where snapshots go.
+    pub fn member(&self) -> &Path {
+        &self.member
+    }
+
+    /// The log's directory.
+    pub fn wal(&self) -> PathBuf {
+        self.member.join("wal")
+    }
+
+    /// The backend's file.
+    pub fn state(&self) -> PathBuf {
+        self.member.join(STATE)
+    }
+
+    /// Whether a member has lived here: its log or its backend is there.
+    pub fn is_inhabited(&self) -> bool {
+        self.wal().exists() || self.state().exists()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn one_process_at_a_time_and_nobody_else_reads_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let data_dir = parent.path().join("a/b");
+        let held = DataDir::open(&data_dir).unwrap();
+        assert_eq!(std::fs::metadata(held.member()).unwrap().mode() & 0o777, 0o700);
+        assert!(!held.is_inhabited());
+        let refused = DataDir::open(&data_dir).unwrap_err();
+        assert!(matches!(&refused, Error::Refused { .. }), "{refused}");
+        assert!(refused.to_string().ends_with("member is in use by another process"), "{refused}");
+        std::fs::create_dir(held.wal()).unwrap();
+        drop(held);
+        assert!(DataDir::open(&data_dir).unwrap().is_inhabited());
+    }
+}
