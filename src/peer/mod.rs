@@ -55,6 +55,8 @@ pub enum FromPeer {
         message: Message,
         /// The snapshot's index.
         index: Index,
+        /// To be dropped when the file has been adopted or discarded.
+        place: Place,
     },
     /// This member's own disk failed while a snapshot was read or written: the member has to stop.
     StorageFailed(storage::Error),
@@ -67,9 +69,6 @@ pub type Deliver = Arc<dyn Fn(FromPeer) + Send + Sync>;
 /// Gives the rows of a snapshot, and the place in the log of exactly those rows. Called on a thread that may block.
 pub type SnapshotSource = Arc<dyn Fn() -> storage::Result<(Arc<dyn Reader>, SnapshotMeta)> + Send + Sync>;
 
-/// Begins to take the snapshot of an index. Called on a thread that may block.
-pub type SnapshotSinks = Arc<dyn Fn(Index) -> storage::Result<Box<dyn SnapshotSink>> + Send + Sync>;
-
 pub mod codec;
 pub mod forward;
 mod queue;
@@ -79,7 +78,7 @@ mod transport;
 
 pub use forward::{BoxFuture, Remaining, Renewal};
 pub use service::{PeerService, ServiceConfig, peer_service};
-pub use snapshot::SnapshotSink;
+pub use snapshot::Place;
 pub use transport::{PeerCounters, PeerStatus, Transport, TransportConfig};
 
 #[cfg(test)]

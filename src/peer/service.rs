@@ -9,6 +9,7 @@
 //! a megabyte.
 
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::forward::{RENEW_IDS_MAX, remaining_to_wire, renewals_to_wire};
 use super::transport::{Peer, Shared};
-use super::{BoxFuture, FromPeer, Remaining, Renewal, SnapshotSinks, Transport, codec, snapshot};
+use super::{BoxFuture, FromPeer, Remaining, Renewal, Transport, codec, snapshot};
 use crate::pb::everwatchpb as wire;
 use crate::pb::everwatchpb::peer_server::PeerServer;
 use crate::types::{LeaseId, MemberId};
@@ -36,8 +37,8 @@ pub struct ServiceConfig {
     pub renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     /// What is left of a lease, if this member leads.
     pub time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
-    /// Begins to take a snapshot.
-    pub snapshot_sinks: SnapshotSinks,
+    /// The directory that received snapshots are written to: the member's.
+    pub snapshot_dir: PathBuf,
 }
 
 /// The gRPC service to be routed on the peer URL.
@@ -46,7 +47,7 @@ pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerServer<
         shared: transport.shared.clone(),
         renew: config.renew,
         time_to_live: config.time_to_live,
-        snapshot_sinks: config.snapshot_sinks,
+        snapshot_dir: config.snapshot_dir,
         receiving: Arc::new(Semaphore::new(1)),
     };
     PeerServer::new(service).max_decoding_message_size(DECODE_BYTES_MAX)
@@ -57,7 +58,7 @@ pub struct PeerService {
     shared: Arc<Shared>,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
-    snapshot_sinks: SnapshotSinks,
+    snapshot_dir: PathBuf,
     /// One snapshot at a time.
     receiving: Arc<Semaphore>,
 }
@@ -94,7 +95,7 @@ impl wire::peer_server::Peer for PeerService {
         tokio::select! {
             biased;
             status = self.stopped() => return Err(status),
-            result = snapshot::receive(&self.shared, &self.snapshot_sinks, permit, &mut stream) => result?,
+            result = snapshot::receive(&self.shared, &self.snapshot_dir, permit, &mut stream) => result?,
         }
         Ok(Response::new(wire::PeerAck {}))
     }

@@ -7,11 +7,12 @@
 //! Promises, sending: one `SnapshotSent` per MsgSnapshot, on every path; the metadata names exactly the rows that follow,
 //! for both come from one reader; rows are read no faster than they go; what stands still is given up.
 //! Receiving: `SnapshotReceived` only for a complete, checked and durable file; anything else leaves nothing behind; one
-//! at a time, for there is one file system to write to and one state to replace.
+//! at a time, until it is settled, for there is one state to replace.
 //!
 //! The rows are those of every bucket, in the order of [`Bucket::ALL`], but for the row that names the member itself.
 //! What to do with a received file is the business of the raft node's owner.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::task::{Context, Poll};
@@ -26,11 +27,12 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use super::transport::{Peer, Shared, connect};
-use super::{FromPeer, SnapshotSinks, codec};
+use super::{FromPeer, codec};
 use crate::pb::everwatchpb::{SnapshotChunk, SnapshotEnd, SnapshotOffer, SnapshotRow};
 use crate::storage;
 use crate::storage::backend::Bucket;
 use crate::storage::schema;
+use crate::storage::snapshot::SnapshotWriter;
 use crate::types::{Index, MemberId};
 
 /// A chunk is closed when its rows have grown to this.
@@ -39,14 +41,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks read and not yet sent, or received and not yet written. Beyond this the reading side waits.
 const CHUNKS_WAITING_MAX: usize = 4;
 
-/// Where a snapshot's rows go. Dropping it unfinished leaves nothing behind.
-pub trait SnapshotSink: Send {
-    /// Takes the next row; rows of a bucket come in the order of their keys.
-    fn row(&mut self, bucket: Bucket, key: Bytes, value: Bytes) -> storage::Result<()>;
-
-    /// Makes it whole and durable under its final name.
-    fn finish(self: Box<Self>) -> storage::Result<()>;
-}
+/// The one place for a received snapshot. Who got it with [`FromPeer::SnapshotReceived`] drops it when the file has
+/// been adopted or discarded; until then no other snapshot is received, which might be one of the same name.
+#[derive(Debug)]
+pub struct Place(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
 
 /// Starts to send the reader's state in place of what `message` offers. Returns at once.
 pub(super) fn send(shared: &Arc<Shared>, peer: &Arc<Peer>, message: Message) {
@@ -228,7 +226,7 @@ fn size(chunk: &SnapshotChunk) -> u64 {
 /// Takes a snapshot from a stream. Returns when it is durable and delivered, or gone.
 pub(super) async fn receive(
     shared: &Arc<Shared>,
-    sinks: &SnapshotSinks,
+    dir: &Path,
     permit: OwnedSemaphorePermit,
     stream: &mut Streaming<SnapshotChunk>,
 ) -> Result<(), Status> {
@@ -238,13 +236,9 @@ pub(super) async fn receive(
 
     let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     let writing = tokio::task::spawn_blocking({
-        let (shared, sinks) = (shared.clone(), sinks.clone());
-        move || {
-            let result = write(&shared, &sinks, message, index, waiting);
-            // Held until the file is whole or gone, whatever becomes of the stream meanwhile.
-            drop(permit);
-            result
-        }
+        let (shared, dir) = (shared.clone(), dir.to_owned());
+        // The place is taken until the file is whole and settled, or gone, whatever becomes of the stream meanwhile.
+        move || write(&shared, &dir, message, index, waiting, Place(permit))
     });
     let streamed = forward(shared, &peer, stream, chunks).await;
     let written = writing.await.unwrap_or_else(|_| Err("writing was ended".to_owned()));
@@ -314,17 +308,61 @@ fn accept(shared: &Shared, offer: SnapshotOffer) -> Result<(Arc<Peer>, Message, 
 /// Writes, checks, finishes and delivers; whatever fails leaves nothing behind.
 fn write(
     shared: &Shared,
-    sinks: &SnapshotSinks,
+    dir: &Path,
     message: Message,
     index: Index,
-    mut chunks: mpsc::Receiver<SnapshotChunk>,
+    chunks: mpsc::Receiver<SnapshotChunk>,
+    place: Place,
 ) -> Result<(), String> {
     let failed = |error: storage::Error| {
         let why = error.to_string();
         (shared.deliver)(FromPeer::StorageFailed(error));
         why
     };
-    let mut sink = sinks(index).map_err(failed)?;
+    match write_rows(shared, dir, index, chunks) {
+        Ok(()) => {
+            // From this thread, so that no break of the stream comes between the file and its news.
+            (shared.deliver)(FromPeer::SnapshotReceived { message, index, place });
+            Ok(())
+        }
+        Err(broken) => {
+            // Only we are writing one: we have the place. A complete one of the same index is not touched.
+            storage::snapshot::discard_unfinished(dir).map_err(failed)?;
+            match broken {
+                Broken::Stream(why) => Err(why),
+                Broken::Storage(error) => Err(failed(error)),
+            }
+        }
+    }
+}
+
+/// Why a snapshot was not received.
+enum Broken {
+    /// What came is not a snapshot, or not all of it.
+    Stream(String),
+    /// This member's disk failed.
+    Storage(storage::Error),
+}
+
+impl From<storage::Error> for Broken {
+    fn from(error: storage::Error) -> Broken {
+        Broken::Storage(error)
+    }
+}
+
+impl From<&str> for Broken {
+    fn from(why: &str) -> Broken {
+        Broken::Stream(why.to_owned())
+    }
+}
+
+fn write_rows(
+    shared: &Shared,
+    dir: &Path,
+    index: Index,
+    mut chunks: mpsc::Receiver<SnapshotChunk>,
+) -> Result<(), Broken> {
+    let mut writer = SnapshotWriter::create(dir, index)?;
     let mut seen = SnapshotEnd::default();
     let promised = loop {
         let chunk = chunks.blocking_recv().ok_or("the snapshot ended early")?;
@@ -332,20 +370,20 @@ fn write(
             let bucket = Bucket::from_number(row.bucket).filter(|bucket| belongs(*bucket, &row.key));
             let bucket = bucket.ok_or("a row that does not belong into a snapshot")?;
             count(&mut seen, row.bucket, &row.key, &row.value);
-            sink.row(bucket, row.key, row.value).map_err(failed)?;
+            writer.row(bucket, row.key, row.value)?;
         }
         if let Some(end) = chunk.end {
             break end;
         }
     };
     if promised != seen {
-        return Err(format!(
-            "{} rows with checksum {:08x} were promised, {} with {:08x} came",
-            promised.rows, promised.crc, seen.rows, seen.crc
-        ));
+        let (rows, crc) = (promised.rows, promised.crc);
+        let why = format!("{rows} rows ({crc:08x}) were promised, {} ({:08x}) came", seen.rows, seen.crc);
+        return Err(Broken::Stream(why));
     }
-    sink.finish().map_err(failed)?;
-    // From this thread, so that no break of the stream comes between the file and its news.
-    (shared.deliver)(FromPeer::SnapshotReceived { message, index });
+    // The file becomes this member's: the row that says so is the only one that does not come from the leader.
+    let identity = [shared.cluster.0.to_be_bytes(), shared.local.0.to_be_bytes()].concat();
+    writer.row(Bucket::Meta, Bytes::from_static(schema::IDENTITY), identity.into())?;
+    writer.finish()?;
     Ok(())
 }

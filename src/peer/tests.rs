@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -22,7 +23,8 @@ use tonic::Code;
 use super::*;
 use crate::pb::everwatchpb as wire;
 use crate::pb::everwatchpb::peer_client::PeerClient;
-use crate::storage::backend::Bucket;
+use crate::storage::backend::disk::DiskBackend;
+use crate::storage::backend::{Backend, Bucket};
 use crate::storage::schema;
 use crate::types::{ClusterId, LeaseId};
 
@@ -46,8 +48,8 @@ struct Member {
 /// What a member is made of, where it matters.
 #[derive(Clone)]
 struct Parts {
-    rows: Arc<dyn Fn() -> storage::Result<Rows> + Send + Sync>,
-    sinks: SnapshotSinks,
+    state: Arc<dyn Fn() -> storage::Result<Table> + Send + Sync>,
+    dir: PathBuf,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     stall: Duration,
 }
@@ -55,8 +57,8 @@ struct Parts {
 impl Default for Parts {
     fn default() -> Parts {
         Parts {
-            rows: Arc::new(|| Err(storage::Error::Poisoned)),
-            sinks: Arc::new(|_| Err(storage::Error::Poisoned)),
+            state: Arc::new(|| Err(storage::Error::Poisoned)),
+            dir: PathBuf::from("/nowhere"),
             renew: Arc::new(|ids| Box::pin(async move { ids.iter().map(|id| Renewal::Ttl(id.0)).collect() })),
             stall: PATIENCE,
         }
@@ -85,7 +87,7 @@ impl Member {
                             }
                         })
                     }),
-                    snapshot_sinks: parts.sinks,
+                    snapshot_dir: parts.dir,
                 };
                 let service = peer_service(&transport, config);
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
@@ -168,7 +170,7 @@ fn logger() -> slog::Logger {
 }
 
 fn transport(local: MemberId, events: Sender<FromPeer>, parts: &Parts) -> Transport {
-    let rows = parts.rows.clone();
+    let state = parts.state.clone();
     Transport::new(TransportConfig {
         local,
         cluster: CLUSTER,
@@ -177,7 +179,7 @@ fn transport(local: MemberId, events: Sender<FromPeer>, parts: &Parts) -> Transp
             // A test that has seen enough no longer listens.
             let _ = events.send(event);
         }),
-        snapshot_source: Arc::new(move || Ok((Arc::new(Table(rows()?)) as Arc<dyn Reader>, meta(9)))),
+        snapshot_source: Arc::new(move || Ok((Arc::new(state()?) as Arc<dyn Reader>, meta(9)))),
         snapshot_stall: parts.stall,
     })
 }
@@ -210,12 +212,22 @@ fn meta(index: u64) -> SnapshotMeta {
     SnapshotMeta { index, term: 3, conf_state: Some(conf_state) }
 }
 
-/// A reader over a map.
-struct Table(Rows);
+/// A reader over a map, which may stop half-way.
+struct Table {
+    rows: Rows,
+    halt: Option<Halt>,
+}
+
+/// Says when half of the rows have been read, and waits there.
+#[derive(Clone)]
+struct Halt {
+    reached: Sender<()>,
+    go_on: Arc<Mutex<Receiver<()>>>,
+}
 
 impl Reader for Table {
     fn get(&self, bucket: Bucket, key: &[u8]) -> storage::Result<Option<Bytes>> {
-        Ok(self.0.get(&(bucket, Bytes::copy_from_slice(key))).cloned())
+        Ok(self.rows.get(&(bucket, Bytes::copy_from_slice(key))).cloned())
     }
 
     fn scan(
@@ -226,8 +238,14 @@ impl Reader for Table {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> storage::Result<()> {
         let from = (wanted, Bytes::copy_from_slice(from));
-        let rows = self.0.range(from..).take_while(|((bucket, _), _)| *bucket == wanted);
-        for ((_, key), value) in rows {
+        let rows = self.rows.range(from..).take_while(|((bucket, _), _)| *bucket == wanted);
+        for (n, ((_, key), value)) in rows.enumerate() {
+            if let Some(halt) = &self.halt
+                && n == self.rows.len() / 2
+            {
+                let _ = halt.reached.send(());
+                let _ = halt.go_on.lock().expect("a lock").recv();
+            }
             if !visit(key, value) {
                 break;
             }
@@ -236,34 +254,27 @@ impl Reader for Table {
     }
 }
 
-/// A snapshot file in memory, which says what becomes of it.
-struct Shelf {
-    rows: Rows,
-    outcome: Sender<Option<Rows>>,
+fn table(rows: u64) -> Arc<dyn Fn() -> storage::Result<Table> + Send + Sync> {
+    Arc::new(move || Ok(Table { rows: many_rows(rows), halt: None }))
 }
 
-impl SnapshotSink for Shelf {
-    fn row(&mut self, bucket: Bucket, key: Bytes, value: Bytes) -> storage::Result<()> {
-        self.rows.insert((bucket, key), value);
-        Ok(())
+/// Everything in a snapshot file.
+fn contents(path: &Path) -> Rows {
+    let backend = DiskBackend::open(path).expect("a backend");
+    let reader = backend.reader().expect("a reader");
+    let mut rows = Rows::new();
+    for bucket in Bucket::ALL {
+        let mut visit = |key: &[u8], value: &[u8]| {
+            rows.insert((bucket, Bytes::copy_from_slice(key)), Bytes::copy_from_slice(value));
+            true
+        };
+        reader.scan(bucket, &[], None, &mut visit).expect("rows");
     }
-
-    fn finish(mut self: Box<Self>) -> storage::Result<()> {
-        let _ = self.outcome.send(Some(std::mem::take(&mut self.rows)));
-        Ok(())
-    }
+    rows
 }
 
-impl Drop for Shelf {
-    fn drop(&mut self) {
-        let _ = self.outcome.send(None);
-    }
-}
-
-fn shelves() -> (SnapshotSinks, Receiver<Option<Rows>>) {
-    let (outcome, outcomes) = channel();
-    let sinks: SnapshotSinks = Arc::new(move |_| Ok(Box::new(Shelf { rows: Rows::new(), outcome: outcome.clone() })));
-    (sinks, outcomes)
+fn files(dir: &Path) -> usize {
+    std::fs::read_dir(dir).expect("a directory").count()
 }
 
 fn many_rows(count: u64) -> Rows {
@@ -446,20 +457,16 @@ fn noise_on_the_port_disturbs_nobody() {
 
 #[test]
 fn a_snapshot_arrives_as_it_was_read_under_the_name_of_what_was_read() {
-    let (sinks, outcomes) = shelves();
-    let a = Member::start(A, "127.0.0.1:0", Parts { rows: Arc::new(|| Ok(many_rows(50_000))), ..Parts::default() });
-    let b = Member::start(B, "127.0.0.1:0", Parts { sinks, ..Parts::default() });
+    let dir = tempfile::tempdir().expect("a directory");
+    let a = Member::start(A, "127.0.0.1:0", Parts { state: table(50_000), ..Parts::default() });
+    let b = Member::start(B, "127.0.0.1:0", Parts { dir: dir.path().to_owned(), ..Parts::default() });
     a.connect(&b);
     // Raft offers 7; the reader stands at 9.
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(a.snapshot_sent());
-    let mut expected = many_rows(50_000);
-    expected.remove(&(Bucket::Meta, Bytes::from_static(schema::IDENTITY)));
-    let received = outcomes.recv_timeout(PATIENCE).expect("it ended").expect("it was finished");
-    assert!(received == expected, "{} rows arrived", received.len());
-    let (message, index) = loop {
+    let (message, index, place) = loop {
         match b.event() {
-            FromPeer::SnapshotReceived { message, index } => break (message, index),
+            FromPeer::SnapshotReceived { message, index, place } => break (message, index, place),
             FromPeer::Message(greeting) => assert_eq!(greeting.commit, 0),
             other => panic!("{other:?}"),
         }
@@ -467,20 +474,40 @@ fn a_snapshot_arrives_as_it_was_read_under_the_name_of_what_was_read() {
     let meta = message.get_snapshot().get_metadata();
     assert_eq!((index, meta.index, meta.term, &meta.get_conf_state().voters[..]), (Index(9), 9, 3, &[1, 2][..]));
     assert_eq!((message.from, message.to, message.msg_type), (A.0, B.0, MessageType::MsgSnapshot));
+
+    let found = storage::snapshot::pending(dir.path()).expect("a directory");
+    assert_eq!((found.len(), found[0].0), (1, Index(9)));
+    let mut expected = many_rows(50_000);
+    let identity = [CLUSTER.0.to_be_bytes(), B.0.to_be_bytes()].concat();
+    expected.insert((Bucket::Meta, Bytes::from_static(schema::IDENTITY)), identity.into());
+    assert!(contents(&found[0].1) == expected);
+
+    a.transport.send(vec![offer(A, B, 7)]);
+    assert!(!a.snapshot_sent(), "the first is not settled");
+    drop(place);
+    a.transport.send(vec![offer(A, B, 7)]);
+    assert!(a.snapshot_sent(), "now it is");
 }
 
 #[test]
 fn a_snapshot_that_cannot_be_sent_is_reported() {
-    let a = Member::start(A, "127.0.0.1:0", Parts { rows: Arc::new(|| Ok(many_rows(10))), ..Parts::default() });
+    let dir = tempfile::tempdir().expect("a directory");
+    let stall = Duration::from_millis(200);
+    let a = Member::start(A, "127.0.0.1:0", Parts { state: table(200_000), stall, ..Parts::default() });
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(!a.snapshot_sent(), "to a stranger");
-    let nowhere = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let mut listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let nowhere = listener.local_addr().expect("bound");
+    a.transport.set_peers(vec![(B, vec![format!("http://{nowhere}")])]);
+    a.transport.send(vec![offer(A, B, 7)]);
+    assert!(!a.snapshot_sent(), "to one that takes nothing");
+    listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     a.transport.set_peers(vec![(B, vec![format!("http://{nowhere}")])]);
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(!a.snapshot_sent(), "to nowhere");
+    drop(listener);
 
-    let (sinks, outcomes) = shelves();
-    let b = Member::start(B, "127.0.0.1:0", Parts { sinks, ..Parts::default() });
+    let b = Member::start(B, "127.0.0.1:0", Parts { dir: dir.path().to_owned(), ..Parts::default() });
     a.connect(&b);
     a.transport.send(vec![offer(A, B, 10)]);
     assert!(!a.snapshot_sent(), "the reader is behind what raft offered");
@@ -489,88 +516,54 @@ fn a_snapshot_that_cannot_be_sent_is_reported() {
     poor.transport.send(vec![offer(poor.id, B, 7)]);
     assert!(matches!(poor.event(), FromPeer::StorageFailed(_)), "its disk fails");
     assert!(!poor.snapshot_sent());
-    assert!(outcomes.try_recv().is_err(), "nothing was begun");
-}
-
-/// A sink that stands still after its first row, until its gate is dropped.
-struct Slow(Arc<Mutex<Receiver<()>>>, Sender<&'static str>);
-
-impl SnapshotSink for Slow {
-    fn row(&mut self, _: Bucket, _: Bytes, _: Bytes) -> storage::Result<()> {
-        let _ = self.1.send("row");
-        let _ = self.0.lock().expect("a lock").recv();
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> storage::Result<()> {
-        let _ = self.1.send("finished");
-        Ok(())
-    }
-}
-
-impl Drop for Slow {
-    fn drop(&mut self) {
-        let _ = self.1.send("dropped");
-    }
+    assert_eq!(files(dir.path()), 0);
 }
 
 #[test]
 fn a_snapshot_broken_on_its_way_is_reported_and_leaves_nothing() {
-    let (gate, gated) = channel();
-    let (note, notes) = channel();
-    let gated = Arc::new(Mutex::new(gated));
-    let sinks: SnapshotSinks = Arc::new(move |_| Ok(Box::new(Slow(gated.clone(), note.clone()))));
-    let rows: Arc<dyn Fn() -> storage::Result<Rows> + Send + Sync> = Arc::new(|| Ok(many_rows(200_000)));
-    let a = Member::start(A, "127.0.0.1:0", Parts { rows: rows.clone(), ..Parts::default() });
-    let c = Member::start(
-        MemberId(3),
-        "127.0.0.1:0",
-        Parts { rows, stall: Duration::from_millis(200), ..Parts::default() },
-    );
-    let b = Member::start(B, "127.0.0.1:0", Parts { sinks, ..Parts::default() });
+    let dir = tempfile::tempdir().expect("a directory");
+    let (reached, halts) = channel();
+    let (go_on, gate) = channel();
+    let halt = Halt { reached, go_on: Arc::new(Mutex::new(gate)) };
+    let state = Arc::new(move || Ok(Table { rows: many_rows(50_000), halt: Some(halt.clone()) }));
+    let a = Member::start(A, "127.0.0.1:0", Parts { state, ..Parts::default() });
+    let start = |address: &str, stall| {
+        Member::start(B, address, Parts { dir: dir.path().to_owned(), stall, ..Parts::default() })
+    };
+
+    // The receiver does not wait for ever, and its place is free again.
+    let mut b = start("127.0.0.1:0", Duration::from_millis(200));
     a.connect(&b);
-    b.transport.set_peers(vec![(A, vec![a.url()]), (c.id, vec![c.url()])]);
-    c.transport.set_peers(vec![(B, vec![b.url()])]);
-    c.reach(&b);
-
-    // One that stands still is given up by its sender. What it wrote goes once the disk lets go of it.
-    c.transport.send(vec![offer(c.id, B, 7)]);
-    assert_eq!(notes.recv_timeout(PATIENCE), Ok("row"));
-    a.transport.send(vec![offer(A, B, 7)]);
-    assert!(!a.snapshot_sent(), "one at a time");
-    assert!(!c.snapshot_sent(), "given up");
-    gate.send(()).expect("it waits");
-    loop {
-        match notes.recv_timeout(PATIENCE).expect("it ends") {
-            "row" => gate.send(()).expect("it waits"),
-            note => break assert_eq!(note, "dropped"),
-        }
-    }
-
-    // One whose receiver dies; raft offers it twice meanwhile. The place is free once the file is gone.
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        assert!(Instant::now() < deadline, "the place stays taken");
+    for _ in 0..2 {
         a.transport.send(vec![offer(A, B, 7)]);
-        if notes.recv_timeout(Duration::from_millis(20)).is_ok() {
-            break;
-        }
+        halts.recv_timeout(PATIENCE).expect("half-way");
+        assert!(!a.snapshot_sent(), "given up");
+        assert_eq!(files(dir.path()), 0);
+        go_on.send(()).expect("it waits");
     }
-    while a.events.try_recv().is_ok() {}
+    let address = b.address.to_string();
+    b.die();
+
+    // One at a time; and the receiver may die.
+    let mut b = start(&address, PATIENCE);
+    b.transport.set_peers(vec![(A, vec![a.url()])]);
+    a.reach(&b);
+    a.transport.send(vec![offer(A, B, 7)]);
+    halts.recv_timeout(PATIENCE).expect("half-way");
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(!a.snapshot_sent(), "one at a time");
-    drop(b);
+    b.die();
     assert!(!a.snapshot_sent(), "the receiver died");
-    drop(gate);
-    assert!(notes.iter().take_while(|note| *note != "dropped").all(|note| note == "row"), "nothing is finished");
+    drop(go_on);
+    assert!(storage::snapshot::pending(dir.path()).expect("a directory").is_empty());
 }
 
 #[test]
 fn a_snapshot_is_believed_only_when_its_end_agrees() {
-    let (sinks, outcomes) = shelves();
+    let dir = tempfile::tempdir().expect("a directory");
     let (a, b) = (
         Member::start(A, "127.0.0.1:0", Parts::default()),
-        Member::start(B, "127.0.0.1:0", Parts { sinks, ..Parts::default() }),
+        Member::start(B, "127.0.0.1:0", Parts { dir: dir.path().to_owned(), ..Parts::default() }),
     );
     a.connect(&b);
     while b.events.try_recv().is_ok() {}
@@ -597,10 +590,9 @@ fn a_snapshot_is_believed_only_when_its_end_agrees() {
     as_stranger(async {
         let mut client = PeerClient::connect(b.url()).await.expect("it listens");
         for (chunks, text) in streams {
-            let begun = chunks.len() > 1;
             let status = client.snapshot(tokio_stream::iter(chunks)).await.expect_err(text);
             assert!(status.message().contains(text), "{text}: {status}");
-            assert!(!begun || outcomes.recv_timeout(PATIENCE) == Ok(None), "{text}: discarded");
+            assert_eq!(files(dir.path()), 0, "{text}");
         }
     });
     assert!(b.events.try_recv().is_err(), "nothing was delivered");
