@@ -1,0 +1,227 @@
+//! The receiving half: the gRPC service on the peer URL.
+//!
+//! Promises: a message is delivered only if its batch came from a member of the table, names this cluster, this member and
+//! its sender throughout, and consists of kinds that may come this way; otherwise the stream ends and nothing of the
+//! batch is delivered. Of one peer's streams only the newest is listened to, so that what an old connection still holds
+//! does not come after what a new one brought. Everything ends with the [`Transport`].
+//!
+//! The listener should give connections large HTTP/2 windows (4 MiB per stream and more): appends come in batches of
+//! a megabyte.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use ::raft::eraftpb::{Message, MessageType};
+use slog::warn;
+use tokio::sync::{Semaphore, watch};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::forward::{RENEW_IDS_MAX, remaining_to_wire, renewals_to_wire};
+use super::transport::{Peer, Shared};
+use super::{BoxFuture, FromPeer, Remaining, Renewal, Transport, codec, snapshot};
+use crate::pb::everwatchpb as wire;
+use crate::pb::everwatchpb::peer_server::PeerServer;
+use crate::types::{LeaseId, MemberId};
+
+/// The largest batch of messages or chunk of rows that is decoded.
+const DECODE_BYTES_MAX: usize = 64 << 20;
+
+/// Messages in one batch; a sender of ours stays far below.
+const BATCH_MESSAGES_MAX: usize = 16_384;
+
+/// What the service asks the member it belongs to.
+pub struct ServiceConfig {
+    /// Renews leases, if this member leads; one answer per id, in their order.
+    pub renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
+    /// What is left of a lease, if this member leads.
+    pub time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
+    /// The directory that received snapshots are written to: the member's.
+    pub snapshot_dir: PathBuf,
+}
+
+/// The gRPC service to be routed on the peer URL.
+pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerServer<PeerService> {
+    let service = PeerService {
+        shared: transport.shared.clone(),
+        renew: config.renew,
+        time_to_live: config.time_to_live,
+        snapshot_dir: config.snapshot_dir,
+        receiving: Arc::new(Semaphore::new(1)),
+    };
+    PeerServer::new(service).max_decoding_message_size(DECODE_BYTES_MAX)
+}
+
+/// Answers peers.
+pub struct PeerService {
+    shared: Arc<Shared>,
+    renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
+    time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
+    snapshot_dir: PathBuf,
+    /// One snapshot at a time.
+    receiving: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl wire::peer_server::Peer for PeerService {
+    async fn messages(
+        &self,
+        request: Request<Streaming<wire::MessageBatch>>,
+    ) -> Result<Response<wire::PeerAck>, Status> {
+        let mut sender = None;
+        let result = tokio::select! {
+            biased;
+            status = self.stopped() => Err(status),
+            result = self.listen(request.into_inner(), &mut sender) => result,
+        };
+        if let (Some(sender), Err(status)) = (&sender, &result) {
+            sender.peer.counters.received_failures.fetch_add(1, Relaxed);
+            if status.code() == tonic::Code::InvalidArgument {
+                warn!(self.shared.logger, "ended a stream of messages"; "peer" => %sender.peer.id,
+                    "why" => status.message());
+            }
+        }
+        result.map(|()| Response::new(wire::PeerAck {}))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotChunk>>,
+    ) -> Result<Response<wire::PeerAck>, Status> {
+        let permit = self.receiving.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted("another snapshot is being received"))?;
+        let mut stream = request.into_inner();
+        tokio::select! {
+            biased;
+            status = self.stopped() => return Err(status),
+            result = snapshot::receive(&self.shared, &self.snapshot_dir, permit, &mut stream) => result?,
+        }
+        Ok(Response::new(wire::PeerAck {}))
+    }
+
+    async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::RenewResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(request.cluster_id)?;
+        if request.ids.len() > RENEW_IDS_MAX {
+            return Err(Status::invalid_argument("too many leases in one request"));
+        }
+        let ids: Vec<LeaseId> = request.ids.into_iter().map(LeaseId).collect();
+        // Asking for none is how peers measure the round trip.
+        let renewals = if ids.is_empty() { Vec::new() } else { (self.renew)(ids).await };
+        Ok(Response::new(renewals_to_wire(renewals)))
+    }
+
+    async fn time_to_live(
+        &self,
+        request: Request<wire::TimeToLiveRequest>,
+    ) -> Result<Response<wire::TimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(request.cluster_id)?;
+        let remaining = (self.time_to_live)(LeaseId(request.id)).await;
+        Ok(Response::new(remaining_to_wire(remaining)))
+    }
+}
+
+/// The peer behind an inbound stream, and the stream's number among those of that peer.
+struct Sender {
+    peer: Arc<Peer>,
+    newest: watch::Receiver<u64>,
+    number: u64,
+}
+
+impl Sender {
+    fn new(peer: Arc<Peer>) -> Sender {
+        let mut number = 0;
+        peer.inbound.send_modify(|newest| {
+            *newest += 1;
+            number = *newest;
+        });
+        Sender { newest: peer.inbound.subscribe(), peer, number }
+    }
+}
+
+impl PeerService {
+    /// Delivers what a stream brings until it ends.
+    async fn listen(
+        &self,
+        mut stream: Streaming<wire::MessageBatch>,
+        sender: &mut Option<Sender>,
+    ) -> Result<(), Status> {
+        loop {
+            let batch = tokio::select! {
+                biased;
+                () = superseded(sender) => return Err(Status::aborted("there is a newer stream")),
+                batch = stream.message() => batch?,
+            };
+            let Some(batch) = batch else { return Ok(()) };
+            self.check_cluster(batch.cluster_id)?;
+            // Looked up every time: a member may have been removed.
+            let peer = self.shared.peer(MemberId(batch.from));
+            let peer = peer.ok_or_else(|| Status::failed_precondition("unknown member"))?;
+            if batch.to != self.shared.local.0 {
+                return Err(Status::failed_precondition("member ID mismatch"));
+            }
+            match sender {
+                None => *sender = Some(Sender::new(peer.clone())),
+                Some(sender) if sender.peer.id != peer.id => {
+                    return Err(Status::invalid_argument("two senders on one stream"));
+                }
+                Some(_) => {}
+            }
+            let messages = checked(batch)?;
+            let bytes: usize = messages.iter().map(codec::size).sum();
+            peer.counters.received_bytes.fetch_add(bytes as u64, Relaxed);
+            for message in messages {
+                (self.shared.deliver)(FromPeer::Message(message));
+            }
+        }
+    }
+
+    fn check_cluster(&self, id: u64) -> Result<(), Status> {
+        if *self.shared.stopped.borrow() {
+            return Err(Status::unavailable("the member stops"));
+        }
+        if id != self.shared.cluster.0 {
+            return Err(Status::failed_precondition("cluster ID mismatch"));
+        }
+        Ok(())
+    }
+
+    /// Returns when the transport stops.
+    async fn stopped(&self) -> Status {
+        let _ = self.shared.stopped.subscribe().wait_for(|stopped| *stopped).await;
+        Status::unavailable("the member stops")
+    }
+}
+
+/// Returns when the sender has opened a newer stream.
+async fn superseded(sender: &mut Option<Sender>) {
+    match sender {
+        None => pending().await,
+        Some(Sender { newest, number, .. }) => {
+            let number = *number;
+            let _ = newest.wait_for(|newest| *newest != number).await;
+        }
+    }
+}
+
+/// All messages of a batch, if every one of them may be here.
+fn checked(batch: wire::MessageBatch) -> Result<Vec<Message>, Status> {
+    let (from, to) = (batch.from, batch.to);
+    if batch.messages.len() > BATCH_MESSAGES_MAX {
+        return Err(Status::invalid_argument("too many messages in one batch"));
+    }
+    let messages = batch.messages.into_iter().map(|message| {
+        let message = codec::from_wire(message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if message.from != from || message.to != to {
+            return Err(Status::invalid_argument("a message in another member's name or for another member"));
+        }
+        // It would be believed without the rows that belong to it.
+        if message.msg_type == MessageType::MsgSnapshot {
+            return Err(Status::invalid_argument("a snapshot among messages"));
+        }
+        Ok(message)
+    });
+    messages.collect()
+}
