@@ -1,7 +1,8 @@
 //! Random calls to the store, compared with a model that keeps everything and looks at all of it for every question.
 //!
-//! Between calls the backend commits some of what waits for it, rows are removed, and the store is opened again, with or without
-//! what the backend had not committed. A failure prints the seed: `SEED=… cargo test --test mvcc_model` plays it alone.
+//! Between calls the backend commits some of what waits for it, rows are removed, and the store is opened again, with
+//! or without what the backend had not committed. A failure prints the seed: `SEED=… cargo test --test mvcc_model`
+//! plays it alone.
 
 #[path = "golden/support/memory.rs"]
 mod memory;

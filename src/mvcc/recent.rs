@@ -1,5 +1,5 @@
-//! The newest change sets, in memory: what the backend does not have yet is read from here, and so is what late watchers
-//! most often ask for.
+//! The newest change sets, in memory: what the backend does not have yet is read from here, and so is what late
+//! watchers most often ask for.
 
 use std::collections::VecDeque;
 
@@ -9,8 +9,8 @@ use super::change::{ChangeSet, SharedChanges};
 use super::revision::RevisionKey;
 use crate::types::Revision;
 
-/// How much of what the backend already has is kept for watchers that are a little late. Beyond this the oldest sets go, and
-/// those watchers read from the backend.
+/// How much of what the backend already has is kept for watchers that are a little late. Beyond this the oldest sets
+/// go, and those watchers read from the backend.
 const RECENT_MAX_BYTES: usize = 16 << 20;
 
 /// What a change costs in memory besides its record.
