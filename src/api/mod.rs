@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What clients see: etcd's gRPC services, thin translators onto one [`Handle`].
 //!
 //! A method is three steps: check the request (`check`), call a verb, stamp the header. Errors get their code and text in
@@ -57,8 +56,3 @@ fn not_there() -> Status {
 fn needs_leader(metadata: &MetadataMap) -> bool {
     metadata.get("hasleader").is_some_and(|value| value == "true")
 }
-=======
-//! What clients see.
-
-pub mod watch;
->>>>>>> watch

@@ -66,6 +66,11 @@ impl Log {
     }
 
     /// Forgets the entries up to `index`. They must be applied.
+    /// Bytes of payload held.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(super) fn truncate(&mut self, index: u64) {
         if index <= self.base_index {
             return;

@@ -16,7 +16,8 @@ use slog::{Logger, info};
 
 use super::disk_threads::adopt;
 use super::raft_loop::from_log;
-use crate::cluster::{InitialCluster, InitialClusterError};
+use crate::cluster::InitialCluster;
+use crate::cluster::initial::Error as InitialClusterError;
 use crate::config::{ClusterState, Config};
 use crate::pb::everwatchpb;
 use crate::raft::{self, ConfState, LogStart, Node, NodeConfig, SnapshotPoint};

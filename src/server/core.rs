@@ -5,7 +5,7 @@
 //! Everything it does in one turn is bounded: committed entries by raft's limit per output, compaction by keys per step,
 //! lease expiry by leases per tick.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -27,7 +27,7 @@ use super::raft_loop;
 use super::reads::Reads;
 use super::waiters::Waiters;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
-use crate::peer::{FromPeer, Transport};
+use crate::peer::{FromPeer, Place, Transport};
 use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
 use crate::state::command::{Command, Kind, ProposalWriter, encode_command};
 use crate::storage::backend::Batch;
@@ -79,8 +79,8 @@ pub(crate) struct Waiting {
     installing: bool,
     /// The last index the backend has durably, and the last the log was truncated to.
     durable: Index,
-    /// Snapshot received and offered to raft: if raft does not take it, its file is to go.
-    offered: HashSet<Index>,
+    /// Snapshot received and put to raft: if raft does not take it, its file is to go.
+    offered: Option<(Index, Place)>,
     ticks: u64,
     /// Attributes were proposed at this tick and have not been applied yet.
     published_at: Option<u64>,
@@ -129,15 +129,26 @@ impl Core {
             Event::Peer(FromPeer::Message(message)) => self.tell(Input::Message(message)),
             Event::Peer(FromPeer::Unreachable(peer)) => self.tell(Input::Unreachable(peer)),
             Event::Peer(FromPeer::SnapshotSent { to, ok }) => self.tell(Input::SnapshotStatus { to, ok }),
-            Event::Peer(FromPeer::SnapshotReceived { message, index }) => {
-                self.state.offered.insert(index);
+            Event::Peer(FromPeer::SnapshotReceived { message, index, place }) => {
+                self.state.offered = Some((index, place));
                 self.tell(Input::Message(message));
             }
             Event::Peer(FromPeer::StorageFailed(error)) => (self.fail)(&error),
             Event::Persisted(number) => self.tell(Input::Persisted { number }),
             Event::Flushed { reader } => self.flushed(reader),
             Event::Installed { number, state, index } => self.installed(number, *state, index),
+            Event::HandOver => self.hand_over(),
             Event::Stop => self.state.stopping = true,
+        }
+    }
+
+    /// Asks whoever is furthest of the voters that are heard of to lead.
+    fn hand_over(&mut self) {
+        let others = self.node.peers().into_iter().filter(|peer| peer.id != self.shared.member);
+        let heir = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
+        if let Some(heir) = heir {
+            info!(self.logger, "handing over leadership"; "to" => %heir.id);
+            self.tell(Input::TransferLeader(heir.id));
         }
     }
 
@@ -220,7 +231,6 @@ impl Core {
                 if let Some(base) = write.reset {
                     info!(self.logger, "adopting a snapshot"; "index" => base.index.0);
                     self.state.installing = true;
-                    self.state.offered.remove(&base.index);
                 }
                 if self.log.send(LogJob::Write(write)).is_err() {
                     (self.fail)(&"the log thread is gone");
@@ -236,6 +246,11 @@ impl Core {
             if !progress {
                 break;
             }
+        }
+        if !self.state.installing
+            && let Some((index, place)) = self.state.offered.take()
+        {
+            let _ = self.backend.send(BackendJob::Discard { index, place });
         }
         self.state.reads.applied(self.node.applied());
         self.compact();
@@ -278,7 +293,6 @@ impl Core {
         };
         self.leases(turn.leases, turn.term);
         self.shared.progress.applied.store(last.0, Release);
-        self.shared.metrics.proposals_applied_total.set(last.0 as i64);
         self.tell(Input::Applied(last));
         for (id, outcome) in turn.replies {
             self.state.waiters.complete(id, outcome);
@@ -306,11 +320,12 @@ impl Core {
         let before = self.state.role.replace(role);
         let progress = &self.shared.progress;
         progress.term.store(role.term.0, Relaxed);
+        progress.learner.store(self.node.is_learner(), Relaxed);
         progress.leader.store(role.leader.map_or(0, |leader| leader.0), Relaxed);
         self.shared.metrics.has_leader.set_flag(role.leader.is_some());
         self.shared.metrics.is_leader.set_flag(role.leads);
         if role.leader.is_some() && before.and_then(|role| role.leader) != role.leader {
-            self.shared.metrics.leader_changes_seen_total.inc();
+            self.shared.metrics.leader_changes.inc();
             info!(self.logger, "leader elected"; "leader" => %role.leader.unwrap_or_default(), "term" => role.term.0);
         }
         if !role.leads {
@@ -372,6 +387,7 @@ impl Core {
         self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).restored(revision, compacted);
         self.shared.progress.applied.store(index.0, Release);
         self.state.installing = false;
+        self.state.offered = None;
         self.tell(Input::Persisted { number });
         self.tell(Input::Applied(index));
         info!(self.logger, "snapshot adopted"; "index" => index.0, "revision" => revision.0);

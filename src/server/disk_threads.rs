@@ -10,18 +10,18 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use super::inbox::{Event, Inbox};
 use super::raft_loop::LogWrite;
 use crate::metrics::Metrics;
-use crate::peer::Transport;
+use crate::peer::{Place, Transport};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
-use crate::storage::backend::{Backend, Batch};
-use crate::storage::snapshot;
+use crate::storage::backend::{Backend, Batch, Reader};
+use crate::storage::{datadir, snapshot};
 use crate::storage::wal::{Base, Wal};
 use crate::storage::{self, schema};
 use crate::types::Index;
@@ -43,6 +43,13 @@ pub(crate) enum BackendJob {
     Commit(Batch),
     /// Commit what has gathered now.
     Flush,
+    /// A snapshot that raft does not want.
+    Discard {
+        /// Its index.
+        index: Index,
+        /// What keeps the next one from being received.
+        place: Place,
+    },
     /// The snapshot of this index takes the place of the backend; the log has recorded that durably.
     Install {
         /// The output of raft that brought it.
@@ -134,6 +141,8 @@ pub(crate) struct BackendThread {
     pub(crate) dir: PathBuf,
     pub(crate) jobs: Receiver<BackendJob>,
     pub(crate) inbox: Arc<Inbox>,
+    /// What a snapshot for a peer is read from: the last commit.
+    pub(crate) newest: Arc<Mutex<Arc<dyn Reader>>>,
     pub(crate) sizes: Arc<Sizes>,
     pub(crate) identity: Batch,
     pub(crate) interval: Duration,
@@ -185,6 +194,11 @@ impl BackendThread {
                     self.install(number, index)?;
                     false
                 }
+                Ok(BackendJob::Discard { index, place }) => {
+                    snapshot::discard(&self.dir, index)?;
+                    drop(place);
+                    false
+                }
                 Err(RecvTimeoutError::Disconnected) => return self.commit(&gathered),
             };
             if flush {
@@ -201,7 +215,9 @@ impl BackendThread {
             self.metrics.backend_commit_seconds.observe(began.elapsed());
             self.report_sizes();
         }
-        self.inbox.put(Event::Flushed { reader: self.backend().reader()? });
+        let reader = self.backend().reader()?;
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = reader.clone();
+        self.inbox.put(Event::Flushed { reader });
         Ok(())
     }
 
@@ -209,7 +225,9 @@ impl BackendThread {
         // Readers of the old file go on with it until they are dropped.
         self.backend = None;
         let backend = adopt(&self.dir, index, &self.identity)?;
-        let state = Box::new(StateMachine::open(backend.reader()?)?);
+        let reader = backend.reader()?;
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = reader.clone();
+        let state = Box::new(StateMachine::open(reader)?);
         self.backend = Some(backend);
         self.report_sizes();
         self.inbox.put(Event::Installed { number, state, index });
@@ -226,7 +244,7 @@ impl BackendThread {
 /// Puts a received snapshot in the place of the backend. The snapshot is another member's state: whose this is, is written anew.
 pub(crate) fn adopt(dir: &std::path::Path, index: Index, identity: &Batch) -> storage::Result<DiskBackend> {
     snapshot::adopt(dir, index)?;
-    let backend = DiskBackend::open(&dir.join(storage::BACKEND_FILE))?;
+    let backend = DiskBackend::open(&dir.join(datadir::STATE))?;
     backend.commit(identity)?;
     let applied = backend.reader()?.get(storage::backend::Bucket::Meta, schema::APPLIED_INDEX)?;
     if applied.as_deref().and_then(schema::read_u64) != Some(index.0) {

@@ -22,10 +22,10 @@ use tokio::sync::{oneshot, watch};
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
+use super::watch_loop::{Standing, StoreAccess, WatchHandle};
 use crate::lease::{Lessor, Renewed};
 use crate::metrics::Metrics;
-use crate::mvcc::HashKv;
-use crate::mvcc::range::RangeResult;
+use crate::mvcc::{HashKv, RangeResult, Store};
 use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, alarm_request::AlarmAction};
 use crate::pb::everwatchpb::LeaseRemaining;
 use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
@@ -35,6 +35,7 @@ use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
 use crate::watch::Hub;
+
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
@@ -66,6 +67,7 @@ pub(crate) struct Progress {
     pub(crate) committed: AtomicU64,
     pub(crate) applied: AtomicU64,
     pub(crate) pending: AtomicU64,
+    pub(crate) learner: AtomicBool,
 }
 
 /// What the core and all handles share.
@@ -77,7 +79,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// Written by apply alone. Taken after the hub's lock where both are needed.
     pub(crate) state: RwLock<StateMachine>,
-    pub(crate) hub: Mutex<Hub>,
+    pub(crate) hub: Arc<Mutex<Hub>>,
     pub(crate) lessor: Mutex<Lessor>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
@@ -100,6 +102,12 @@ impl Shared {
     /// The others know of this member: it serves.
     pub(crate) fn ready(&self) {
         self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+    }
+}
+
+impl StoreAccess for Shared {
+    fn with_store<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner).kv)
     }
 }
 
@@ -145,7 +153,7 @@ impl Handle {
         shared.inbox.put(Event::Propose { id, command, reply });
         let outcome = outcome.await.unwrap_or(Err(Error::Stopped));
         if matches!(outcome, Err(Error::Timeout | Error::TimeoutLeaderLost | Error::TooManyRequests)) {
-            shared.metrics.proposals_failed_total.inc();
+            shared.metrics.proposals_failed.inc();
         }
         outcome
     }
@@ -214,14 +222,17 @@ impl Handle {
         Error::Stopped
     }
 
-    /// The hub that watch streams are opened on.
-    pub fn hub(&self) -> &Mutex<Hub> {
-        &self.shared.hub
-    }
-
-    /// The replicated state, for reading history.
-    pub fn state(&self) -> &RwLock<StateMachine> {
-        &self.shared.state
+    /// The hub that watch streams are opened on, with what their headers say.
+    pub fn watch(&self) -> WatchHandle {
+        let handle = self.clone();
+        let standing = move || Standing {
+            cluster: handle.cluster(),
+            member: handle.member(),
+            term: handle.status().term,
+            leader: handle.leader(),
+            learner: handle.is_learner(),
+        };
+        WatchHandle::new(self.shared.hub.clone(), Arc::new(standing))
     }
 
     /// Returns when no compaction has rows left to remove and the removals are on disk.
@@ -309,7 +320,7 @@ impl Handle {
         }
         let left = lessor.remaining(id, self.shared.now());
         drop(lessor);
-        let granted = self.view(|state| state.leases.get(id).map(|lease| lease.ttl()));
+        let granted = self.view(|state| state.leases.get(id).map(|lease| lease.ttl));
         Ok(match (left, granted) {
             (Some(left), Some(granted_ttl)) => Remaining::Left { ttl: left.as_secs() as i64, granted_ttl },
             _ => Remaining::Unknown,
@@ -341,6 +352,60 @@ impl Handle {
     /// This member.
     pub fn member(&self) -> MemberId {
         self.shared.member
+    }
+
+    /// Whether it does not vote.
+    pub fn is_learner(&self) -> bool {
+        self.shared.progress.learner.load(Ordering::Relaxed)
+    }
+
+    /// If this member leads, asks another to; returns when it has, or after an election timeout.
+    pub(crate) async fn hand_over_leadership(&self) {
+        if self.leader() != Some(self.member()) {
+            return;
+        }
+        self.shared.inbox.put(Event::HandOver);
+        let deadline = self.shared.now() + self.shared.limits.election_timeout;
+        while self.leader() == Some(self.member()) && self.shared.now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Brings gauges up to date that nobody keeps while nobody looks.
+    pub(crate) fn refresh_metrics(&self) {
+        let metrics = self.metrics();
+        let status = self.status();
+        metrics.db_total_bytes.set(status.size as i64);
+        metrics.db_in_use_bytes.set(status.size_in_use as i64);
+        metrics.proposals_committed.set(status.committed.0 as i64);
+        metrics.proposals_applied.set(status.applied.0 as i64);
+        metrics.proposals_pending.set(self.shared.progress.pending.load(Ordering::Relaxed) as i64);
+        metrics.is_learner.set_flag(self.is_learner());
+        let version = self.view(|state| {
+            metrics.current_revision.set(state.kv.revision().0);
+            metrics.compact_revision.set(state.kv.compacted().0);
+            metrics.keys.set(state.kv.keys_total() as i64);
+            state.cluster_version()
+        });
+        if let Some(version) = version {
+            metrics.set_cluster_version(&version.to_string());
+        }
+        let stats = self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).stats();
+        metrics.watchers.set(stats.watchers as i64);
+        metrics.watch_streams.set(stats.streams as i64);
+        metrics.slow_watchers.set(stats.unsynced as i64);
+        metrics.pending_events.set(stats.pending_events as i64);
+        metrics.events.set(stats.events_sent);
+        for peer in self.transport().peers() {
+            let (counted, shown) = (&peer.counters, metrics.peer(peer.id));
+            shown.sent_bytes.set(counted.sent_bytes.load(Ordering::Relaxed));
+            shown.received_bytes.set(counted.received_bytes.load(Ordering::Relaxed));
+            shown.sent_failures.set(counted.sent_failures.load(Ordering::Relaxed));
+            shown.received_failures.set(counted.received_failures.load(Ordering::Relaxed));
+            shown.snapshot_send_success.set(counted.snapshots_sent.load(Ordering::Relaxed));
+            shown.snapshot_receive_success.set(counted.snapshots_received.load(Ordering::Relaxed));
+            shown.active.set_flag(peer.active_since.is_some());
+        }
     }
 
     /// Its cluster.

@@ -46,6 +46,8 @@ pub(crate) enum Event {
         /// The index it stands at.
         index: Index,
     },
+    /// Another member should lead.
+    HandOver,
     /// Time for the member to go down.
     Stop,
 }

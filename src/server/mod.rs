@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The shell around the pure machines: loops that pump them against disk, network and time.
 //!
 //! Everything that runs, and what stops it:
@@ -26,13 +25,11 @@ use slog::{Logger, crit, info};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::lease::Lessor;
 use crate::listen;
 use crate::metrics::Metrics;
-use crate::peer::{FromPeer, Remaining, Renewal, ServiceConfig, SnapshotSink, Transport, TransportConfig, peer_service};
+use crate::peer::{FromPeer, Remaining, Renewal, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::pb::everwatchpb::MemberAttributes;
 use crate::storage::backend::Reader;
-use crate::storage::snapshot::SnapshotWriter;
 use crate::types::MemberId;
 use crate::watch::Hub;
 use crate::{api, http, version};
@@ -87,7 +84,7 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
         member: member.id,
         boot,
         limits: limits(&config),
-        hub: Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted())),
+        hub: Arc::new(Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted()))),
         lessor: Mutex::default(),
         inbox: inbox.clone(),
         progress: Default::default(),
@@ -146,7 +143,6 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
             election: config.election_timeout,
             snapshot_count: config.snapshot_count,
             catchup_entries: config.snapshot_catchup_entries,
-            snapshot_dir: member.data_dir.member().to_owned(),
             attributes: MemberAttributes {
                 id: member.id.0,
                 name: config.name.clone(),
@@ -158,7 +154,15 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
         state: Default::default(),
     };
     let core = tokio::spawn(core.run());
-    let catch_up = tokio::spawn(watch_loop::run(handle.clone()));
+    let catch_up = tokio::spawn({
+        let handle = handle.clone();
+        async move {
+            let shared = handle.shared.clone();
+            if let Err(error) = watch_loop::run(shared.hub.clone(), shared).await {
+                handle.fail(&error);
+            }
+        }
+    });
 
     let (stop, stopped) = watch::channel(false);
     let probe = || probe::HandleProbe::new(handle.clone());
@@ -301,7 +305,6 @@ fn transport(shared: &Arc<Shared>, config: &Config, newest: Arc<Mutex<Arc<dyn Re
 /// What this member answers its peers' members.
 fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> ServiceConfig {
     let (renewing, asking) = (handle.clone(), handle.clone());
-    let dir = data_dir.member().to_owned();
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
@@ -317,19 +320,6 @@ fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> Serv
             let handle = asking.clone();
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
         }),
-        snapshot_sinks: Arc::new(move |index| {
-            Ok(Box::new(SnapshotWriter::create(&dir, index)?) as Box<dyn SnapshotSink>)
-        }),
+        snapshot_dir: data_dir.member().to_owned(),
     }
 }
-
-impl Default for Lessor {
-    fn default() -> Lessor {
-        Lessor::new()
-    }
-}
-=======
-//! The loops that pump the machines.
-
-pub mod watch_loop;
->>>>>>> watch

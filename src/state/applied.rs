@@ -1,7 +1,8 @@
 //! What carrying out one command came to. A value: the apply loop hands its parts on in order.
 
-use crate::mvcc::change::SharedChanges;
+use crate::mvcc::{self, change::SharedChanges};
 use crate::pb::etcdserverpb as pb;
+use crate::storage;
 use crate::types::{LeaseId, Revision};
 
 /// The outcome of one command.
@@ -50,6 +51,22 @@ pub enum Refusal {
     Corrupt,
     /// Sort order or target is not one we know.
     InvalidSort,
+}
+
+/// What a request to the store came to when it failed: its fault, which is history, or the disk's, which stops the member.
+impl TryFrom<mvcc::Error> for Refusal {
+    type Error = storage::Error;
+
+    fn try_from(error: mvcc::Error) -> Result<Refusal, storage::Error> {
+        match error {
+            mvcc::Error::Compacted { at } => Ok(Refusal::Compacted(at)),
+            mvcc::Error::FutureRevision => Ok(Refusal::FutureRevision),
+            mvcc::Error::KeyNotFound => Ok(Refusal::KeyNotFound),
+            mvcc::Error::LeaseNotFound => Ok(Refusal::LeaseNotFound),
+            mvcc::Error::InvalidSort => Ok(Refusal::InvalidSort),
+            mvcc::Error::Storage(error) => Err(error),
+        }
+    }
 }
 
 /// A lease came, went or changed its rest.

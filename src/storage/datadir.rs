@@ -11,7 +11,7 @@ use super::disk::{Disk, RealDisk};
 use super::{Error, Result};
 
 /// The backend's file name.
-pub(super) const STATE: &str = "state.redb";
+pub const STATE: &str = "state.redb";
 
 /// The directory of a member, ours until this is dropped or the process dies.
 #[derive(Debug)]

@@ -119,14 +119,10 @@ enum Stopped {
 
 impl From<mvcc::Error> for Stopped {
     fn from(error: mvcc::Error) -> Stopped {
-        Stopped::Refused(match error {
-            mvcc::Error::Compacted { at } => Refusal::Compacted(at),
-            mvcc::Error::FutureRevision => Refusal::FutureRevision,
-            mvcc::Error::KeyNotFound => Refusal::KeyNotFound,
-            mvcc::Error::LeaseNotFound => Refusal::LeaseNotFound,
-            mvcc::Error::InvalidSort => Refusal::InvalidSort,
-            mvcc::Error::Storage(error) => return Stopped::Failed(error),
-        })
+        match Refusal::try_from(error) {
+            Ok(refusal) => Stopped::Refused(refusal),
+            Err(error) => Stopped::Failed(error),
+        }
     }
 }
 
