@@ -22,7 +22,7 @@ initial=m1=http://127.0.0.1:2380,m2=http://127.0.0.1:22380,m3=http://127.0.0.1:3
 pid_of() {
     local pid
     pid=$(cat "$dir/m$1.pid" 2>/dev/null) || return 1
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "--name m$1 " || return 1
+    { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q -- "--name m$1 " || return 1
     echo "$pid"
 }
 

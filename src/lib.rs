@@ -19,11 +19,11 @@
 //! | `logging`         | `config`                                                                                   | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `peer`            | `types` `pb` `raft` `metrics`                                                              | no   |
-//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `config` `metrics` `api` `http` `listen` | no |
+//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
 //! | `api`             | `types` `pb` `version` `server` `state` `watch` `mvcc` `metrics`                           | no   |
 //! | `http`            | `version`                                                                                  | no   |
 //! | `listen`          | `config`                                                                                   | no   |
-//! | `main`            | `config` `http` `logging` `server` `version`                                               | no   |
+//! | `main`            | `config` `logging` `version` `server` `api` `http` `listen` `metrics`                       | no   |
 
 pub mod pb;
 pub mod types;

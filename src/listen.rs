@@ -36,6 +36,10 @@ pub const GRACE: Duration = Duration::from_secs(3);
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
+/// Calls of one connection that were cancelled before we looked at them. Beyond this the connection is closed as hostile;
+/// the library's 20 is soon reached by an honest client that drops many watches at once.
+const CANCELLED_UNSEEN_MAX: usize = 4096;
+
 /// Connections waiting to be accepted. The kernel turns away more.
 const BACKLOG: u32 = 4096;
 
@@ -271,6 +275,7 @@ async fn connection<G: Answer, H: Answer>(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.concurrent_streams_max)
+        .max_pending_accept_reset_streams(CANCELLED_UNSEEN_MAX)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout);
     // Each request goes to the service it is for.

@@ -1,7 +1,7 @@
 //! Log lines as etcd writes them: one JSON object with level, ts, caller and msg, then the facts as fields.
 //!
 //! Lines are made by `slog` and written by a thread of its own, so that a slow sink never holds up the core. If more than
-//! [`QUEUE_MAX`] lines wait, further ones are dropped and their number is logged. Dropping [`Logging`] writes what waits.
+//! `QUEUE_MAX` lines wait, further ones are dropped and their number is logged. Dropping [`Logging`] writes what waits.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

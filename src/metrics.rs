@@ -100,10 +100,10 @@ impl Histogram {
 }
 
 /// A family of series as the text form shows it.
-struct Family<'a> {
-    name: &'a str,
+struct Family {
+    name: &'static str,
     kind: &'static str,
-    help: &'a str,
+    help: &'static str,
     lines: String,
 }
 
@@ -178,7 +178,7 @@ macro_rules! table {
                 }
             }
 
-            fn families(&self) -> Vec<Family<'static>> {
+            fn families(&self) -> Vec<Family> {
                 vec![$({
                     let mut lines = String::new();
                     self.$field.write(&mut lines, $name, "");
@@ -335,8 +335,12 @@ impl Metrics {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).cluster_version = Some(version.to_owned());
     }
 
-    /// A check of `/livez` or `/readyz` was made.
+    /// A check was made: of `livez` or `readyz` by name, or of `health`, which etcd counts by itself.
     pub fn health_checked(&self, kind: &'static str, name: &'static str, healthy: bool) {
+        if kind == "health" {
+            (if healthy { &self.health_success } else { &self.health_failures }).inc();
+            return;
+        }
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = facts.checks.entry((kind, name)).or_default();
         counts.healthy = healthy;
@@ -359,7 +363,7 @@ impl Metrics {
         text
     }
 
-    fn add_facts(&self, families: &mut Vec<Family<'static>>) {
+    fn add_facts(&self, families: &mut Vec<Family>) {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut add = |name, kind, help, lines| families.push(Family { name, kind, help, lines });
         let one = |label: &str, value: &str, name: &str| format!("{name}{{{label}=\"{value}\"}} 1\n");
@@ -388,7 +392,7 @@ impl Metrics {
         add("etcd_server_healthchecks_total", "counter", "Health checks made, by result.", total);
     }
 
-    fn add_peers(&self, families: &mut Vec<Family<'static>>) {
+    fn add_peers(&self, families: &mut Vec<Family>) {
         let local = self.facts.lock().unwrap_or_else(PoisonError::into_inner).member;
         let local = local.map(|member| member.to_string()).unwrap_or_default();
         let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -503,7 +507,7 @@ impl Method {
         Method::named(service, method)
     }
 
-    /// The method of that name.
+    /// The method of that name: `const PUT: Method = Method::named("etcdserverpb.KV", "Put").unwrap();`
     pub const fn named(service: &str, method: &str) -> Option<Method> {
         let mut at = 0;
         while at < METHODS.len() {
@@ -600,7 +604,7 @@ impl Grpc {
         Grpc { methods: METHODS.iter().map(new).collect() }
     }
 
-    fn add_to(&self, families: &mut Vec<Family<'static>>, extensive: bool) {
+    fn add_to(&self, families: &mut Vec<Family>, extensive: bool) {
         let [mut started, mut handled, mut received, mut sent, mut handling] = [const { String::new() }; 5];
         for (metrics, (service, method, kind)) in self.methods.iter().zip(METHODS) {
             let kind = match kind {
@@ -630,7 +634,7 @@ impl Grpc {
 }
 
 /// What the operating system says about this process. Nothing is shown where it says nothing.
-fn add_process(families: &mut Vec<Family<'static>>) {
+fn add_process(families: &mut Vec<Family>) {
     let mut add = |name, kind, help, value: Option<f64>| {
         if let Some(value) = value {
             families.push(Family { name, kind, help, lines: format!("{name} {value}\n") });
@@ -693,6 +697,7 @@ mod tests {
         metrics.grpc[put].started.inc();
         metrics.grpc[put].handled(14);
         metrics.health_checked("readyz", "data_corruption", true);
+        metrics.health_checked("health", "health", false);
         let text = metrics.expose();
         for line in [
             "# TYPE etcd_server_leader_changes_seen_total counter",
@@ -707,6 +712,7 @@ mod tests {
             "etcd_network_peer_sent_bytes_total{To=\"ab\"} 7",
             "etcd_network_active_peers{Local=\"cd\",Remote=\"ab\"} 0",
             "etcd_server_id{server_id=\"cd\"} 1",
+            "etcd_server_health_failures 1",
             "grpc_server_started_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 1",
             "grpc_server_handled_total{grpc_code=\"Unavailable\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",\
              grpc_type=\"unary\"} 1",
