@@ -24,12 +24,8 @@ pub(super) struct Standing {
     pub(super) last_index: u64,
     /// The sender is in the configuration.
     pub(super) knows_sender: bool,
-    /// The member stands for election.
-    pub(super) campaigns: bool,
     /// Nothing of the log is on its way to the disk, so that the member may stand for election.
     pub(super) settled: bool,
-    /// Its own term and vote are durable.
-    pub(super) ballot_durable: bool,
     /// A snapshot is being installed.
     pub(super) installing: bool,
 }
@@ -93,7 +89,6 @@ fn check_append(message: &Message) -> Result<(), &'static str> {
         ensure(entry.term > 0 && entry.term >= term && entry.term <= message.term, "entries whose terms go back")?;
         ensure(is_readable(entry), "a configuration change that cannot be read")?;
         (index, term) = (entry.index, entry.term);
-        ensure(index < NUMBER_MAX, "a number too large")?;
     }
     ensure(term <= message.term, "an append at a term beyond its leader's")
 }
@@ -143,16 +138,12 @@ fn check_against(message: &Message, standing: &Standing) -> Result<(), &'static 
             let plausible = !same_term || message.reject || message.index <= standing.last_index;
             ensure(plausible, "an acknowledgement of what was never sent")
         }
-        MsgHeartbeatResponse => ensure(standing.knows_sender, "an answer from a stranger"),
-        MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
-            ensure(standing.knows_sender, "an answer from a stranger")?;
-            // The request leaves when everything before it is durable; an honest answer cannot be here earlier. Winning
-            // earlier would lead with a log that a crash could take back.
-            let too_early = standing.campaigns && !(standing.settled && standing.ballot_durable);
-            ensure(!too_early, "a vote that came before it was asked for")
+        MsgHeartbeatResponse | MsgRequestVoteResponse | MsgRequestPreVoteResponse => {
+            ensure(standing.knows_sender, "an answer from a stranger")
         }
         MsgTimeoutNow => {
             ensure(same_term && from_leader, "a call to campaign from somebody who does not lead")?;
+            // A vote that nobody could have given yet would make a leader of a member whose log can still lose its end.
             ensure(standing.settled, "a call to campaign while the log is being written")
         }
         MsgReadIndexResp => {
@@ -167,4 +158,112 @@ fn check_against(message: &Message, standing: &Standing) -> Result<(), &'static 
 
 fn ensure(holds: bool, reason: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(reason) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::raft::{ConfState, Entry};
+
+    /// A follower of member 1 in term 5, with ten entries.
+    fn standing() -> Standing {
+        Standing { id: 2, term: 5, leader: 1, last_index: 10, knows_sender: true, settled: true, installing: false }
+    }
+
+    fn message(kind: MessageType) -> Message {
+        let mut message = Message { from: 1, to: 2, term: 5, ..Message::default() };
+        message.set_msg_type(kind);
+        match kind {
+            MessageType::MsgAppend => {
+                (message.index, message.log_term) = (10, 4);
+                message.set_entries(vec![entry(11, 4), entry(12, 5)].into());
+            }
+            MessageType::MsgSnapshot => {
+                let meta = message.mut_snapshot().mut_metadata();
+                (meta.index, meta.term) = (20, 4);
+                meta.set_conf_state(ConfState { voters: vec![1, 2], ..ConfState::default() });
+            }
+            MessageType::MsgRequestVote => message.index = 10,
+            MessageType::MsgPropose => {
+                message.term = 0;
+                message.set_entries(vec![entry(0, 0)].into());
+            }
+            MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
+                let context = ReadContext { member: MemberId(2), boot: 1, counter: 1 };
+                let data = Bytes::copy_from_slice(&context.encode());
+                message.term *= u64::from(kind == MessageType::MsgReadIndexResp);
+                message.set_entries(vec![Entry { data, ..Entry::default() }].into());
+            }
+            _ => {}
+        }
+        message
+    }
+
+    fn entry(index: u64, term: u64) -> Entry {
+        Entry { index, term, data: Bytes::from_static(b"x"), ..Entry::default() }
+    }
+
+    fn unreadable(mut entry: Entry) -> Entry {
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.data = Bytes::from_static(&[0x0b]);
+        entry
+    }
+
+    /// A sound message of this kind passes; with this change it is refused, for this reason.
+    #[track_caller]
+    fn refuses(kind: MessageType, change: impl Fn(&mut Message, &mut Standing), reason: &str) {
+        let (mut message, mut standing) = (message(kind), standing());
+        assert_eq!(check(&message, &standing), Ok(()), "{kind:?}");
+        change(&mut message, &mut standing);
+        let refusal = check(&message, &standing).expect_err(reason);
+        assert!(refusal.contains(reason), "{kind:?}: {refusal}, not {reason}");
+    }
+
+    #[test]
+    fn each_rule_refuses_what_it_is_for() {
+        use MessageType::*;
+        refuses(MsgHeartbeat, |m, _| m.to = 3, "for somebody else");
+        refuses(MsgHeartbeat, |m, _| m.from = 0, "from nobody");
+        refuses(MsgHeartbeat, |m, _| m.from = 2, "from nobody");
+        refuses(MsgHeartbeat, |m, _| m.term = 0, "a term where none belongs");
+        refuses(MsgHeartbeat, |m, _| m.commit = u64::MAX, "too large");
+        refuses(MsgHeartbeat, |m, _| m.from = 3, "second leader");
+        refuses(MsgHeartbeat, |m, _| m.context = Bytes::from_static(b"x"), "wrong length");
+        refuses(MsgHeartbeat, |m, _| m.entries.push(entry(1, 1)), "entries where none belong");
+        refuses(MsgHeartbeat, |m, _| m.set_msg_type(MsgTransferLeader), "to itself only");
+        refuses(MsgAppend, |m, _| m.log_term = 0, "position without a term");
+        refuses(MsgAppend, |m, _| m.entries[1].index = 13, "gap");
+        refuses(MsgAppend, |m, _| m.entries[1].term = 3, "go back");
+        refuses(MsgAppend, |m, _| m.entries[1].term = 6, "go back");
+        refuses(MsgAppend, |m, _| m.entries[1] = unreadable(entry(12, 5)), "cannot be read");
+        refuses(MsgAppend, |m, _| (m.log_term, m.entries) = (6, Default::default()), "beyond its leader's");
+        refuses(MsgAppend, |m, _| m.from = 3, "second leader");
+        refuses(MsgAppendResponse, |m, _| m.index = 11, "never sent");
+        refuses(MsgAppendResponse, |_, s| s.knows_sender = false, "stranger");
+        refuses(MsgAppendResponse, |m, _| m.request_snapshot = 1, "request for a snapshot");
+        refuses(MsgHeartbeatResponse, |_, s| s.knows_sender = false, "stranger");
+        refuses(MsgRequestVoteResponse, |_, s| s.knows_sender = false, "stranger");
+        refuses(MsgSnapshot, |_, s| s.installing = true, "being installed");
+        refuses(MsgSnapshot, |m, _| m.from = 3, "second leader");
+        refuses(MsgSnapshot, |m, _| m.mut_snapshot().clear_metadata(), "of nowhere");
+        refuses(MsgSnapshot, |m, _| m.mut_snapshot().data = Bytes::from_static(b"x"), "with data");
+        refuses(MsgSnapshot, |m, _| m.mut_snapshot().mut_metadata().clear_conf_state(), "broken configuration");
+        refuses(MsgRequestVote, |m, _| m.context = Bytes::from_static(b"x"), "strange context");
+        refuses(MsgRequestVote, |m, _| m.commit = 11, "more than it has");
+        refuses(MsgPropose, |m, _| m.entries.clear(), "proposal of nothing");
+        refuses(MsgPropose, |m, _| m.entries[0].data = Bytes::new(), "empty proposal");
+        refuses(MsgPropose, |m, _| m.entries.push(unreadable(entry(0, 0))), "cannot be read");
+        refuses(MsgPropose, |m, _| m.term = 5, "a term where none belongs");
+        refuses(MsgPropose, |_, s| s.knows_sender = false, "stranger");
+        refuses(MsgReadIndex, |m, _| m.entries.clear(), "exactly one context");
+        refuses(MsgReadIndex, |m, _| m.entries.push(entry(0, 0)), "exactly one context");
+        refuses(MsgReadIndex, |m, _| m.entries[0].data = Bytes::from_static(b"x"), "wrong length");
+        refuses(MsgReadIndexResp, |m, _| m.entries[0].data = Bytes::from_static(&[0; 24]), "somebody else's read");
+        refuses(MsgReadIndexResp, |m, _| m.from = 3, "somebody who does not lead");
+        refuses(MsgTimeoutNow, |m, _| m.from = 3, "somebody who does not lead");
+        refuses(MsgTimeoutNow, |m, _| m.term = 6, "somebody who does not lead");
+        refuses(MsgTimeoutNow, |_, s| s.settled = false, "while the log is being written");
+    }
 }

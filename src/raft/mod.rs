@@ -13,7 +13,7 @@
 //! 4. Append `entries`, then `hard_state` (in this order in the file: the hard state may speak of the entries), to the
 //!    log; install `snapshot` if there is one. Sync if `must_sync`.
 //! 5. When output n and all before it are durable: `Persisted { number: n }`, and send `messages_after_sync`. Votes and
-//!    acknowledgements are there. Both happen together; a loop that sends before it tells may find a vote unheard.
+//!    acknowledgements are there.
 //! 6. Give `committed` to apply; they are durable here and on a quorum. When they are carried out: `Applied(index)`. For
 //!    an entry that changes the configuration: `apply_conf_change`, once, before the inputs that follow.
 //! 7. A read of `reads` may be answered once apply has reached its index. A `role` means: leadership or the term changed;

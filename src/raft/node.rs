@@ -587,9 +587,7 @@ impl Node {
             leader: raft.leader_id,
             last_index: raft.raft_log.last_index(),
             knows_sender: raft.prs().get(sender).is_some(),
-            campaigns: matches!(raft.state, StateRole::Candidate | StateRole::PreCandidate),
             settled: self.is_settled(),
-            ballot_durable: self.present_ballot() == self.ballot && self.numbers.ballot <= self.numbers.persisted,
             installing: self.snapshot_in_flight().is_some(),
         }
     }
