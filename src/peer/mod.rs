@@ -39,7 +39,7 @@ use crate::types::{Index, MemberId};
 pub enum FromPeer {
     /// A message from a member of the table, addressed to this one.
     Message(Message),
-    /// Something for this member was dropped.
+    /// Something for this member was dropped, or may have been lost with a connection that broke.
     Unreachable(MemberId),
     /// What became of a MsgSnapshot given to [`Transport::send`].
     SnapshotSent {

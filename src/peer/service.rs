@@ -5,8 +5,8 @@
 //! batch is delivered. Of one peer's streams only the newest is listened to, so that what an old connection still holds
 //! does not come after what a new one brought. Everything ends with the [`Transport`].
 //!
-//! The listener should give connections large HTTP/2 windows (4 MiB per stream and more): appends come in batches of
-//! a megabyte.
+//! The listener should give connections large HTTP/2 windows (4 MiB per stream and more), for appends come in batches of
+//! a megabyte, and keepalive pings, for a peer that vanished without a word would leave its stream open.
 
 use std::future::pending;
 use std::path::PathBuf;

@@ -374,6 +374,8 @@ async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>) {
             Some(url) => match connect(url).await {
                 Ok(connection) => {
                     let (why, answered) = serve(&shared, &peer, connection, &mut urls).await;
+                    // Whatever was on its way may be lost, and will not be sent again.
+                    (shared.deliver)(FromPeer::Unreachable(peer.id));
                     if answered {
                         // It was there a moment ago, and is likely to be there again.
                         (pause, complaint) = (PAUSE_SHORTEST, String::new());
