@@ -1,10 +1,10 @@
 //! What stands on disk, and the only code that touches files.
 //!
 //! ```text
-//! <data-dir>/member/wal/<sequence>.wal   the raft log: segments of checksummed records        storage::wal
-//! <data-dir>/member/state.redb           the backend: MVCC history, leases, members, meta     storage::backend
+//! <data-dir>/member/wal/<sequence>.wal   the raft log: segments of checksummed records         storage::wal
+//! <data-dir>/member/state.redb           the backend: MVCC history, leases, members, meta      storage::backend
 //! <data-dir>/member/snap-<index>.redb    a snapshot received from the leader, not yet adopted  storage::snapshot
-//! <data-dir>/member/LOCK                 held while a process serves this directory
+//! <data-dir>/member/LOCK                 held while a process serves this directory           storage::datadir
 //! ```
 //!
 //! Nothing is acknowledged before the log holds it durably. The backend runs behind: it commits in batches on a thread of

@@ -54,9 +54,10 @@
 //!   4. Otherwise it is a torn write, and the log ends there.
 //!
 //! So one case remains where damage is taken for a torn write: it hit the very last record, the machine lost power before
-//! the seal behind that record reached the disk, and either the record is long, in a recycled segment, and was hit in the
-//! middle, or more than one bit of its header or any of its trailer together with its body is wrong. If only the trailer is
-//! missing, the record is kept. A lost seal alone means nothing.
+//! the seal behind that record reached the disk, and either the record is longer than two sectors and was hit in the
+//! middle (in a segment of fresh zeros this counts only for one that holds a sector of zeros), or more than one bit of its
+//! header, or its trailer together with its body, is wrong. If only the trailer is, the record is kept. A lost seal alone
+//! means nothing.
 //!
 //! Opening ends with a sync, so that what was replayed is durable whatever it was before, and with the traces of unfinished
 //! records overwritten: bytes after the end must not become valid by what is later written before them.

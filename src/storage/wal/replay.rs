@@ -178,11 +178,11 @@ impl Later {
         let reach = if reach <= data.len() as u64 { reach } else { at };
         let mut later = Later { proof: None, reach };
         let start = (reach.max(at + 8) as usize).min(data.len());
-        for (i, bytes) in data[start..].chunks_exact(8).enumerate() {
-            if bytes[..4] != record::MAGIC {
+        let used = last_nonzero(data) as usize; // most of a segment, usually, is still zeros
+        for found in (start..used).step_by(8) {
+            if !data[found..].starts_with(&record::MAGIC) {
                 continue;
             }
-            let found = start + i * 8;
             if let Some(header) = Header::decode(&data[found..], found as u64, place) {
                 later.reach = later.reach.max((found as u64 + header.record_bytes()).min(data.len() as u64));
                 if header.synced > at {
@@ -244,6 +244,16 @@ fn one_bit_off(bytes: &[u8], at: u64, chain: u32, place: &Place) -> bool {
     })
 }
 
+/// Where the zeros at the end begin.
 fn last_nonzero(data: &[u8]) -> u64 {
-    data.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1)
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut end = data.len();
+    while end > 0 {
+        let start = end.saturating_sub(ZEROS.len());
+        if data[start..end] != ZEROS[..end - start] {
+            return data[start..end].iter().rposition(|byte| *byte != 0).map_or(0, |at| start + at + 1) as u64;
+        }
+        end = start;
+    }
+    0
 }

@@ -13,10 +13,23 @@ struct TestDisk(Arc<Mutex<Files>>);
 #[derive(Default)]
 struct Files {
     data: Vec<File>,
-    names: BTreeMap<PathBuf, usize>,
-    durable_names: BTreeMap<PathBuf, usize>,
+    names: Names,
+    durable_names: Names,
+    /// Changes of names since the directory was synced; what belongs together happens together.
+    pending_names: Vec<Vec<(PathBuf, Option<usize>)>>,
     /// Calls that change something until one fails, and what it fails with.
     fail_in: Option<(u64, i32)>,
+}
+
+type Names = BTreeMap<PathBuf, usize>;
+
+fn rename(names: &mut Names, changes: &[(PathBuf, Option<usize>)]) {
+    for (path, id) in changes {
+        match id {
+            Some(id) => names.insert(path.clone(), *id),
+            None => names.remove(path),
+        };
+    }
 }
 
 #[derive(Clone, Default)]
@@ -36,6 +49,11 @@ impl Files {
         Ok(())
     }
 
+    fn rename(&mut self, changes: Vec<(PathBuf, Option<usize>)>) {
+        rename(&mut self.names, &changes);
+        self.pending_names.push(changes);
+    }
+
     fn id(&self, path: &Path) -> io::Result<usize> {
         self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -49,16 +67,15 @@ fn put_at(data: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 }
 
 impl TestDisk {
-    /// What the machine finds after a power cut.
+    /// What the machine finds after a power cut: of what was not synced all, nothing, or each sector and name with an even
+    /// chance.
     fn crash(&self, random: &mut Random) -> Arc<TestDisk> {
         let files = self.0.lock().unwrap();
-        let mut after = Files {
-            names: if random.below(2) == 0 { files.names.clone() } else { files.durable_names.clone() },
-            ..Files::default()
-        };
-        after.durable_names = after.names.clone();
-        // Of the unsynced sectors all, none, or each with an even chance.
         let mode = random.below(4);
+        let mut kept = || mode == 0 || (mode > 1 && random.below(2) == 0);
+        let mut names = files.durable_names.clone();
+        files.pending_names.iter().filter(|_| kept()).for_each(|changes| rename(&mut names, changes));
+        let mut after = Files { durable_names: names.clone(), names, ..Files::default() };
         for file in &files.data {
             let mut data = file.durable.clone();
             for (offset, bytes) in &file.pending {
@@ -66,7 +83,7 @@ impl TestDisk {
                 let end = at + bytes.len();
                 while at < end {
                     let stop = (at / 512 * 512 + 512).min(end);
-                    if mode == 0 || (mode > 1 && random.below(2) == 0) {
+                    if kept() {
                         put_at(&mut data, at, &bytes[at - *offset as usize..stop - *offset as usize]);
                     }
                     at = stop;
@@ -122,7 +139,7 @@ impl Disk for TestDisk {
         files.change()?;
         files.data.push(File::default());
         let id = files.data.len() - 1;
-        files.names.insert(path.to_owned(), id);
+        files.rename(vec![(path.to_owned(), Some(id))]);
         Ok(Box::new(TestFile(self.0.clone(), id)))
     }
 
@@ -135,21 +152,23 @@ impl Disk for TestDisk {
         let mut files = self.0.lock().unwrap();
         files.change()?;
         let id = files.id(from)?;
-        files.names.remove(from);
-        files.names.insert(to.to_owned(), id);
+        files.rename(vec![(from.to_owned(), None), (to.to_owned(), Some(id))]);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
         files.change()?;
-        files.names.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        files.id(path)?;
+        files.rename(vec![(path.to_owned(), None)]);
+        Ok(())
     }
 
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
         files.change()?;
         files.durable_names = files.names.clone();
+        files.pending_names.clear();
         Ok(())
     }
 }
@@ -542,55 +561,85 @@ fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
     }
 }
 
-/// Power is cut at arbitrary moments, again and again. The log must open, and hold every record that was synced, perhaps
-/// some that were not, in order and without a gap.
+/// Power is cut at arbitrary moments, also in the middle of any call, again and again. The log must open, and hold every
+/// record that was synced, perhaps some that were not, in order and without a gap.
 #[test]
 fn power_cuts_lose_nothing_that_was_synced() {
-    for seed in 1..=400 {
+    for seed in 1..=600 {
         let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         let mut disk = Arc::new(TestDisk::default());
         // states[0] is what is durable for sure; the others may be.
         let mut states = vec![Replayed::default()];
-        for _ in 0..6 {
-            let (mut wal, replayed) = open(&disk).unwrap_or_else(|e| panic!("SEED {seed}: {e}"));
-            assert!(states.contains(&replayed), "SEED {seed}: {:?} to {} is none", replayed.base, last(&replayed));
-            states = vec![replayed];
-            for _ in 0..random.below(25) {
-                let log = states.last().unwrap();
-                let term = 1 + random.below(50);
-                let hard = hard_state(term, random.below(100));
-                let len = [0, 30, 700, 2500][random.below(4) as usize] + random.below(50) as usize;
-                let end = last(log);
-                let first = 1 + end - random.below((end - log.base.index.0).min(3) + 1);
-                let made = entries(first..=first + random.below(3), term, len);
-                let append = match random.below(10) {
-                    0 => Append { reset: Some(base(end + 5, term)), hard_state: Some(&hard), ..Append::default() },
-                    1..3 => Append { hard_state: Some(&hard), ..Append::default() },
-                    3..8 => Append { entries: &made, hard_state: Some(&hard), ..Append::default() },
-                    8 => {
-                        wal.prepare().unwrap();
-                        continue;
-                    }
-                    _ if end > log.base.index.0 => {
-                        let base = base(log.base.index.0 + 1 + random.below(end - log.base.index.0), term);
-                        let state = truncated(log, base);
-                        wal.truncate_front(base).unwrap();
-                        states = vec![state];
-                        continue;
-                    }
-                    _ => continue,
-                };
-                let state = modelled(log, &append);
-                wal.append(&append).unwrap();
-                states.push(state);
-                if random.below(3) == 0 {
-                    wal.sync().unwrap();
-                    states.drain(..states.len() - 1);
-                }
+        for _ in 0..8 {
+            if random.below(3) > 0 {
+                disk.fail_in(random.below(60), 5);
             }
-            disk = if random.below(4) == 0 { disk.copy() } else { disk.crash(&mut random) };
+            live_until_power_is_cut(seed, &mut random, &disk, &mut states);
+            disk = if random.below(5) == 0 { disk.copy() } else { disk.crash(&mut random) };
         }
     }
+}
+
+fn live_until_power_is_cut(seed: u64, random: &mut Random, disk: &Arc<TestDisk>, states: &mut Vec<Replayed>) {
+    let (mut wal, replayed) = match open(disk) {
+        Ok(opened) => opened,
+        Err(Error::Io { .. }) => return,
+        Err(error) => panic!("SEED {seed}: {error}"),
+    };
+    assert!(states.contains(&replayed), "SEED {seed}: {:?} to {} is none", replayed.base, last(&replayed));
+    *states = vec![replayed];
+    for _ in 0..random.below(25) {
+        let log = states.last().unwrap();
+        let term = 1 + random.below(50);
+        let hard = hard_state(term, random.below(100));
+        let len = [0, 30, 700, 2500][random.below(4) as usize] + random.below(50) as usize;
+        let end = last(log);
+        let first = 1 + end - random.below((end - log.base.index.0).min(3) + 1);
+        let made = entries(first..=first + random.below(3), term, len);
+        let append = match random.below(10) {
+            0 => Append { reset: Some(base(end + 5, term)), hard_state: Some(&hard), ..Append::default() },
+            1..3 => Append { hard_state: Some(&hard), ..Append::default() },
+            8 if wal.prepare().is_err() => return,
+            9 if end > log.base.index.0 => {
+                let base = base(log.base.index.0 + 1 + random.below(end - log.base.index.0), term);
+                states.push(truncated(log, base));
+                if wal.truncate_front(base).is_err() {
+                    return;
+                }
+                states.drain(..states.len() - 1);
+                continue;
+            }
+            _ => Append { entries: &made, hard_state: Some(&hard), ..Append::default() },
+        };
+        states.push(modelled(log, &append));
+        if wal.append(&append).is_err() || (random.below(3) == 0 && wal.sync().is_err()) {
+            return;
+        }
+        if wal.tail.synced == wal.tail.position {
+            states.drain(..states.len() - 1);
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_left_of_a_record_never_comes_back() {
+    let disk = Arc::new(TestDisk::default());
+    let (mut wal, log) = open(&disk).unwrap();
+    let hard_state = hard_state(1, 0);
+    let first = Append { hard_state: Some(&hard_state), ..Append::default() };
+    let at = wal.tail.position as usize;
+    wal.append(&first).unwrap();
+    wal.append(&Append { entries: &entries(1..=2, 1, 50), ..Append::default() }).unwrap();
+    // The power goes before a sync, and of the two records only the second is on disk.
+    disk.tamper(&segment::name(1), |data| data[at..at + 40].fill(0));
+    let (mut wal, replayed) = open(&disk).unwrap();
+    assert_eq!(replayed, log);
+    // The same record again makes the chain that the second one continues. The power goes before the seal is on disk.
+    wal.append(&first).unwrap();
+    wal.sync().unwrap();
+    let durable = disk.0.lock().unwrap().data[0].durable.clone();
+    disk.tamper(&segment::name(1), |data| *data = durable);
+    assert_eq!(open(&disk).unwrap().1, modelled(&log, &first));
 }
 
 #[test]
