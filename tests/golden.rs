@@ -20,6 +20,8 @@
 
 #[path = "golden/support/kv.rs"]
 mod kv;
+#[path = "golden/support/lease.rs"]
+mod lease_commands;
 #[path = "golden/support/memory.rs"]
 mod memory;
 #[path = "golden/support/watch.rs"]
@@ -30,6 +32,7 @@ mod world;
 use std::fs;
 use std::path::Path;
 
+use lease_commands::LeaseWorld;
 use world::World;
 
 #[test]
@@ -47,8 +50,24 @@ fn watch() {
     check("watch");
 }
 
-/// Runs every script of an area.
+#[test]
+fn lease() {
+    check_in("lease", || {
+        let mut world = LeaseWorld::new();
+        move |command: &[&str]| world.run(command)
+    });
+}
+
+/// Runs every script of an area in the world of keys and watchers.
 fn check(area: &str) {
+    check_in(area, || {
+        let mut world = World::new();
+        move |command: &[&str]| world.run(command)
+    });
+}
+
+/// Runs every script of an area, each in a world of its own that answers commands.
+fn check_in<Answer: FnMut(&[&str]) -> Vec<String>>(area: &str, new_world: impl Fn() -> Answer) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(area);
     let mut paths: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -56,7 +75,7 @@ fn check(area: &str) {
     let mut failed = 0;
     for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "txt")) {
         let script = fs::read_to_string(path).unwrap();
-        let answered = play(&script).unwrap_or_else(|what| panic!("{}: {what}", path.display()));
+        let answered = play(&script, new_world()).unwrap_or_else(|what| panic!("{}: {what}", path.display()));
         if answered == script {
             continue;
         }
@@ -71,9 +90,8 @@ fn check(area: &str) {
 }
 
 /// The script with the answers its commands get in a new world.
-fn play(script: &str) -> Result<String, String> {
+fn play(script: &str, mut answer: impl FnMut(&[&str]) -> Vec<String>) -> Result<String, String> {
     let lines: Vec<&str> = script.lines().collect();
-    let mut world = World::new();
     let mut out = String::new();
     let mut push = |line: &str| {
         out.push_str(line);
@@ -94,7 +112,7 @@ fn play(script: &str) -> Result<String, String> {
         }
         at += 1;
         command.iter().chain(&["---"]).for_each(|line| push(line));
-        for line in world.run(command) {
+        for line in answer(command) {
             assert!(!line.is_empty() && !line.starts_with([' ', '#']), "an answer that cannot be told from a script");
             push(&line);
         }

@@ -10,13 +10,13 @@ use crate::types::Revision;
 
 /// The service of a member.
 #[derive(Clone)]
-pub struct ClusterService {
+pub(super) struct ClusterService {
     handle: Handle,
 }
 
 impl ClusterService {
     /// Over a member.
-    pub fn new(handle: Handle) -> ClusterService {
+    pub(super) fn new(handle: Handle) -> ClusterService {
         ClusterService { handle }
     }
 }

@@ -19,13 +19,13 @@ const PUT_OVERHEAD_BYTES: usize = 256;
 
 /// The service of a member.
 #[derive(Clone)]
-pub struct KvService {
+pub(super) struct KvService {
     handle: Handle,
 }
 
 impl KvService {
     /// Over a member.
-    pub fn new(handle: Handle) -> KvService {
+    pub(super) fn new(handle: Handle) -> KvService {
         KvService { handle }
     }
 

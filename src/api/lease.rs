@@ -24,13 +24,13 @@ const DRAWS_MAX: usize = 8;
 
 /// The service of a member.
 #[derive(Clone)]
-pub struct LeaseService {
+pub(super) struct LeaseService {
     handle: Handle,
 }
 
 impl LeaseService {
     /// Over a member.
-    pub fn new(handle: Handle) -> LeaseService {
+    pub(super) fn new(handle: Handle) -> LeaseService {
         LeaseService { handle }
     }
 

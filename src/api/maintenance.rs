@@ -16,13 +16,13 @@ use crate::version;
 
 /// The service of a member.
 #[derive(Clone)]
-pub struct MaintenanceService {
+pub(super) struct MaintenanceService {
     handle: Handle,
 }
 
 impl MaintenanceService {
     /// Over a member.
-    pub fn new(handle: Handle) -> MaintenanceService {
+    pub(super) fn new(handle: Handle) -> MaintenanceService {
         MaintenanceService { handle }
     }
 

@@ -63,8 +63,6 @@ pub(crate) enum Mistake {
     InvalidSort,
     /// A lease longer than 9,000,000,000 s.
     TtlTooLarge,
-    /// A member id nobody has.
-    MemberNotFound,
 }
 
 impl From<Mistake> for Status {
@@ -78,7 +76,6 @@ impl From<Mistake> for Status {
             Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
-            Mistake::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
         };
         Status::new(code, text)
     }

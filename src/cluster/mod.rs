@@ -82,4 +82,11 @@ mod tests {
         assert_eq!(ids, [0x515584f63ba3e030, 0x1f85b5d3ba970d27, 0xbac6623ff4120a73].map(MemberId));
         assert_eq!(cluster_id(ids), ClusterId(2625442833910391818));
     }
+
+    #[test]
+    fn the_second_counts_for_a_member_added_later() {
+        let url = urls(&["http://127.0.0.1:33382"]);
+        assert_eq!(added_member_id(&url, 1_795_391_960), MemberId(0x7f26bb5bcdd10c6c));
+        assert_ne!(added_member_id(&url, 1_795_391_960), added_member_id(&url, 1_795_391_961));
+    }
 }

@@ -6,8 +6,9 @@
 //!   * a renewal that was answered with [`Renewed::Ttl`] left no record of a smaller rest behind, so that no later leader
 //!     ends the lease sooner than the client was told.
 //!
-//! The last promise needs the caller's help: what `checkpoints` gives is proposed before `renew` is called again, in the term
-//! it was given in, and `granted`, `revoked` and `remaining_changed` are called in the order of the log.
+//! The last promise needs the caller's help. `promote` comes when every entry of earlier terms has been applied: they may still
+//! record rests and end leases. What `checkpoints` gives is proposed before `renew` is called again, in the term it was given in.
+//! `granted`, `revoked` and `remaining_changed` are called in the order of the log.
 //!
 //! Called by the lease loop and by whoever answers keep-alives. A member that does not lead has one too; it holds nothing.
 
@@ -83,7 +84,7 @@ enum Record {
 }
 
 impl Lessor {
-    /// Leadership begins: every lease of the table runs for its recorded rest, or its full length, and `extend` besides, for
+    /// Leadership begins, and the table has everything of earlier terms: every lease runs for its recorded rest, or its full length, and `extend` besides, for
     /// renewals could not be heard while there was no leader.
     pub fn promote(&mut self, table: &Table, now: Duration, extend: Duration) {
         self.demote();

@@ -23,6 +23,8 @@
 //!
 //! Deliberately missing: any bound on expiries per second (they travel together in one entry), and the keys' values.
 
+use std::time::Duration;
+
 pub mod lessor;
 pub mod table;
 
@@ -32,6 +34,13 @@ pub use table::{Lease, Table};
 /// The longest a lease can be granted for, in seconds. The edge refuses more.
 pub const TTL_MAX: i64 = 9_000_000_000;
 
+/// The shortest length a lease can have, in seconds; the proposer of a grant raises shorter ones to it. One and a half
+/// elections: a lease shall not end because there was no leader to renew it.
+pub fn ttl_min(election_ticks: u32, heartbeat: Duration) -> i64 {
+    let time = heartbeat.saturating_mul(election_ticks.saturating_mul(3) / 2);
+    i64::try_from(time.as_nanos().div_ceil(1_000_000_000)).unwrap_or(TTL_MAX)
+}
+
 /// Why the table did not do what a command asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -39,4 +48,16 @@ pub enum Error {
     Exists,
     /// There is no such lease.
     NotFound,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_lease_outlasts_an_election() {
+        assert_eq!(ttl_min(10, Duration::from_millis(100)), 2);
+        assert_eq!(ttl_min(50, Duration::from_millis(500)), 38);
+        assert_eq!(ttl_min(1, Duration::from_millis(1)), 1);
+    }
 }

@@ -29,6 +29,8 @@ pub(super) struct Log {
     base_term: u64,
     /// Entry i stands at `base_index + 1 + i`.
     entries: VecDeque<Entry>,
+    /// Of their payloads.
+    bytes: u64,
     /// What raft starts from; not looked at again.
     start: (HardState, ConfState),
     offer: Option<SnapshotPoint>,
@@ -40,7 +42,8 @@ impl Log {
     /// A log that starts right after `base`. `entries` follow it without a gap; the caller has checked that.
     pub(super) fn new(base: (Index, Term), entries: Vec<Entry>, start: (HardState, ConfState)) -> Log {
         let (Index(base_index), Term(base_term)) = base;
-        Log { base_index, base_term, entries: entries.into(), start, offer: None, wanted: Cell::new(false) }
+        let bytes = payload(&entries);
+        Log { base_index, base_term, entries: entries.into(), bytes, start, offer: None, wanted: Cell::new(false) }
     }
 
     /// The entry right before the first.
@@ -54,6 +57,8 @@ impl Log {
         let kept = first.index.checked_sub(self.base_index + 1).expect("raft appends after the base") as usize;
         assert!(kept <= self.entries.len(), "raft appends without a gap");
         let overwrites = kept < self.entries.len();
+        self.bytes -= payload(self.entries.range(kept..));
+        self.bytes += payload(entries);
         self.entries.truncate(kept);
         self.entries.extend(entries.iter().cloned());
         overwrites
@@ -63,20 +68,21 @@ impl Log {
     pub(super) fn reset(&mut self, index: u64, term: u64) {
         (self.base_index, self.base_term) = (index, term);
         self.entries.clear();
+        self.bytes = 0;
     }
 
-    /// Forgets the entries up to `index`. They must be applied.
-    /// Bytes of payload held.
+    /// Bytes of the entries' payload.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
+    /// Forgets the entries up to `index`. They must be applied.
     pub(super) fn truncate(&mut self, index: u64) {
         if index <= self.base_index {
             return;
         }
         self.base_term = self.term_at(index).expect("an applied entry is in the log");
-        self.entries.drain(..(index - self.base_index) as usize);
+        self.bytes -= payload(&self.entries.drain(..(index - self.base_index) as usize).collect::<Vec<_>>());
         self.base_index = index;
     }
 
@@ -101,6 +107,10 @@ impl Log {
     fn last(&self) -> u64 {
         self.base_index + self.entries.len() as u64
     }
+}
+
+fn payload<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> u64 {
+    entries.into_iter().map(|entry| entry.data.len() as u64).sum()
 }
 
 impl Storage for Log {

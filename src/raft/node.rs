@@ -274,6 +274,11 @@ impl Node {
         Index(self.raw.raft.raft_log.first_index())
     }
 
+    /// Bytes of payload that the log holds in memory.
+    pub fn log_bytes(&self) -> u64 {
+        self.raw.store().bytes()
+    }
+
     /// The last entry of the log, durable or not.
     pub fn last_index(&self) -> Index {
         Index(self.raw.raft.raft_log.last_index())

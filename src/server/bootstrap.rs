@@ -32,7 +32,7 @@ use crate::types::{ClusterId, Index, MemberId, Term};
 
 /// Why a member does not start.
 #[derive(Debug)]
-pub enum Error {
+pub(crate) enum Error {
     /// Its disk, or what is on it.
     Storage(storage::Error),
     /// Its log and its state do not fit together.

@@ -83,10 +83,12 @@ impl LogThread {
             let mut batch = vec![job];
             batch.extend(self.jobs.try_iter());
             self.write(batch)?;
-            // Room for the next segment is made between batches, a little at a time.
-            self.wal.prepare()?;
+            // Room for the next segment is made between batches, a little at a time. If there is none, the append that needs it
+            // will say so.
+            let _ = self.wal.prepare();
         }
-        Ok(())
+        // A clean stop leaves nothing for the next start to wonder about.
+        self.wal.sync()
     }
 
     fn write(&mut self, batch: Vec<LogJob>) -> storage::Result<()> {

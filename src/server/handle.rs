@@ -393,7 +393,7 @@ impl Handle {
         let stats = self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).stats();
         metrics.watchers.set(stats.watchers as i64);
         metrics.watch_streams.set(stats.streams as i64);
-        metrics.slow_watchers.set(stats.unsynced as i64);
+        metrics.slow_watchers.set(stats.slow_watchers as i64);
         metrics.pending_events.set(stats.pending_events as i64);
         metrics.events.set(stats.events_sent);
         for peer in self.transport().peers() {

@@ -46,8 +46,6 @@ pub mod alarm;
 pub mod applied;
 mod apply;
 pub mod command;
-#[cfg(test)]
-mod tests;
 
 pub use alarm::{AlarmKind, Alarms};
 
@@ -249,3 +247,6 @@ fn put_conf_state(batch: &mut Batch, conf_state: &ConfState) {
 fn put_meta(batch: &mut Batch, name: &'static [u8], value: Bytes) {
     batch.put(Bucket::Meta, Bytes::from_static(name), value);
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,6 @@
 //! What every member must agree on, and what a member must find again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
@@ -10,38 +9,35 @@ use super::command::{Command, Kind, LeaseExpire, LeaseRemaining};
 use super::*;
 use crate::pb::etcdserverpb::*;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes, lease_remaining::Remaining};
+use crate::storage::backend::{Backend, memory::MemoryBackend};
 
-/// Rows as some commits left them.
-#[derive(Clone, Default, PartialEq, Debug)]
-struct Rows(BTreeMap<(Bucket, Bytes), Bytes>);
+/// All rows of a backend.
+type Rows = BTreeMap<(Bucket, Bytes), Bytes>;
 
-impl Reader for Rows {
-    fn get(&self, bucket: Bucket, key: &[u8]) -> storage::Result<Option<Bytes>> {
-        Ok(self.0.get(&(bucket, Bytes::copy_from_slice(key))).cloned())
+fn rows_of(backend: &MemoryBackend) -> Rows {
+    let (reader, mut rows) = (backend.reader().unwrap(), Rows::new());
+    for bucket in Bucket::ALL {
+        let mut visit = |key: &[u8], value: &[u8]| {
+            rows.insert((bucket, Bytes::copy_from_slice(key)), Bytes::copy_from_slice(value));
+            true
+        };
+        reader.scan(bucket, &[], None, &mut visit).unwrap();
     }
+    rows
+}
 
-    fn scan(
-        &self,
-        bucket: Bucket,
-        from: &[u8],
-        to: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> storage::Result<()> {
-        for ((_, key), value) in
-            self.0.range((bucket, Bytes::copy_from_slice(from))..).take_while(|row| row.0.0 == bucket)
-        {
-            if to.is_some_and(|to| key.as_ref() >= to) || !visit(key, value) {
-                break;
-            }
-        }
-        Ok(())
-    }
+/// The state that these rows are.
+fn open(rows: Rows) -> storage::Result<StateMachine> {
+    let backend = MemoryBackend::new();
+    let rows = rows.into_iter().map(|((bucket, key), value)| (bucket, key, Some(value))).collect();
+    backend.commit(&Batch { rows })?;
+    StateMachine::open(backend.reader()?)
 }
 
 /// A member: its state, and a backend that runs behind.
 struct Member {
     state: StateMachine,
-    rows: Mutex<Rows>,
+    backend: MemoryBackend,
     waiting: Batch,
     index: u64,
 }
@@ -54,10 +50,10 @@ fn founders() -> (Vec<MemberRecord>, ConfState) {
 impl Member {
     fn new() -> Member {
         let (members, conf_state) = founders();
-        let mut rows = Rows::default();
-        rows.commit(&StateMachine::founding_rows(&members, &conf_state));
-        let state = StateMachine::open(Arc::new(rows.clone())).unwrap();
-        Member { state, rows: Mutex::new(rows), waiting: Batch::default(), index: 1 }
+        let backend = MemoryBackend::new();
+        backend.commit(&StateMachine::founding_rows(&members, &conf_state)).unwrap();
+        let state = StateMachine::open(backend.reader().unwrap()).unwrap();
+        Member { state, backend, waiting: Batch::default(), index: 1 }
     }
 
     /// An entry with one command, in term 1.
@@ -74,32 +70,20 @@ impl Member {
     }
 
     fn flush(&mut self) {
-        let mut rows = self.rows.lock().unwrap();
-        rows.commit(&std::mem::take(&mut self.waiting));
-        self.state.kv.flushed(Arc::new(rows.clone())).unwrap();
+        self.backend.commit(&std::mem::take(&mut self.waiting)).unwrap();
+        self.state.kv.flushed(self.backend.reader().unwrap()).unwrap();
     }
 
     /// What did not reach the backend is gone. Says where to continue.
     fn crash(&mut self) -> u64 {
         self.waiting = Batch::default();
-        self.state = StateMachine::open(Arc::new(self.rows.lock().unwrap().clone())).unwrap();
+        self.state = StateMachine::open(self.backend.reader().unwrap()).unwrap();
         self.index = self.state.applied().0;
         self.index
     }
 
     fn compact_fully(&mut self) {
         while self.state.kv.compact_step(3, &mut self.waiting).unwrap() {}
-    }
-}
-
-impl Rows {
-    fn commit(&mut self, batch: &Batch) {
-        for (bucket, key, value) in batch.rows.clone() {
-            match value {
-                Some(value) => self.0.insert((bucket, key), value),
-                None => self.0.remove(&(bucket, key)),
-            };
-        }
     }
 }
 
@@ -260,7 +244,7 @@ fn members_agree_however_often_one_of_them_flushes_crashes_and_restores() {
             member.compact_fully();
             member.flush();
         }
-        assert_eq!(*steady.rows.lock().unwrap(), *troubled.rows.lock().unwrap(), "seed {seed}");
+        assert_eq!(rows_of(&steady.backend), rows_of(&troubled.backend), "seed {seed}");
     }
 }
 
@@ -396,32 +380,29 @@ fn damaged_rows_are_refused() {
     member.run(Kind::Alarm(AlarmRequest { action: 1, member_id: 7, alarm: 1 }));
     member.run(Kind::ClusterVersion(ClusterVersion { version: "3.5.0".into() }));
     member.flush();
-    let good = member.rows.lock().unwrap().clone();
-    assert!(StateMachine::open(Arc::new(good.clone())).is_ok());
-    assert!(StateMachine::open(Arc::new(Rows::default())).is_ok_and(|empty| empty.applied() == Index(0)));
+    let good = rows_of(&member.backend);
+    assert!(open(good.clone()).is_ok());
+    assert!(open(Rows::new()).is_ok_and(|empty| empty.applied() == Index(0)));
 
     let opens = |change: &dyn Fn(&mut Rows)| {
         let mut rows = good.clone();
         change(&mut rows);
-        StateMachine::open(Arc::new(rows)).is_ok()
+        open(rows).is_ok()
     };
     let row = |bucket, key: &'static [u8]| (bucket, Bytes::from_static(key));
     for name in [schema::APPLIED_INDEX, schema::APPLIED_TERM, schema::REVISION, schema::CONF_STATE] {
-        assert!(!opens(&|rows| drop(rows.0.remove(&row(Bucket::Meta, name)))), "{name:?} is missing");
-        assert!(!opens(&|rows| drop(rows.0.insert(row(Bucket::Meta, name), "x".into()))), "{name:?} is short");
+        assert!(!opens(&|rows| drop(rows.remove(&row(Bucket::Meta, name)))), "{name:?} is missing");
+        assert!(!opens(&|rows| drop(rows.insert(row(Bucket::Meta, name), "x".into()))), "{name:?} is short");
     }
-    assert!(!opens(&|rows| drop(rows.0.insert(row(Bucket::Meta, schema::CLUSTER_VERSION), "x".into()))));
-    assert!(!opens(&|rows| drop(rows.0.insert(row(Bucket::Alarm, b"short"), Bytes::new()))));
-    assert!(!opens(&|rows| drop(rows.0.insert(row(Bucket::MembersRemoved, b"x"), Bytes::new()))));
+    assert!(!opens(&|rows| drop(rows.insert(row(Bucket::Meta, schema::CLUSTER_VERSION), "x".into()))));
+    assert!(!opens(&|rows| drop(rows.insert(row(Bucket::Alarm, b"short"), Bytes::new()))));
+    assert!(!opens(&|rows| drop(rows.insert(row(Bucket::MembersRemoved, b"x"), Bytes::new()))));
     for bucket in [Bucket::Lease, Bucket::Members] {
-        assert!(!opens(&|rows| drop(rows.0.insert(row(bucket, b"12345678"), Bytes::new()))), "{bucket:?} elsewhere");
-        assert!(
-            !opens(&|rows| drop(rows.0.insert(row(bucket, b"12345678"), "\u{7f}".into()))),
-            "{bucket:?} unreadable"
-        );
+        assert!(!opens(&|rows| drop(rows.insert(row(bucket, b"12345678"), Bytes::new()))), "{bucket:?} elsewhere");
+        assert!(!opens(&|rows| drop(rows.insert(row(bucket, b"12345678"), "\u{7f}".into()))), "{bucket:?} unreadable");
     }
     let lease = (Bucket::Lease, schema::u64_row(7));
-    assert!(!opens(&|rows| drop(rows.0.remove(&lease))), "a key's lease is missing");
+    assert!(!opens(&|rows| drop(rows.remove(&lease))), "a key's lease is missing");
 }
 
 #[test]

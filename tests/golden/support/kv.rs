@@ -100,7 +100,7 @@ fn history(world: &World, from: Revision) -> Vec<String> {
     }
 }
 
-fn put(words: &[&str]) -> PutRequest {
+pub(crate) fn put(words: &[&str]) -> PutRequest {
     let value = if words[2] == "\"\"" { "" } else { words[2] };
     let mut request = PutRequest { key: bytes(words[1]), value: bytes(value), ..Default::default() };
     for option in &words[3..] {
@@ -115,7 +115,7 @@ fn put(words: &[&str]) -> PutRequest {
     request
 }
 
-fn get(words: &[&str]) -> RangeRequest {
+pub(crate) fn get(words: &[&str]) -> RangeRequest {
     let (key, range_end) = range(words[1]);
     let mut request = RangeRequest { key, range_end, ..Default::default() };
     for option in &words[2..] {
@@ -146,13 +146,13 @@ fn get(words: &[&str]) -> RangeRequest {
     request
 }
 
-fn delete(words: &[&str]) -> DeleteRangeRequest {
+pub(crate) fn delete(words: &[&str]) -> DeleteRangeRequest {
     let (key, range_end) = range(words[1]);
     DeleteRangeRequest { key, range_end, prev_kv: words[2..].contains(&"prev") }
 }
 
 /// The transaction of these lines, all indented at least as far as the first.
-fn txn(body: &[&str]) -> TxnRequest {
+pub(crate) fn txn(body: &[&str]) -> TxnRequest {
     let mut request = TxnRequest::default();
     let mut at = 0;
     while at < body.len() {
@@ -233,7 +233,7 @@ pub(crate) fn number(text: &str) -> i64 {
     text.parse().unwrap_or_else(|_| panic!("{text} is not a number"))
 }
 
-fn revision(header: &Option<ResponseHeader>) -> i64 {
+pub(crate) fn revision(header: &Option<ResponseHeader>) -> i64 {
     header.as_ref().map_or(-1, |header| header.revision)
 }
 
@@ -252,27 +252,27 @@ pub(crate) fn show_kv(kv: &KeyValue) -> String {
     line
 }
 
-fn show_put(response: &PutResponse) -> Vec<String> {
+pub(crate) fn show_put(response: &PutResponse) -> Vec<String> {
     let mut lines = vec![format!("rev={}", revision(&response.header))];
     lines.extend(response.prev_kv.iter().map(|kv| format!("prev {}", show_kv(kv))));
     lines
 }
 
-fn show_range(response: &RangeResponse) -> Vec<String> {
+pub(crate) fn show_range(response: &RangeResponse) -> Vec<String> {
     let more = if response.more { " more" } else { "" };
     let mut lines = vec![format!("rev={} count={}{more}", revision(&response.header), response.count)];
     lines.extend(response.kvs.iter().map(show_kv));
     lines
 }
 
-fn show_delete(response: &DeleteRangeResponse) -> Vec<String> {
+pub(crate) fn show_delete(response: &DeleteRangeResponse) -> Vec<String> {
     let mut lines = vec![format!("rev={} deleted={}", revision(&response.header), response.deleted)];
     lines.extend(response.prev_kvs.iter().map(|kv| format!("prev {}", show_kv(kv))));
     lines
 }
 
 /// Operations are numbered from 1, those of a nested transaction `2.1`, `2.2`, ….
-fn show_txn(response: &TxnResponse, prefix: &str) -> Vec<String> {
+pub(crate) fn show_txn(response: &TxnResponse, prefix: &str) -> Vec<String> {
     let succeeded = if response.succeeded { "succeeded" } else { "failed" };
     let mut lines = vec![format!("{succeeded} rev={}", revision(&response.header))];
     for (n, op) in (1..).zip(&response.responses) {
