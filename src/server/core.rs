@@ -26,6 +26,7 @@ use super::lease_loop;
 use super::raft_loop;
 use super::reads::Reads;
 use super::waiters::Waiters;
+use super::watch_loop::LeaderMonitor;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
 use crate::peer::{FromPeer, Place, Transport};
 use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
@@ -86,6 +87,7 @@ pub(crate) struct Waiting {
     published_at: Option<u64>,
     role: Option<Role>,
     promoted: Option<Term>,
+    monitor: LeaderMonitor,
     stopping: bool,
 }
 
@@ -96,6 +98,10 @@ impl Core {
         let mut ticks = tokio::time::interval(self.config.heartbeat);
         // After a pause raft is told of one tick, not of all that were missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Nobody else could lead: waiting for a leader would be waiting for the clock.
+        if self.node.voters() == [self.shared.member] {
+            self.tell(Input::Campaign);
+        }
         // Entries known to be committed before the restart need nobody's leave.
         self.turn();
         while !self.state.stopping {
@@ -149,6 +155,8 @@ impl Core {
         if let Some(heir) = heir {
             info!(self.logger, "handing over leadership"; "to" => %heir.id);
             self.tell(Input::TransferLeader(heir.id));
+        } else {
+            self.shared.progress.leader.store(0, Relaxed);
         }
     }
 
@@ -171,6 +179,10 @@ impl Core {
         self.state.waiters.expire(now);
         self.state.reads.expire(now, self.shared.limits.request_timeout);
         self.publish();
+        let election_ticks = (self.config.election.as_millis() / self.config.heartbeat.as_millis().max(1)).max(1) as u64;
+        if self.state.ticks % election_ticks == 0 && self.state.monitor.tick(self.node.leader().is_some()) {
+            self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).leader_lost();
+        }
         if self.node.is_leader() {
             let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
             let commands = lease_loop::turn(&mut lessor, self.node.term(), now);
@@ -236,11 +248,12 @@ impl Core {
                     (self.fail)(&"the log thread is gone");
                 }
             }
-            if let Some(role) = turn.role {
-                self.role_changed(role);
-            }
+            // Before the role: a change of it fails reads that have no answer yet.
             for (context, index) in turn.reads {
                 self.state.reads.confirm(&context, index);
+            }
+            if let Some(role) = turn.role {
+                self.role_changed(role);
             }
             self.apply(turn.committed);
             if !progress {
@@ -389,7 +402,6 @@ impl Core {
         self.state.installing = false;
         self.state.offered = None;
         self.tell(Input::Persisted { number });
-        self.tell(Input::Applied(index));
         info!(self.logger, "snapshot adopted"; "index" => index.0, "revision" => revision.0);
         let _ = self.backend.send(BackendJob::Flush);
     }

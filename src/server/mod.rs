@@ -9,8 +9,8 @@
 //! | log thread      | `disk_threads` | a thread                    | the core drops its queue                     |
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
-//! | peer listener   | `listen`       | the main runtime            | the stop signal, then 3 s of grace           |
-//! | client listeners| `listen`       | the edge's runtimes         | the same                                     |
+//! | peer listener   | `listen`       | the main runtime            | aborted when the core has ended              |
+//! | client listeners| `listen`       | the edge's runtimes         | the stop signal, then 3 s of grace           |
 //!
 //! The main runtime has one thread. With `--edge-threads` above 1 clients are served by that many threads with a runtime each, and
 //! the main runtime keeps the core and the peers.
@@ -169,7 +169,7 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
     let peer_grpc = tonic::service::Routes::new(peer_service(&transport, answers(&handle, &member.data_dir))).prepare();
     let mut listeners = tokio::task::JoinSet::new();
     let peer_limits = listen::Limits::of_peers();
-    listeners.spawn(listen::serve(
+    let peer_listener = tokio::spawn(listen::serve(
         peer_sockets,
         peer_grpc,
         http::peer_routes(probe(), logger.clone()),
@@ -221,6 +221,8 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
     let _ = core.await;
     catch_up.abort();
     transport.stop();
+    // Peers never end their streams by themselves.
+    peer_listener.abort();
     let _ = tokio::task::spawn_blocking(move || (log.join(), backend.join())).await;
     info!(logger, "stopped");
     Ok(())
