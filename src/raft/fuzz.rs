@@ -252,6 +252,7 @@ fn run(seed: u64, steps: u64) -> [u64; 2] {
                 victim.apply(&mut dice);
                 Input::Unreachable(MemberId(0))
             }
+            29 => Input::Applied(Index(number(&mut dice, victim.given))),
             27 if liars > 0 => Input::Message(forge(&mut dice, victim)),
             28 if liars > 1 => Input::Message(forge(&mut dice, victim)),
             _ if network.is_empty() => Input::Tick,

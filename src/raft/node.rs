@@ -65,9 +65,9 @@ struct Numbers {
     last: u64,
     /// The last one told to be durable.
     persisted: u64,
-    /// The last one with entries or a snapshot.
+    /// The last one with entries.
     writes: u64,
-    /// The last one that replaced part of the log.
+    /// The last one that replaced part of the log, or all of it by a snapshot.
     replaces: u64,
     /// The last one that changed the term or the vote.
     ballot: u64,
@@ -172,7 +172,7 @@ impl Node {
             self.raw.mut_store().reset(meta.index, meta.term);
             self.installing = Some((number, Index(meta.index)));
             self.handed = meta.index;
-            (self.numbers.writes, self.numbers.replaces) = (number, number);
+            self.numbers.replaces = number;
             output.snapshot = Some(snapshot);
         }
         output.entries = ready.take_entries();
