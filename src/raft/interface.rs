@@ -191,6 +191,7 @@ pub struct Output {
     /// Whether `messages_after_sync` and `Persisted` have to wait for a sync.
     pub must_sync: bool,
     /// To install before `Persisted`: the state becomes that of the snapshot, the log starts after it (before `entries`).
+    /// A `MsgSnapshot` that leads to none was not needed: its rows can go.
     pub snapshot: Option<Snapshot>,
     /// To send when this output and all before it are durable.
     pub messages_after_sync: Vec<Message>,

@@ -519,6 +519,8 @@ fn a_member_that_installs_a_snapshot_neither_campaigns_nor_takes_another() {
         offer
     };
     cluster.handle(2, Input::Message(offer(50))).expect("the first");
+    cluster.handle(2, Input::Applied(Index(50))).expect("it was given");
+    assert_eq!(cluster.applied(2), 1, "it is not durable yet");
     assert_eq!(cluster.node(2).snapshot_in_flight(), Some(Index(50)));
     assert!(matches!(cluster.handle(2, Input::Message(offer(60))), Err(Rejected::Invalid(_))));
     assert!(matches!(cluster.handle(2, Input::Campaign), Err(Rejected::Invalid(_))));
