@@ -1,6 +1,6 @@
 //! Nodes among liars: messages out of nothing, and real ones with something changed, into three members that also talk
-//! to one another. Lies can fork a cluster, so nothing is checked but that no node panics, and that each still gives its
-//! outputs in order and applies in order.
+//! to one another. Lies can fork a cluster, so nothing is checked but that no node panics, and that each still gives
+//! its outputs in order and applies in order.
 
 use bytes::Bytes;
 
