@@ -1,6 +1,6 @@
 //! Nodes among liars: messages out of nothing, and real ones with something changed, into three members that also talk
-//! to one another. Lies can fork a cluster, so nothing is checked but that no node panics, and that each still gives its
-//! outputs in order and applies in order.
+//! to one another. Lies can fork a cluster, so nothing is checked but that no node panics, and that each still gives
+//! its outputs in order and applies in order.
 
 use bytes::Bytes;
 
@@ -252,6 +252,7 @@ fn run(seed: u64, steps: u64) -> [u64; 2] {
                 victim.apply(&mut dice);
                 Input::Unreachable(MemberId(0))
             }
+            29 => Input::Applied(Index(number(&mut dice, victim.given))),
             27 if liars > 0 => Input::Message(forge(&mut dice, victim)),
             28 if liars > 1 => Input::Message(forge(&mut dice, victim)),
             _ if network.is_empty() => Input::Tick,

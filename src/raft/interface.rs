@@ -43,10 +43,12 @@ pub struct LogStart {
     pub entries: Vec<Entry>,
 }
 
-/// Why a node cannot start. All of them mean that the disk lost something, or that files of different members were mixed.
+/// Why a node cannot start. All of them mean that the disk lost something, or that files of different members were
+/// mixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The entries do not follow one another: this one is not where it should be, or of an earlier term than the one before.
+    /// The entries do not follow one another: this one is not where it should be, or of an earlier term than the one
+    /// before.
     Disordered(Index),
     /// The state has more than the log: entries that were acknowledged are gone.
     LogEndsEarly {
@@ -190,7 +192,8 @@ pub struct Output {
     pub hard_state: Option<HardState>,
     /// Whether `messages_after_sync` and `Persisted` have to wait for a sync.
     pub must_sync: bool,
-    /// To install before `Persisted`: the state becomes that of the snapshot, the log starts after it (before `entries`).
+    /// To install before `Persisted`: the state becomes that of the snapshot, the log starts after it (before
+    /// `entries`). A `MsgSnapshot` that leads to none was not needed: its rows can go.
     pub snapshot: Option<Snapshot>,
     /// To send when this output and all before it are durable.
     pub messages_after_sync: Vec<Message>,
@@ -213,7 +216,8 @@ pub struct Role {
     pub leads: bool,
 }
 
-/// How far a member of the configuration is, as the leader sees it. On other members only `id` and `learner` mean something.
+/// How far a member of the configuration is, as the leader sees it. On other members only `id` and `learner` mean
+/// something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Who.

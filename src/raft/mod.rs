@@ -1,9 +1,9 @@
 //! Raft: which commands there are, and in which order. Entries are bytes here; what they mean is none of our business.
 //!
-//! The protocol itself is the `raft` crate. It does no I/O, but it trusts its caller in many ways: it panics on messages
-//! that a healthy cluster never sends, on notices that come in the wrong order and on logs that do not fit together.
-//! This module is that caller, written once and for all: [`Node`] takes [`Input`]s and gives [`Output`]s, and no input,
-//! however wrong, reaches a panic.
+//! The protocol itself is the `raft` crate. It does no I/O, but it trusts its caller in many ways: it panics on
+//! messages that a healthy cluster never sends, on notices that come in the wrong order and on logs that do not fit
+//! together. This module is that caller, written once and for all: [`Node`] takes [`Input`]s and gives [`Output`]s, and
+//! no input, however wrong, reaches a panic.
 //!
 //! One turn of the loop that owns a node, in the order that matters:
 //!
@@ -14,10 +14,10 @@
 //!    log; install `snapshot` if there is one. Sync if `must_sync`.
 //! 5. When output n and all before it are durable: `Persisted { number: n }`, and send `messages_after_sync`. Votes and
 //!    acknowledgements are there.
-//! 6. Give `committed` to apply; they are durable here and on a quorum. When they are carried out: `Applied(index)`. For
-//!    an entry that changes the configuration: `apply_conf_change`, once, before the inputs that follow.
-//! 7. A read of `reads` may be answered once apply has reached its index. A `role` means: leadership or the term changed;
-//!    forget every read that is still waiting and ask again with a fresh context.
+//! 6. Give `committed` to apply; they are durable here and on a quorum. When they are carried out: `Applied(index)`.
+//!    For an entry that changes the configuration: `apply_conf_change`, once, before the inputs that follow.
+//! 7. A read of `reads` may be answered once apply has reached its index. A `role` means: leadership or the term
+//!    changed; forget every read that is still waiting and ask again with a fresh context.
 //!
 //! ```text
 //!   Input ──▶ check ──▶ RawNode ──▶ Output      check        no message that could panic gets past it
@@ -26,12 +26,12 @@
 //!            timeout                            timeout      election timeouts out of a seed
 //! ```
 //!
-//! Two things the crate leaves open are closed here. A member does not stand for election while its log has writes under
-//! way or a snapshot being installed; and nothing of a term leaves the member before that term and its vote are durable,
-//! not even a leader's appends (a lone voter with learners leads before it has written down its term).
+//! Two things the crate leaves open are closed here. A member does not stand for election while its log has writes
+//! under way or a snapshot being installed; and nothing of a term leaves the member before that term and its vote are
+//! durable, not even a leader's appends (a lone voter with learners leads before it has written down its term).
 //!
-//! Deliberately missing: leader leases for reads (a paused leader would answer from the past) and snapshots with data in
-//! them (a snapshot message names a point in the log; the rows travel beside it).
+//! Deliberately missing: leader leases for reads (a paused leader would answer from the past) and snapshots with data
+//! in them (a snapshot message names a point in the log; the rows travel beside it).
 
 mod check;
 mod conf_change;

@@ -33,8 +33,8 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 /// Reads that wait for a new leader's first commit. Beyond this they are dropped: whoever asked asks again.
 const HELD_READS_MAX: usize = 4096;
-/// Heartbeats that commit what this log lacks, after which the log counts as lost. One could be a mistake of the sender;
-/// an honest leader commits only what this member has acknowledged.
+/// Heartbeats that commit what this log lacks, after which the log counts as lost. One could be a mistake of the
+/// sender; an honest leader commits only what this member has acknowledged.
 const AHEAD_MAX: u32 = 3;
 
 /// One member's part in raft.
@@ -45,7 +45,8 @@ pub struct Node {
     campaigns: u64,
     reads: ReadContexts,
     seen: SeenContexts,
-    /// Reads that wait for this leader's first commit of its term; before it the leader does not know what is committed.
+    /// Reads that wait for this leader's first commit of its term; before it the leader does not know what is
+    /// committed.
     held: Vec<Message>,
     numbers: Numbers,
     /// Term and vote as of the last output.
@@ -65,9 +66,9 @@ struct Numbers {
     last: u64,
     /// The last one told to be durable.
     persisted: u64,
-    /// The last one with entries or a snapshot.
+    /// The last one with entries.
     writes: u64,
-    /// The last one that replaced part of the log.
+    /// The last one that replaced part of the log, or all of it by a snapshot.
     replaces: u64,
     /// The last one that changed the term or the vote.
     ballot: u64,
@@ -172,7 +173,7 @@ impl Node {
             self.raw.mut_store().reset(meta.index, meta.term);
             self.installing = Some((number, Index(meta.index)));
             self.handed = meta.index;
-            (self.numbers.writes, self.numbers.replaces) = (number, number);
+            self.numbers.replaces = number;
             output.snapshot = Some(snapshot);
         }
         output.entries = ready.take_entries();
@@ -339,8 +340,8 @@ impl Node {
         self.is_leader() && self.raw.store().snapshot_wanted()
     }
 
-    /// This log lost entries that it had acknowledged: the leader goes on to commit an index (this one) that it does not
-    /// reach. There is nothing to be done here but to stop; a member with this log could lose others' writes.
+    /// This log lost entries that it had acknowledged: the leader goes on to commit an index (this one) that it does
+    /// not reach. There is nothing to be done here but to stop; a member with this log could lose others' writes.
     pub fn lost_log(&self) -> Option<Index> {
         (self.ahead.count >= AHEAD_MAX).then_some(Index(self.ahead.commit))
     }
@@ -597,8 +598,8 @@ impl Node {
         }
     }
 
-    /// Whether nothing of the log is on its way to the disk. Only then may the member stand for election: a leader's log
-    /// must not lose its end, and the crate asserts it.
+    /// Whether nothing of the log is on its way to the disk. Only then may the member stand for election: a leader's
+    /// log must not lose its end, and the crate asserts it.
     fn is_settled(&self) -> bool {
         self.snapshot_in_flight().is_none()
             && self.raw.raft.raft_log.unstable_entries().is_empty()

@@ -1,8 +1,8 @@
 //! The contexts of linearizable reads: how a question to the leader and its answer find each other.
 //!
 //! The leader proves that it still leads by a round of heartbeats that carry the context, and it counts answers by
-//! context alone. If a context came twice, late answers to the first round would count for the second, and a leader that
-//! has been deposed meanwhile would answer from the past. Hence: a context is made fresh for every question
+//! context alone. If a context came twice, late answers to the first round would count for the second, and a leader
+//! that has been deposed meanwhile would answer from the past. Hence: a context is made fresh for every question
 //! ([`ReadContexts`]), and a leader refuses one that it has met ([`SeenContexts`]).
 
 use std::collections::{BTreeMap, VecDeque};

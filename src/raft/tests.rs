@@ -457,6 +457,58 @@ fn a_member_behind_the_log_is_given_a_snapshot() {
 }
 
 #[test]
+fn the_log_is_kept_for_a_member_that_receives_a_snapshot() {
+    let mut cluster = Cluster::three(9);
+    let leader = cluster.elect();
+    let behind = leader % 3 + 1;
+    cluster.cut.insert(behind);
+    cluster.propose(leader, "x").expect("a leader");
+    cluster.settle();
+    let (index, term) = (cluster.node(leader).applied(), cluster.node(leader).term());
+    let point = SnapshotPoint { index, term, conf_state: voters(&[1, 2, 3]) };
+    cluster.handle(leader, Input::SnapshotReady(point)).expect("an applied point");
+    cluster.handle(leader, Input::TruncateLog(index)).expect("applied");
+    cluster.cut.clear();
+    cluster.handle(leader, Input::Unreachable(MemberId(behind))).expect("always");
+    cluster.handle(leader, Input::Tick).expect("time passes");
+    for _ in 0..2 {
+        std::mem::take(&mut cluster.network).into_iter().for_each(|message| cluster.deliver(message));
+    }
+    let offer = cluster.network.iter().position(|m| m.get_msg_type() == MessageType::MsgSnapshot);
+    let offer = cluster.network.remove(offer.expect("the log does not reach back"));
+    cluster.propose(leader, "y").expect("a leader");
+    cluster.settle();
+    assert_eq!(cluster.node(leader).applied().0, index.0 + 1);
+    cluster.handle(leader, Input::TruncateLog(Index(index.0 + 1))).expect("applied");
+    assert_eq!(cluster.node(leader).base().0, index);
+    cluster.deliver(offer);
+    cluster.settle();
+    cluster.tick_all();
+    assert_eq!(cluster.applied(behind), cluster.applied(leader));
+    cluster.handle(leader, Input::TruncateLog(Index(index.0 + 1))).expect("applied");
+    assert_eq!(cluster.node(leader).base().0.0, index.0 + 1);
+}
+
+/// The disk would end with the middle one of three writes if the power failed after the second.
+#[test]
+fn an_entry_that_was_replaced_and_came_back_counts_when_its_last_write_is_durable() {
+    let mut cluster = Cluster::three(0);
+    for (leader, term, entries) in [(1, 2, &[2][..]), (3, 3, &[3]), (1, 4, &[2, 4])] {
+        let mut append =
+            Message { index: 1, log_term: 1, commit: 3, ..message(MessageType::MsgAppend, leader, 2, term) };
+        let entry = |(place, term): (usize, &u64)| Entry { index: place as u64 + 2, term: *term, ..Entry::default() };
+        append.set_entries(entries.iter().enumerate().map(entry).collect::<Vec<_>>().into());
+        append.commit *= u64::from(term == 4);
+        cluster.handle(2, Input::Message(append)).expect("sound");
+    }
+    assert_eq!((cluster.node(2).committed().0, cluster.members[&2].writing.len()), (3, 3));
+    for applied in [1, 1, 3] {
+        cluster.sync_one(2);
+        assert_eq!(cluster.applied(2), applied);
+    }
+}
+
+#[test]
 fn a_member_that_installs_a_snapshot_neither_campaigns_nor_takes_another() {
     let mut cluster = Cluster::three(0);
     let offer = |index: u64| {
@@ -467,6 +519,8 @@ fn a_member_that_installs_a_snapshot_neither_campaigns_nor_takes_another() {
         offer
     };
     cluster.handle(2, Input::Message(offer(50))).expect("the first");
+    cluster.handle(2, Input::Applied(Index(50))).expect("it was given");
+    assert_eq!(cluster.applied(2), 1, "it is not durable yet");
     assert_eq!(cluster.node(2).snapshot_in_flight(), Some(Index(50)));
     assert!(matches!(cluster.handle(2, Input::Message(offer(60))), Err(Rejected::Invalid(_))));
     assert!(matches!(cluster.handle(2, Input::Campaign), Err(Rejected::Invalid(_))));
