@@ -119,7 +119,7 @@ impl StateMachine {
         })
     }
 
-    /// Every command of this entry is carried out (or it had none): the batch, with all before it, is the state at `index`.
+    /// Every command of this entry is carried out (or it had none; no entry is left out): the batch, with all before it, is the state at `index`.
     pub fn finish_entry(&mut self, index: Index, term: Term, batch: &mut Batch) {
         self.assert_next(index, term);
         self.applied = index;
@@ -154,10 +154,9 @@ impl StateMachine {
         self.cluster_version
     }
 
-    /// An entry carried out twice would fork the state; so would one left out, but raft may give indices to entries that
-    /// never come here only by way of a snapshot.
+    /// An entry carried out twice, or left out, would fork the state. Entries without commands come through `finish_entry`.
     fn assert_next(&self, index: Index, term: Term) {
-        assert!(index > self.applied, "entry {index} is carried out after {}", self.applied);
+        assert!(index.0 == self.applied.0 + 1, "entry {index} is carried out after {}", self.applied);
         assert!(term >= self.applied_term, "term {term} comes after {}", self.applied_term);
     }
 

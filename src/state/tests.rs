@@ -412,11 +412,21 @@ fn an_unknown_command_stops_the_member() {
     assert!(matches!(outcome, Err(storage::Error::Engine(_))));
 }
 
-#[test]
-#[should_panic(expected = "entry 2 is carried out after 2")]
-fn an_entry_is_carried_out_once() {
+fn apply_at(index: u64) {
     let mut member = Member::new();
     member.run(put("k", 0));
     let command = Command { kind: Some(put("k", 0)), ..Default::default() };
-    let _ = member.state.apply(Index(2), Term(1), &command, &mut Batch::default());
+    let _ = member.state.apply(Index(index), Term(1), &command, &mut Batch::default());
+}
+
+#[test]
+#[should_panic(expected = "entry 2 is carried out after 2")]
+fn an_entry_is_carried_out_once() {
+    apply_at(2);
+}
+
+#[test]
+#[should_panic(expected = "entry 4 is carried out after 2")]
+fn no_entry_is_left_out() {
+    apply_at(4);
 }
