@@ -122,7 +122,7 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| data_dir.wal());
     snapshot::discard_unfinished(&dir)?;
 
-    let mut backend = DiskBackend::open(&data_dir.state())?;
+    let mut backend = DiskBackend::open(data_dir.state())?;
     let found = Identity::read(&*backend.reader()?)?;
     let identity = match found {
         Some(identity) => identity,
@@ -234,13 +234,14 @@ fn start_node(
 }
 
 fn conf_state(stored: &everwatchpb::ConfState) -> ConfState {
-    let mut out = ConfState::default();
-    out.voters = stored.voters.clone();
-    out.learners = stored.learners.clone();
-    out.voters_outgoing = stored.voters_outgoing.clone();
-    out.learners_next = stored.learners_next.clone();
-    out.auto_leave = stored.auto_leave;
-    out
+    ConfState {
+        voters: stored.voters.clone(),
+        learners: stored.learners.clone(),
+        voters_outgoing: stored.voters_outgoing.clone(),
+        learners_next: stored.learners_next.clone(),
+        auto_leave: stored.auto_leave,
+        ..ConfState::default()
+    }
 }
 
 fn applied_index(reader: &dyn Reader) -> storage::Result<Index> {

@@ -180,7 +180,7 @@ impl Core {
         self.state.reads.expire(now, self.shared.limits.request_timeout);
         self.publish();
         let election_ticks = (self.config.election.as_millis() / self.config.heartbeat.as_millis().max(1)).max(1) as u64;
-        if self.state.ticks % election_ticks == 0 && self.state.monitor.tick(self.node.leader().is_some()) {
+        if self.state.ticks.is_multiple_of(election_ticks) && self.state.monitor.tick(self.node.leader().is_some()) {
             self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).leader_lost();
         }
         if self.node.is_leader() {

@@ -246,7 +246,7 @@ impl BackendThread {
 /// Puts a received snapshot in the place of the backend. The snapshot is another member's state: whose this is, is written anew.
 pub(crate) fn adopt(dir: &std::path::Path, index: Index, identity: &Batch) -> storage::Result<DiskBackend> {
     snapshot::adopt(dir, index)?;
-    let backend = DiskBackend::open(&dir.join(datadir::STATE))?;
+    let backend = DiskBackend::open(dir.join(datadir::STATE))?;
     backend.commit(identity)?;
     let applied = backend.reader()?.get(storage::backend::Bucket::Meta, schema::APPLIED_INDEX)?;
     if applied.as_deref().and_then(schema::read_u64) != Some(index.0) {
