@@ -335,7 +335,7 @@ class WatchStream:
     # -- what was told ----------------------------------------------------------------------------------------------
 
     def report(self):
-        """Writes one step per watch id: its controls and events in order, and what broke the rules of the stream."""
+        """Writes one step: for each watch id its controls and events in order, and what broke the rules of the stream."""
         with self.lock:
             received = list(self.received)
         told, broken, torn, last = {}, [], {}, {}
@@ -362,11 +362,9 @@ class WatchStream:
                 lines.append(self.talk.plain(event))
             if response.events and response.header.revision < last.get(watch_id, 0):
                 broken.append(f"watch {watch_id}: header {response.header.revision} below event {last[watch_id]}")
-        for watch_id in sorted(told, key=str):
-            if watch_id != "progress":
-                self.talk.record(f"stream {self.name}: watch {watch_id}", told[watch_id])
-        self.talk.record(f"stream {self.name}: rules broken", broken)
-        self.talk.record(f"stream {self.name}: ended", self.ended)
+        told.pop("progress", None)
+        self.talk.record(f"stream {self.name}", {
+            **{f"watch {watch_id}": lines for watch_id, lines in told.items()}, "rules broken": broken, "ended": self.ended})
 
     def progress_revisions(self):
         return [(r.watch_id, r.header.revision) for r in self.received if self.is_progress(r)]
