@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use everwatch::pb::etcdserverpb::{
-    self as pb, Compare, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
+    self as pb, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
     RangeRequest, RequestOp, TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
     WatchResponse, kv_client::KvClient, lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
     watch_request::RequestUnion,
@@ -380,24 +380,32 @@ impl Stream {
     /// Events as text: `put k=v @5 c3 v2 l7 <- old`, `delete k @6`.
     fn show(&self, response: &WatchResponse) -> Vec<String> {
         let header = response.header.as_ref().expect("a header").revision;
-        response.events.iter().map(|event| {
-            let kv = event.kv.as_ref().expect("an event has its key");
-            assert!(header >= kv.mod_revision, "header {header} is below its event {}", kv.mod_revision);
-            let key = String::from_utf8_lossy(&kv.key);
-            let key = key.strip_prefix(&self.prefix).unwrap_or(&key);
-            let mut text = if event.r#type() == EventType::Put {
-                let lease = if kv.lease == 0 { String::new() } else { format!(" l{}", kv.lease) };
-                let value = String::from_utf8_lossy(&kv.value);
-                format!("put {key}={value} @{} c{} v{}{lease}", kv.mod_revision, kv.create_revision, kv.version)
-            } else {
-                assert_eq!((kv.create_revision, kv.version, kv.lease, kv.value.len()), (0, 0, 0, 0), "a delete is bare");
-                format!("delete {key} @{}", kv.mod_revision)
-            };
-            if let Some(previous) = &event.prev_kv {
-                text += &format!(" <- {}@{}", String::from_utf8_lossy(&previous.value), previous.mod_revision);
-            }
-            text
-        }).collect()
+        response
+            .events
+            .iter()
+            .map(|event| {
+                let kv = event.kv.as_ref().expect("an event has its key");
+                assert!(header >= kv.mod_revision, "header {header} is below its event {}", kv.mod_revision);
+                let key = String::from_utf8_lossy(&kv.key);
+                let key = key.strip_prefix(&self.prefix).unwrap_or(&key);
+                let mut text = if event.r#type() == EventType::Put {
+                    let lease = if kv.lease == 0 { String::new() } else { format!(" l{}", kv.lease) };
+                    let value = String::from_utf8_lossy(&kv.value);
+                    format!("put {key}={value} @{} c{} v{}{lease}", kv.mod_revision, kv.create_revision, kv.version)
+                } else {
+                    assert_eq!(
+                        (kv.create_revision, kv.version, kv.lease, kv.value.len()),
+                        (0, 0, 0, 0),
+                        "a delete is bare"
+                    );
+                    format!("delete {key} @{}", kv.mod_revision)
+                };
+                if let Some(previous) = &event.prev_kv {
+                    text += &format!(" <- {}@{}", String::from_utf8_lossy(&previous.value), previous.mod_revision);
+                }
+                text
+            })
+            .collect()
     }
 }
 
@@ -843,7 +851,8 @@ wire!(e14_other_keys_are_not_told, |c| {
 });
 
 wire!(e16_a_value_of_a_mebibyte_arrives_whole, |c| {
-    let value: bytes::Bytes = (0..1u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect::<Vec<u8>>().into();
+    let value: bytes::Bytes =
+        (0..1u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect::<Vec<u8>>().into();
     let mut stream = c.stream();
     stream.create_as(c.one("k"), 0).await;
     c.send_put(PutRequest { value: value.clone(), ..c.put_request("k", "") }).await;
@@ -895,9 +904,15 @@ wire!(t05_t06_nested_and_ranges_keep_their_place, |c| {
     }
     let mut stream = c.stream();
     stream.create_as(c.everything(), 0).await;
-    let ops = vec![put_op(c.put_request("m", "")), txn_op(vec![put_op(c.put_request("b", ""))]), delete_op(c.key("x"), c.key("zz")), put_op(c.put_request("a", ""))];
+    let ops = vec![
+        put_op(c.put_request("m", "")),
+        txn_op(vec![put_op(c.put_request("b", ""))]),
+        delete_op(c.key("x"), c.key("zz")),
+        put_op(c.put_request("a", "")),
+    ];
     c.txn(ops).await.expect("txn");
-    let order: Vec<String> = stream.events().await.iter().map(|e| e.split('@').next().expect("first").trim().to_owned()).collect();
+    let order: Vec<String> =
+        stream.events().await.iter().map(|e| e.split('@').next().expect("first").trim().to_owned()).collect();
     assert_eq!(order, ["put m=", "put b=", "delete x", "delete y", "delete z", "put a="]);
 });
 
@@ -909,7 +924,10 @@ wire!(t07_the_largest_transaction_is_one_response, |c| {
     c.txn(fits).await.expect("txn");
     assert_eq!(stream.events().await.len(), 128);
     let status = c.txn(over).await.expect_err("too many");
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "etcdserver: too many operations in txn request"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "etcdserver: too many operations in txn request")
+    );
 });
 
 wire!(t09_a_duplicate_key_is_refused_and_not_told, |c| {
@@ -917,7 +935,10 @@ wire!(t09_a_duplicate_key_is_refused_and_not_told, |c| {
     stream.create_as(c.everything(), 0).await;
     let ops = vec![put_op(c.put_request("a", "1")), put_op(c.put_request("a", "2"))];
     let status = c.txn(ops).await.expect_err("duplicate");
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
+    );
     c.assert_quiet(&mut stream).await;
 });
 
@@ -932,7 +953,8 @@ wire!(x01_to_x05_filters_live_and_from_history, |c| {
     }
     let ops = vec![put_op(c.put_request("a", "1")), delete_op(c.key("b"), "".into())];
     let start_revision = c.txn(ops).await.expect("txn");
-    let wanted = [vec![format!("delete b @{start_revision}")], vec![format!("put a=1 @{start_revision} c{start_revision} v1")]];
+    let wanted =
+        [vec![format!("delete b @{start_revision}")], vec![format!("put a=1 @{start_revision} c{start_revision} v1")]];
     let said = c.before_marker(&mut live).await;
     let mut told: Vec<(i64, Vec<String>)> = said.iter().map(|r| (r.watch_id, live.show(r))).collect();
     told.sort();
@@ -963,8 +985,18 @@ wire!(v01_to_v04_prev_kv_only_for_those_who_asked, |c| {
     let said = c.before_marker(&mut stream).await;
     let of = |id| said.iter().filter(|r| r.watch_id == id).flat_map(|r| stream.show(r)).collect::<Vec<_>>();
     let [r1, r2, r3] = at;
-    assert_eq!(of(1), [format!("put k=1 @{r1} c{r1} v1"), format!("put k=2 @{r2} c{r1} v2"), format!("delete k @{r3}")]);
-    assert_eq!(of(0), [format!("put k=1 @{r1} c{r1} v1"), format!("put k=2 @{r2} c{r1} v2 <- 1@{r1}"), format!("delete k @{r3} <- 2@{r2}")]);
+    assert_eq!(
+        of(1),
+        [format!("put k=1 @{r1} c{r1} v1"), format!("put k=2 @{r2} c{r1} v2"), format!("delete k @{r3}")]
+    );
+    assert_eq!(
+        of(0),
+        [
+            format!("put k=1 @{r1} c{r1} v1"),
+            format!("put k=2 @{r2} c{r1} v2 <- 1@{r1}"),
+            format!("delete k @{r3} <- 2@{r2}")
+        ]
+    );
 });
 
 wire!(v05_prev_kv_from_history, |c| {
@@ -972,7 +1004,14 @@ wire!(v05_prev_kv_from_history, |c| {
     let mut stream = c.stream();
     stream.create_as(WatchCreateRequest { prev_kv: true, start_revision: at[0], ..c.one("k") }, 0).await;
     let [r1, r2, r3] = at;
-    assert_eq!(stream.take(3).await, [format!("put k=1 @{r1} c{r1} v1"), format!("put k=2 @{r2} c{r1} v2 <- 1@{r1}"), format!("put k=3 @{r3} c{r1} v3 <- 2@{r2}")]);
+    assert_eq!(
+        stream.take(3).await,
+        [
+            format!("put k=1 @{r1} c{r1} v1"),
+            format!("put k=2 @{r2} c{r1} v2 <- 1@{r1}"),
+            format!("put k=3 @{r3} c{r1} v3 <- 2@{r2}")
+        ]
+    );
 });
 
 wire!(alone v06_prev_kv_below_the_compaction_is_absent_or_right, |c| {
@@ -1018,6 +1057,9 @@ wire!(p03_p12_progress_never_overtakes_an_event_and_never_falls, |c| {
 });
 
 wire!(p04_progress_of_a_stream_without_watchers, |c| {
+    if is_etcd() {
+        return; // silent since etcd 3.5.8; before, any request was answered at once
+    }
     let mut stream = c.stream();
     stream.ask_progress();
     stream.create_as(c.one("k"), 0).await;
@@ -1046,6 +1088,9 @@ wire!(alone p06_p07_no_progress_before_a_future_start, |c| {
 });
 
 wire!(p11_no_progress_before_all_of_history, |c| {
+    if is_etcd() {
+        return; // kept since etcd 3.5.8
+    }
     for n in 0..1001 {
         c.put(&format!("k{n}"), "v").await;
     }
@@ -1133,7 +1178,8 @@ wire!(alone k08_keys_last_changed_before_the_compaction_are_not_told, |c| {
     c.compact(start_revision).await;
     let mut stream = c.stream();
     stream.create_as(WatchCreateRequest { start_revision, ..c.everything() }, 0).await;
-    assert_eq!(c.events_of(&mut stream, 0).await, ["put k=2 @4 c3 v2"]);
+    assert_eq!(stream.take(1).await, ["put k=2 @4 c3 v2"]);
+    c.assert_quiet(&mut stream).await;
 });
 
 wire!(alone k09_a_future_start_beyond_the_compaction, |c| {
