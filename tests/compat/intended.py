@@ -1,0 +1,58 @@
+"""Where Everwatch answers differently from etcd 3.5.1 on purpose, and why.
+
+Keyed by the label of the step; `right` is Everwatch's whole outcome, matched exactly. An entry whose difference does not
+occur fails the run.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Intended(NamedTuple):
+    reason: str
+    right: Any
+
+
+HEADER = {"cluster_id": "CLUSTER", "member_id": "MEMBER", "raft_term": "TERM"}
+
+
+def header(revision):
+    return {**HEADER, "revision": revision}
+
+
+def refused(code, message):
+    return {"code": code, "message": message}
+
+
+LIBRARY = "(text of the gRPC library)"
+
+INTENDED: dict[str, Intended] = {
+    "malformed: /nothing bytes ''": Intended(
+        "a path without a method is an unknown method here; grpc-go calls it ResourceExhausted", refused("UNIMPLEMENTED", LIBRARY)),
+    "watch_starts: stream negative start": Intended(
+        "a negative start revision is refused, as by etcd since 3.5.24", {
+            "watch -1": [{"header": header(122), "watch_id": -1, "created": True, "canceled": True,
+                          "cancel_reason": "etcdserver: mvcc: required revision has been compacted"}],
+            "watch 0": [{"header": header(122), "created": True}], "rules broken": [], "ended": None}),
+    "tombstone_at_compaction: stream tombstone": Intended(
+        "a deletion exactly at the compacted revision can still be watched, as in etcd since 3.5.16", {
+            "watch 0": [{"header": header(170), "created": True},
+                        {"type": "DELETE", "kv": {"key": "'kt/a'", "mod_revision": 169}},
+                        {"kv": {"key": "'kt/a'", "create_revision": 170, "mod_revision": 170, "version": 1, "value": "'3'"}}],
+            "rules broken": [], "ended": None}),
+    **{f"range_options: Range key='r/' range_end='r0' sort_order={order}": Intended(
+        "an unknown sort order is refused, as by later etcd", refused("INVALID_ARGUMENT", "etcdserver: invalid sort option"))
+       for order in (7, 3, -1)},
+    "txn_errors: Txn success={request_range={key='te/a' sort_order=8}}": Intended(
+        "an unknown sort order is refused, as by later etcd", refused("INVALID_ARGUMENT", "etcdserver: invalid sort option")),
+    "malformed: /etcdserverpb.KV/Range bytes '\\n\\x01m(\\xff\\xff\\xff\\xff\\x0f'": Intended(
+        "an unknown sort order is refused, as by later etcd", refused("INVALID_ARGUMENT", LIBRARY)),
+}
+
+SORT = refused("INVALID_ARGUMENT", "etcdserver: invalid sort option")
+INSTEAD_OF_A_CRASH: dict[str, Any] = {
+    "fatal_to_etcd: Range key='r/' range_end='r0' sort_target=9": SORT,
+    "fatal_to_etcd: Range key='r/' range_end='r0' sort_target=5": SORT,
+    "fatal_to_etcd: Range key='r/' range_end='r0' sort_target=-1": SORT,
+    "fatal_to_etcd: Range key='r/' range_end='r0' sort_order=ASCEND sort_target=5": SORT,
+    "fatal_to_etcd: Txn success={request_range={key='te/a' sort_target=8}}": SORT,
+}

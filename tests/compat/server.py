@@ -1,0 +1,103 @@
+"""Starts server processes of either kind from a command, waits until they serve, kills them by pid.
+
+A server is always given as a command (`etcd`, `target/debug/everwatch`, ...) that understands etcd's flags, so the same
+test can hold etcd against etcd (there must be no difference) and etcd against Everwatch.
+"""
+
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+READY_S = 30
+
+
+def free_ports(count):
+    """Ports nobody listens on just now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Server:
+    """One process; its data directory outlives kill() and start(), and goes with close()."""
+
+    def __init__(self, command, name="m0", client=None, peer=None, cluster=None, flags=(), base=None):
+        if client is None:
+            client, peer = free_ports(2)
+        self.command, self.name, self.client, self.peer = command, name, client, peer
+        self.cluster = cluster or f"{name}=http://127.0.0.1:{peer}"
+        self.flags = list(flags)
+        self.owns_base = base is None
+        self.base = pathlib.Path(base or tempfile.mkdtemp(prefix="everwatch-compat-"))
+        self.log = self.base / f"{name}.log"
+        self.process = None
+
+    @property
+    def endpoint(self):
+        return f"127.0.0.1:{self.client}"
+
+    def spawn(self):
+        client, peer = f"http://127.0.0.1:{self.client}", f"http://127.0.0.1:{self.peer}"
+        arguments = shlex.split(self.command) + [
+            "--name", self.name, "--data-dir", str(self.base / self.name),
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", self.cluster, *self.flags,
+        ]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        return self
+
+    def wait(self, seconds=READY_S):
+        """Returns once /health answers true; fails with the end of the log."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            if self.healthy():
+                return self
+            time.sleep(0.05)
+        tail = self.log.read_text(errors="replace")[-2000:]
+        raise SystemExit(f"{self.command} ({self.name}) does not serve; end of its log:\n{tail}")
+
+    def healthy(self):
+        try:
+            with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=2) as answer:
+                return b"true" in answer.read()
+        except OSError:
+            return False
+
+    def start(self):
+        return self.spawn().wait()
+
+    def kill(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def cpu_seconds(self):
+        """User and system time this process has used so far."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self):
+        self.kill()
+        if self.owns_base:
+            shutil.rmtree(self.base, ignore_errors=True)
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.close()
