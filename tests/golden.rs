@@ -1,7 +1,8 @@
 //! Runs the scripts `tests/golden/<area>/*.txt`: one behaviour per file, in words.
 //!
-//! A script is a conversation. A line above `---` is a command (with the indented lines that follow it, for commands that span
-//! several); the lines below `---`, up to an empty line, a comment or the next command, are the answer it must get:
+//! A script is a conversation. A line above `---` is a command (with the indented lines that follow it, for commands
+//! that span several); the lines below `---`, up to an empty line, a comment or the next command, are the answer it
+//! must get:
 //!
 //! ```text
 //! # A deleted key starts again at version 1.
@@ -13,8 +14,9 @@
 //! rev=3 deleted=1
 //! ```
 //!
-//! `UPDATE=1 cargo test --test golden` writes the answers given into the files; read the diff. What the commands are is said in
-//! `golden/support/`: one file per area, each called by `World::run` with the words of a command.
+//! `UPDATE=1 cargo test --test golden` writes the answers given into the files; read the diff. What the commands are is
+//! said in `golden/support/`: one file per area, each called by `World::run` with the words of a command and the lines
+//! below it. An area is added with its file there, its arm in `World::run`, a directory of scripts and a test below.
 
 #[path = "golden/support/kv.rs"]
 mod kv;

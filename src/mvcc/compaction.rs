@@ -1,11 +1,13 @@
 //! Compaction: forgetting what came before a revision.
 //!
-//! It is done at once in the sense that matters: after [`Store::compact`] nothing below the revision can be read. Removing
-//! the rows is work for later, in steps that each hold the state for a bounded time; members may be at different steps and still
-//! answer alike. A member that stops half-way begins the removal anew when it is opened: what was removed stays removed.
+//! It is done at once in the sense that matters: after [`Store::compact`] nothing below the revision can be read.
+//! Removing the rows is work for later, in steps that each hold the state for a bounded time; members may be at
+//! different steps and still answer alike. A member that stops half-way begins the removal anew when it is opened: what
+//! was removed stays removed.
 //!
-//! Of the revisions of a key up to the compacted one the newest stays if it is a put. A tombstone goes, unless its revision is
-//! exactly the compacted one: a watch may still begin there, and must hear of the deletion (etcd since 3.5.16).
+//! Of the revisions of a key up to the compacted one the newest stays if it is a put. A tombstone goes, unless its
+//! revision is exactly the compacted one: a watch may still begin there, and must hear of the deletion (etcd since
+//! 3.5.16).
 
 use bytes::Bytes;
 
@@ -43,7 +45,8 @@ impl Store {
         self.compaction.is_some()
     }
 
-    /// Removes rows until as many keys were looked at and rows removed as `work_max` says. Says whether there is more to do.
+    /// Removes rows until as many keys were looked at and rows removed as `work_max` says. Says whether there is more
+    /// to do.
     pub fn compact_step(&mut self, work_max: usize, batch: &mut Batch) -> storage::Result<bool> {
         let Some(compaction) = &mut self.compaction else { return Ok(false) };
         let more = self.index.compact(self.compacted, &mut compaction.finished, work_max, &mut |place, tombstone| {

@@ -1,9 +1,12 @@
 //! The hash over keys and their history that members, and tools, compare: the one etcd computes for the same content.
 //!
-//! It is CRC-32C over the bytes that etcd's backend would hold: the bucket's name, then each row's key (revision, `_`, place in the
-//! revision, each number eight bytes, and `t` for a tombstone) and value, from the oldest to the hashed revision. Of the rows up to the compacted
-//! revision only those count that are still the value of their key at the *hashed* revision; if no key has a value there, all
-//! that the compaction kept do. A tombstone at the compacted revision never counts, for older versions of etcd have removed it.
+//! It is CRC-32C over the bytes that etcd's backend would hold: the bucket's name, then each row's key (revision, `_`,
+//! place in the revision, each number eight bytes, and `t` for a tombstone) and value, from the oldest to the hashed
+//! revision. Of the rows up to the compacted revision only those count that are still the value of their key at the
+//! *hashed* revision; if no key has a value there, those count that were one at the compacted revision. A tombstone at
+//! the compacted revision never counts, for older versions of etcd have removed it. (etcd: newKVHasher; compared with
+//! 3.5.1, over random histories too. Unlike that version, and like later ones, the compacted revision itself can be
+//! hashed.)
 
 use std::sync::Arc;
 
@@ -34,7 +37,7 @@ pub struct HashScan {
     recent: Vec<SharedChanges>,
     revision: Revision,
     compacted: Revision,
-    /// The rows up to the compacted revision that count, in order.
+    /// The rows up to the compacted revision that count, in order. No tombstones.
     kept: Vec<RevisionKey>,
 }
 
@@ -114,7 +117,7 @@ impl HashScan {
     }
 
     fn add(&self, hash: &mut u32, place: RevisionKey, tombstone: bool, value: &[u8]) {
-        if place.revision() <= self.compacted && (tombstone || self.kept.binary_search(&place).is_err()) {
+        if place.revision() <= self.compacted && self.kept.binary_search(&place).is_err() {
             return;
         }
         let mut row = [0; 18];

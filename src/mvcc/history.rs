@@ -1,8 +1,9 @@
 //! History: what happened since a revision, for watchers that are late.
 //!
-//! The newest part is in memory and handed out as it is. What lies before that is read from the backend, outside any lock, and
-//! then linked: only the index knows which value a change replaced. Revisions come whole, in order and without a gap; a gap in
-//! the backend is damage, for every revision has changed something and compaction leaves those from its own on alone.
+//! The newest part is in memory and handed out as it is. What lies before that is read from the backend, outside any
+//! lock, and then linked: only the index knows which value a change replaced. Revisions come whole, in order and
+//! without a gap; a gap in the backend is damage, for every revision has changed something and compaction leaves those
+//! from its own on alone.
 
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ use bytes::Bytes;
 
 /// Where history from some revision on is to be had.
 pub enum History {
-    /// Here, as far as the given number of bytes allowed, but at least one revision; empty when nothing has happened since.
+    /// Here, as far as the given number of bytes allowed, but at least one revision; empty when nothing has happened
+    /// since.
     Ready(Vec<SharedChanges>),
     /// In the backend, up to where memory goes on.
     Behind(HistoryScan),
@@ -39,7 +41,8 @@ pub struct HistoryScan {
 }
 
 impl Store {
-    /// What happened from a revision on. `bytes_max` bounds what is handed out from memory, whole revisions, at least one.
+    /// What happened from a revision on. `bytes_max` bounds what is handed out from memory, whole revisions, at least
+    /// one.
     pub fn history(&self, from: Revision, bytes_max: usize) -> History {
         if from < self.compacted {
             return History::Compacted { at: self.compacted };

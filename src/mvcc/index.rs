@@ -1,10 +1,11 @@
 //! The key index: for every key the places of its revisions, oldest to newest, since the last compaction.
 //!
-//! Most keys have one revision, so that one lies inline: 40 bytes and the key. Older ones hang off a pointer, 16 bytes each.
-//! Generations are not stored as such: a tombstone among the places ends one, the next place begins another.
+//! Most keys have one revision, so that one lies inline: 40 bytes and the key. Older ones hang off a pointer, 16 bytes
+//! each. Generations are not stored as such: a tombstone among the places ends one, the next place begins another.
 //!
-//! Everything that knows how keys are ordered in memory is in this file. What others see is: one key, a walk over a range in
-//! slices, and compaction in slices; a tree that also counts its subtrees could replace the map without their noticing.
+//! Everything that knows how keys are ordered in memory is in this file. What others see is: one key, a walk over a
+//! range in slices, and compaction in slices; a tree that also counts its subtrees could replace the map without their
+//! noticing.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -144,9 +145,9 @@ impl Index {
         None
     }
 
-    /// Drops revisions that a compaction at `at` makes unreachable, and tells `drop` each with whether it is a tombstone,
-    /// those of one key oldest first. Goes on after the key `finished` and moves it; stops when keys visited and revisions
-    /// dropped come to `work_max`. Says whether there is more to do.
+    /// Drops revisions that a compaction at `at` makes unreachable, and tells `drop` each with whether it is a
+    /// tombstone, those of one key oldest first. Goes on after the key `finished` and moves it; stops when keys visited
+    /// and revisions dropped come to `work_max`. Says whether there is more to do.
     pub(super) fn compact(
         &mut self,
         at: Revision,
@@ -222,7 +223,8 @@ impl Entry {
         (self.newest, self.create, self.version) = (newest, create, version);
     }
 
-    /// See [`Index::compact`]. Of the revisions up to `at` the newest stays if it is a put, or a tombstone of exactly `at`.
+    /// See [`Index::compact`]. Of the revisions up to `at` the newest stays if it is a put, or a tombstone of exactly
+    /// `at`.
     fn compact(&mut self, at: Revision, work_max: usize, drop: &mut dyn FnMut(RevisionKey, bool)) -> Compacted {
         let stays = |main: i64, tombstone: bool| !tombstone || main == at.0;
         let older = self.older.as_ref().map_or(&[][..], |older| &older.0[..]);

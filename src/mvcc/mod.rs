@@ -1,8 +1,8 @@
 //! Multi-version storage of keys: what is written is never changed, only superseded, and forgotten by compaction.
 //!
-//! Every write that changes something gets the next *revision*, one number for the whole store. The changes inside one write
-//! are numbered 0, 1, 2, … . The pair is the *place* of a change, and the backend is simply: place → encoded key-value. Reading a
-//! key at a revision needs the places of that key; they are in the *key index*, in memory.
+//! Every write that changes something gets the next *revision*, one number for the whole store. The changes inside one
+//! write are numbered 0, 1, 2, … . The pair is the *place* of a change, and the backend is simply: place → encoded
+//! key-value. Reading a key at a revision needs the places of that key; they are in the *key index*, in memory.
 //!
 //! ```text
 //!  write                            place  row in the backend                          index afterwards
@@ -13,7 +13,7 @@
 //!  delete nothing                   –      no revision, no row
 //!  put a 3                          5.0    a=3  create 5  mod 5  version 1             a: 2.0 3.0 4.1t 5.0
 //!
-//!  a at revision 3 is the last place up to 3: 3.0, hence 2.  At 4 it is 4.1t: there is no a.  At 5: 5.0, version 1 again.
+//!  a at revision 3 is its last place up to 3: 3.0, so 2.  At 4 it is 4.1t: there is no a.  At 5: 5.0, version 1 again.
 //!
 //!  compact at 3: 2.0 goes; a at 3 can still be read          a: 3.0 4.1t 5.0           b: 4.0
 //!  compact at 4: 3.0 goes; the tombstone of 4 itself stays,
@@ -21,16 +21,17 @@
 //!  compact at 5: 4.1t goes                                   a: 5.0                    b: 4.0
 //! ```
 //!
-//! A key-value is encoded once, when it is written ([`change`]); those bytes are the row, the answer to ranges, the body of
-//! events, and the previous value in later events. The newest change sets stay in memory: the backend runs behind, and what it
-//! does not have yet is read from them. A place is in the one or the other, so the two never need merging.
+//! A key-value is encoded once, when it is written ([`change`]); those bytes are the row, the answer to ranges, the
+//! body of events, and the previous value in later events. The newest change sets stay in memory: the backend runs
+//! behind, and what it does not have yet is read from them. A place is in the one or the other, so the two never need
+//! merging.
 //!
-//! Everything here is a function of the calls made: no clock, no chance, no I/O but through the [`Reader`]. Reads that may take
-//! long come in two halves, one that needs the store and is bounded, and one that works on what the first took along:
-//! [`range::Scan`], [`history::HistoryScan`], [`hash::HashScan`].
+//! Everything here is a function of the calls made: no clock, no chance, no I/O but through the [`Reader`]. Reads that
+//! may take long come in two halves, one that needs the store and is bounded, and one that works on what the first took
+//! along: [`range::Scan`], [`history::HistoryScan`], [`hash::HashScan`].
 //!
-//! Deliberately missing: whether leases exist and to which keys they belong (the caller is told of attachments), permissions,
-//! and the form of requests, which the edge checks. etcd: server/storage/mvcc.
+//! Deliberately missing: whether leases exist and to which keys they belong (the caller is told of attachments),
+//! permissions, and the form of requests, which the edge checks. etcd: server/storage/mvcc.
 //!
 //! [`Reader`]: crate::storage::backend::Reader
 
@@ -40,7 +41,7 @@ use crate::storage;
 use crate::types::Revision;
 
 pub mod change;
-pub mod compaction;
+mod compaction;
 pub mod hash;
 pub mod history;
 mod index;

@@ -1,12 +1,12 @@
 //! Ranges: which keys, in what order, how many.
 //!
-//! A scan first collects places from the index, in slices, so that whoever holds the state's lock can let go of it in between;
-//! then, without any lock, it reads the records. The revision it began at pins what it sees: writes between two slices are
-//! invisible. Should a compaction overtake a scan, one that asked for the newest revision begins again at what is newest now,
-//! and one that named its revision is refused.
+//! A scan first collects places from the index, in slices, so that whoever holds the state's lock can let go of it in
+//! between; then, without any lock, it reads the records. The revision it began at pins what it sees: writes between
+//! two slices are invisible. Should a compaction overtake a scan, one that asked for the newest revision begins again
+//! at what is newest now, and one that named its revision is refused.
 //!
-//! etcd's odd rule is kept: with a sort target other than the key but no order, the limit (and one more, which tells `more`)
-//! is applied in key order first, and what is left is then sorted ascending. With `keys_only` the lease stays.
+//! etcd's odd rule is kept: with a sort target other than the key but no order, the limit (and one more, which tells
+//! `more`) is applied in key order first, and what is left is then sorted ascending. With `keys_only` the lease stays.
 
 use std::sync::Arc;
 

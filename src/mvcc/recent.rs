@@ -1,5 +1,5 @@
-//! The newest change sets, in memory: what the backend does not have yet is read from here, and so is what late watchers
-//! most often ask for.
+//! The newest change sets, in memory: what the backend does not have yet is read from here, and so is what late
+//! watchers most often ask for.
 
 use std::collections::VecDeque;
 
@@ -9,8 +9,8 @@ use super::change::{ChangeSet, SharedChanges};
 use super::revision::RevisionKey;
 use crate::types::Revision;
 
-/// How much of what the backend already has is kept for watchers that are a little late. Beyond this the oldest sets go, and
-/// those watchers read from the backend.
+/// How much of what the backend already has is kept for watchers that are a little late. Beyond this the oldest sets
+/// go, and those watchers read from the backend.
 const RECENT_MAX_BYTES: usize = 16 << 20;
 
 /// What a change costs in memory besides its record.
@@ -21,11 +21,17 @@ const CHANGE_OVERHEAD_BYTES: usize = 200;
 pub(super) struct Recent {
     sets: VecDeque<SharedChanges>,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Recent {
     pub(super) fn new() -> Recent {
-        Recent { sets: VecDeque::new(), bytes: 0 }
+        Recent { sets: VecDeque::new(), bytes: 0, bytes_max: RECENT_MAX_BYTES }
+    }
+
+    /// Changes how much is kept of what the backend has.
+    pub(super) fn limit(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
     }
 
     /// Adds the newest set.
@@ -39,7 +45,7 @@ impl Recent {
 
     /// Lets go of the oldest sets that the backend has (it has all up to `flushed`) until the rest is small enough.
     pub(super) fn trim(&mut self, flushed: Revision) {
-        while self.bytes > RECENT_MAX_BYTES {
+        while self.bytes > self.bytes_max {
             match self.sets.front() {
                 Some(set) if set.revision <= flushed => self.bytes -= size_of_set(set),
                 _ => return,

@@ -1,7 +1,7 @@
 //! The encoded `mvccpb.KeyValue`: written once, then read in place, without decoding, wherever one field is wanted.
 //!
-//! The reader accepts exactly what the writer makes (fields of `KeyValue`, no others), so whatever it accepts is a valid
-//! message, and a record that it refuses was damaged on disk.
+//! The reader accepts exactly what the writer makes (fields of `KeyValue`, no others), so whatever it accepts is a
+//! valid message, and a record that it refuses was damaged on disk.
 
 use bytes::Bytes;
 use prost::Message;

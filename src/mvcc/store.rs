@@ -1,5 +1,5 @@
-//! The store: the key index, the newest changes, and the backend behind them. It makes writes and answers for single records;
-//! reading ranges is in `range`, transactions in `txn`, forgetting in `compaction`, catching up in `history`.
+//! The store: the key index, the newest changes, and the backend behind them. It makes writes and answers for single
+//! records; reading ranges is in `range`, transactions in `txn`, forgetting in `compaction`, catching up in `history`.
 //!
 //! Promises:
 //!   * the revision goes up by one for every write that changed something, and for nothing else;
@@ -115,6 +115,13 @@ impl Store {
         Ok(())
     }
 
+    /// Changes how many bytes of recent changes, which the backend has too, are kept for watchers that are a little
+    /// late.
+    pub fn limit_recent(&mut self, bytes_max: usize) {
+        self.recent.limit(bytes_max);
+        self.recent.trim(self.flushed);
+    }
+
     /// Adds the row that says which revision the store is at.
     pub fn meta_rows(&self, batch: &mut Batch) {
         batch.put(Bucket::Meta, Bytes::from_static(schema::REVISION), u64_row(self.revision.0 as u64));
@@ -186,8 +193,8 @@ impl<'a> Write<'a> {
         if self.changes.is_empty() { self.store.revision } else { self.store.revision.next() }
     }
 
-    /// Puts a key, whatever the request's lease is. What `ignore_value` and `ignore_lease` keep of a key that is not there is
-    /// nothing; refusing that is for the caller, before the write begins.
+    /// Puts a key, whatever the request's lease is. What `ignore_value` and `ignore_lease` keep of a key that is not
+    /// there is nothing; refusing that is for the caller, before the write begins.
     pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, Error> {
         let place = self.next_place();
         let latest = self.store.index.latest(&request.key);

@@ -5,7 +5,7 @@
 //!   2. every compare is judged, those of nested transactions on the chosen way included, against the state before;
 //!   3. the puts on the chosen way are checked against that state (the key that ignore_value or ignore_lease needs, the
 //!      lease), then the revisions that its ranges name;
-//!   4. the operations run one after the other, each seeing what those before it did. None of them can be refused any more.
+//!   4. the operations run one after the other, each seeing what those before it did. None can be refused any more.
 
 use std::cmp::Ordering;
 use std::slice::Iter;
@@ -21,7 +21,8 @@ use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{Compare, RangeRequest, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse};
 use crate::types::{KeyRange, LeaseId, Revision};
 
-/// Whether a transaction only reads: both branches have nothing but ranges. (A nested one counts as a write, as in etcd.)
+/// Whether a transaction only reads: both branches have nothing but ranges. (A nested one counts as a write, as in
+/// etcd.)
 pub fn txn_is_read_only(request: &TxnRequest) -> bool {
     both_branches(request).all(|op| matches!(op.request, Some(Request::RequestRange(_))))
 }
@@ -95,8 +96,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a compare holds for its key, or for every key of its range. What does not exist compares as zero, but its
-    /// value compares as nothing: never.
+    /// Whether a compare holds for its key, or for every key of its range. What does not exist compares as zero, but
+    /// its value compares as nothing: never.
     fn holds(&self, compare: &Compare) -> Result<bool, Error> {
         let range = KeyRange::from_wire(compare.key.clone(), compare.range_end.clone());
         let mut exists = false;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! put KEY VALUE [lease=N] [prev] [ignore_value] [ignore_lease]       VALUE "" is the empty one
-//! get RANGE [rev=N] [limit=N] [sort=target[:order]] [keys_only] [count_only] [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
+//! get RANGE [rev=N] [limit=N] [sort=target[:order]] [keys_only] [count_only]
+//!           [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
 //! delete RANGE [prev]
 //! txn                                       and below it, indented:
 //!   if TARGET(RANGE) OP VALUE               TARGET version create mod value lease; OP = != > <
