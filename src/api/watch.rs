@@ -1,9 +1,9 @@
 //! The Watch service: one stream of requests and one of responses per client, any number of watchers on it.
 //!
-//! The service is written by hand where tonic would generate it, because its responses are not built as messages: the events
-//! in them were encoded once, for all watchers and members' lifetimes, and are strung behind a freshly encoded head.
+//! The service is written by hand where tonic would generate it, because its responses are not built as messages: each event
+//! was encoded once, for all of its watchers, and is strung behind a freshly encoded head.
 //!
-//! There is no task per stream. [`Responses`] is polled when the connection can take more, and then reads requests and the
+//! There is no task per stream. `Responses` is polled when the connection can take more, and then reads requests and the
 //! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
 //! holds for it is bounded. Half-closing changes nothing: events keep flowing until the client ends the call. However it ends,
 //! dropping the stream frees its watchers.

@@ -74,9 +74,12 @@ struct Compacted {
 }
 
 fn read(job: &CatchUp, state: &impl StoreAccess) -> storage::Result<Result<Slice, Compacted>> {
+    let mut job = job.clone();
     let sets: Vec<SharedChanges> = match state.with_store(|store| store.history(job.from, SLICE_BYTES_MAX)) {
         History::Ready(sets) => sets,
         History::Behind(scan) => {
+            // What memory holds is for the next turn.
+            job.to = job.to.min(scan.to());
             let mut sets = scan.read(SLICE_BYTES_MAX)?;
             state.with_store(|store| store.link(&mut sets));
             sets.into_iter().map(Arc::new).collect()
@@ -86,7 +89,7 @@ fn read(job: &CatchUp, state: &impl StoreAccess) -> storage::Result<Result<Slice
     if job.prev_kv {
         read_previous(&sets, state)?;
     }
-    Ok(Ok(Slice::new(job, sets)))
+    Ok(Ok(Slice::new(&job, sets)))
 }
 
 /// Has every event of the sets encoded with the value it replaced, as far as that is not compacted.

@@ -34,7 +34,7 @@
 //! sent this is less than etcd says (it names the store's revision), so that clients which resume behind the header's
 //! revision lose nothing. A catch-up that fits one message says the same as etcd.
 //!
-//! Deliberately missing: a third state for events that found no room (etcd's "victims"), goroutine-like tasks per watcher,
+//! Deliberately missing: a third state for events that found no room (etcd's "victims"), a task per watcher,
 //! generations of ids (a cancelled watcher is gone from every structure before its cancel is answered, and catch-up
 //! carries revisions, not watchers), and knowledge of where history is kept.
 //!

@@ -155,7 +155,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     messages: VecDeque<Outgoing>,
-    /// Of the events among them.
+    /// How many events are among them, and their bytes.
+    events: usize,
     bytes: usize,
     /// Events were turned away since the queue was last half empty.
     turned_away: bool,
@@ -202,12 +203,7 @@ impl Outbox {
 
     /// Events waiting, for the metric.
     pub(crate) fn pending_events(&self) -> usize {
-        let queue = self.lock();
-        let events = |message: &Outgoing| match message {
-            Outgoing::Events(events) => events.events.as_slice().len(),
-            _ => 0,
-        };
-        queue.messages.iter().map(events).sum()
+        self.lock().events
     }
 
     /// Adds events if there is room. After `Full` the bell will ring for this stream.
@@ -217,6 +213,7 @@ impl Outbox {
             queue.turned_away = true;
             return Err(Full);
         }
+        queue.events += events.events.as_slice().len();
         queue.bytes += events.bytes;
         queue.push(Outgoing::Events(events));
         Ok(())
@@ -247,6 +244,7 @@ impl Outbox {
             return queue.end.map(Next::End);
         };
         if let Outgoing::Events(events) = &message {
+            queue.events -= events.events.as_slice().len();
             queue.bytes -= events.bytes;
         }
         let half_empty = queue.messages.len() <= OUTBOX_MESSAGES_MAX / 2 && queue.bytes <= OUTBOX_BYTES_MAX / 2;
@@ -264,12 +262,15 @@ impl Outbox {
 
 impl Queue {
     fn has_room(&self) -> bool {
-        self.messages.len() < OUTBOX_MESSAGES_MAX && self.bytes < OUTBOX_BYTES_MAX
+        self.end.is_none() && self.messages.len() < OUTBOX_MESSAGES_MAX && self.bytes < OUTBOX_BYTES_MAX
     }
 
     fn push(&mut self, message: Outgoing) {
-        self.messages.push_back(message);
-        self.wake();
+        // Else a busy stream would never come to its end.
+        if self.end.is_none() {
+            self.messages.push_back(message);
+            self.wake();
+        }
     }
 
     fn wake(&mut self) {
@@ -375,6 +376,8 @@ mod tests {
         outbox.push_answer(Outgoing::Created { id: 0, revision: Revision(1) });
         outbox.end(End::Stopped);
         outbox.end(End::NoLeader);
+        outbox.push_answer(Outgoing::Created { id: 1, revision: Revision(1) });
+        assert_eq!(outbox.push_events(events(1)), Err(Full));
         assert!(matches!(outbox.try_next(), Some(Next::Message(Outgoing::Created { .. }))));
         assert_eq!(outbox.try_next(), Some(Next::End(End::Stopped)));
     }

@@ -1,6 +1,6 @@
 //! One watcher: what it asked for and how far it is.
 //!
-//! Promise: what a watcher has been sent only grows. [`Watcher::advance`] is the one place where its position moves, and it
+//! Promise: what a watcher has been sent only grows. `Watcher::advance` is the one place where its position moves, and it
 //! refuses to move back.
 
 use super::hub::StreamId;

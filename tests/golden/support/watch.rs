@@ -10,6 +10,7 @@
 //! flood KEY N                               N puts of 100,000 bytes
 //! expire KEY KEY …                          what the end of a lease does to its keys
 //! late, catch up                            history is not read for late watchers, and is again
+//! forget                                    what the backend has is not kept in memory too
 //! cut off, install                          this member hears of nothing, and then gets a snapshot
 //! ```
 //!
@@ -110,6 +111,7 @@ pub(crate) fn run(world: &mut World, words: &[&str]) -> Option<Vec<String>> {
     match words {
         ["late"] => watches.late = true,
         ["catch", "up"] => watches.late = false,
+        ["forget"] => world.kv.limit_recent(0),
         ["cut", "off"] => watches.cut_off = true,
         ["install"] => {
             watches.cut_off = false;
