@@ -39,7 +39,6 @@ def main():
         assert len(list(client.get_prefix("smoke/"))) == 1
         assert len(list(client.members)) == 1
         client.compact(client.get("smoke/a")[1].mod_revision)
-        client.close()
     print("etcd3 0.12 client: put, get, watch, delete, lease, transaction, members, compaction work")
 
 

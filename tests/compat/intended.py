@@ -48,6 +48,7 @@ INTENDED: dict[str, Intended] = {
         "an unknown sort order is refused, as by later etcd", refused("INVALID_ARGUMENT", LIBRARY)),
 }
 
+ANY_ANSWER = "any answer: there is nothing to compare with, but the server must still be there"
 SORT = refused("INVALID_ARGUMENT", "etcdserver: invalid sort option")
 INSTEAD_OF_A_CRASH: dict[str, Any] = {
     "fatal_to_etcd: Range key='r/' range_end='r0' sort_target=9": SORT,
@@ -55,4 +56,6 @@ INSTEAD_OF_A_CRASH: dict[str, Any] = {
     "fatal_to_etcd: Range key='r/' range_end='r0' sort_target=-1": SORT,
     "fatal_to_etcd: Range key='r/' range_end='r0' sort_order=ASCEND sort_target=5": SORT,
     "fatal_to_etcd: Txn success={request_range={key='te/a' sort_target=8}}": SORT,
+    "fatal_to_etcd: Alarm action=7": ANY_ANSWER,
+    "fatal_to_etcd: Alarm action=ACTIVATE memberID=MEMBER alarm=9": ANY_ANSWER,
 }
