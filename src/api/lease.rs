@@ -140,7 +140,8 @@ impl Lease for LeaseService {
         &self,
         _: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let leases = self.handle.view(|state| state.leases.iter().map(|(id, _)| pb::LeaseStatus { id: id.0 }).collect());
+        let leases =
+            self.handle.view(|state| state.leases.iter().map(|(id, _)| pb::LeaseStatus { id: id.0 }).collect());
         Ok(Response::new(pb::LeaseLeasesResponse { header: Some(self.header()), leases }))
     }
 }

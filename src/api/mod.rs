@@ -3,10 +3,9 @@
 //! A method is three steps: check the request (`check`), call a verb, stamp the header. Errors get their code and text in
 //! `status`, and nowhere else. Services that are not registered answer UNIMPLEMENTED, as methods do that are not there yet.
 
-
+use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
-use tonic::Status;
 
 use crate::config::Config;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;

@@ -124,10 +124,12 @@ pub fn turn(
             hub.publish(set, &mut |change| {
                 // The hub's lock is held over the state's: nobody takes them the other way round.
                 let state = state.read().unwrap_or_else(PoisonError::into_inner);
-                change.replaced.and_then(|place| state.kv.record(place).unwrap_or_else(|error| {
-                    failure = Some(error);
-                    None
-                }))
+                change.replaced.and_then(|place| {
+                    state.kv.record(place).unwrap_or_else(|error| {
+                        failure = Some(error);
+                        None
+                    })
+                })
             });
         }
         // After the events: a watcher that is told of them has seen what the compaction takes away.

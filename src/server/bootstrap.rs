@@ -175,7 +175,9 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
 
 fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Result<Identity, Error> {
     if config.initial_cluster_state == ClusterState::Existing {
-        return Err(Error::Refused("joining an existing cluster (initial-cluster-state=existing) is not there yet".into()));
+        return Err(Error::Refused(
+            "joining an existing cluster (initial-cluster-state=existing) is not there yet".into(),
+        ));
     }
     let founders = InitialCluster::parse(&config.initial_cluster)?;
     let own_urls: Vec<String> = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();

@@ -179,7 +179,8 @@ impl Core {
         self.state.waiters.expire(now);
         self.state.reads.expire(now, self.shared.limits.request_timeout);
         self.publish();
-        let election_ticks = (self.config.election.as_millis() / self.config.heartbeat.as_millis().max(1)).max(1) as u64;
+        let election_ticks =
+            (self.config.election.as_millis() / self.config.heartbeat.as_millis().max(1)).max(1) as u64;
         if self.state.ticks.is_multiple_of(election_ticks) && self.state.monitor.tick(self.node.leader().is_some()) {
             self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).leader_lost();
         }

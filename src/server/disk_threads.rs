@@ -10,8 +10,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::inbox::{Event, Inbox};
@@ -21,9 +21,9 @@ use crate::peer::{Place, Transport};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Reader};
-use crate::storage::{datadir, snapshot};
 use crate::storage::wal::{Base, Wal};
 use crate::storage::{self, schema};
+use crate::storage::{datadir, snapshot};
 use crate::types::Index;
 
 /// Takes an error after which this member may not go on. It does not return.

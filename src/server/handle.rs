@@ -26,7 +26,9 @@ use super::watch_loop::{Standing, StoreAccess, WatchHandle};
 use crate::lease::{Lessor, Renewed};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Store};
-use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, alarm_request::AlarmAction};
+use crate::pb::etcdserverpb::{
+    AlarmRequest, AlarmType, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, alarm_request::AlarmAction,
+};
 use crate::pb::everwatchpb::LeaseRemaining;
 use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
 use crate::peer::{Remaining, Renewal, Transport};
@@ -35,7 +37,6 @@ use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
 use crate::watch::Hub;
-
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
@@ -280,7 +281,8 @@ impl Handle {
                 Renewed::Ttl(ttl) => return Ok(Renewal::Ttl(ttl)),
                 // A rest is on record: the next leader would let the lease run out early if that were not taken back first.
                 Renewed::NeedsLog => {
-                    let clear = LeaseRemaining { term: self.status().term.0, leases: vec![Rest { id: id.0, remaining_ms: 0 }] };
+                    let clear =
+                        LeaseRemaining { term: self.status().term.0, leases: vec![Rest { id: id.0, remaining_ms: 0 }] };
                     self.propose(Kind::LeaseRemaining(clear)).await?;
                 }
                 // A grant may be committed and not yet applied here.

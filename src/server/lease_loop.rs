@@ -20,12 +20,13 @@ const RECORDED_PER_TICK: usize = 2000;
 pub fn turn(lessor: &mut Lessor, term: Term, now: Duration) -> Vec<Command> {
     let term = term.0;
     let expired = lessor.expired(now, EXPIRED_PER_TICK);
-    let expired = expired.chunks(LEASES_PER_COMMAND).map(|ids| {
-        Kind::LeaseExpire(LeaseExpire { term, ids: ids.iter().map(|id| id.0).collect() })
-    });
+    let expired = expired
+        .chunks(LEASES_PER_COMMAND)
+        .map(|ids| Kind::LeaseExpire(LeaseExpire { term, ids: ids.iter().map(|id| id.0).collect() }));
     let rests = lessor.checkpoints(now, RECORDED_PER_TICK);
     let rests = rests.chunks(LEASES_PER_COMMAND).map(|rests| {
-        let leases = rests.iter().map(|(id, remaining_ms)| Remaining { id: id.0, remaining_ms: *remaining_ms }).collect();
+        let leases =
+            rests.iter().map(|(id, remaining_ms)| Remaining { id: id.0, remaining_ms: *remaining_ms }).collect();
         Kind::LeaseRemaining(LeaseRemaining { term, leases })
     });
     expired.chain(rests).map(|kind| Command { kind: Some(kind), ..Command::default() }).collect()

@@ -27,8 +27,8 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::listen;
 use crate::metrics::Metrics;
-use crate::peer::{FromPeer, Remaining, Renewal, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::pb::everwatchpb::MemberAttributes;
+use crate::peer::{FromPeer, Remaining, Renewal, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::storage::backend::Reader;
 use crate::types::MemberId;
 use crate::watch::Hub;
@@ -98,7 +98,10 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
         stopping: AtomicBool::new(false),
         state: RwLock::new(member.state),
     });
-    shared.progress.applied.store(shared.state.read().unwrap_or_else(PoisonError::into_inner).applied().0, Ordering::Relaxed);
+    shared
+        .progress
+        .applied
+        .store(shared.state.read().unwrap_or_else(PoisonError::into_inner).applied().0, Ordering::Relaxed);
     let handle = Handle { shared: shared.clone() };
 
     let transport = Arc::new(transport(&shared, &config, newest.clone(), &logger));
@@ -246,8 +249,7 @@ fn edge<G: listen::Answer + Sync, H: listen::Answer + Sync>(
     }
     for number in 0..threads {
         let sockets = sockets.iter().map(listen::Socket::try_clone).collect::<std::io::Result<Vec<_>>>()?;
-        let serving =
-            listen::serve(sockets, grpc.clone(), http.clone(), limits, stopped.clone(), logger.clone());
+        let serving = listen::serve(sockets, grpc.clone(), http.clone(), limits, stopped.clone(), logger.clone());
         let (ended, end) = tokio::sync::oneshot::channel();
         std::thread::Builder::new().name(format!("edge-{number}")).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -216,7 +216,10 @@ def txn_errors(t):
     t.txn(success=[op_txn(success=[op_put(b"te/a", b"1")]), op_put(b"te/a", b"2")])
     t.txn(success=[op_txn(success=[op_put(b"te/a", b"1")], failure=[op_put(b"te/a", b"2")])])
     t.txn(success=[op_txn(success=[op_delete(b"te/", b"te0")]), op_put(b"te/a", b"2")])
-    t.txn(success=[op_txn(success=[op_put(b"te/a", b"1")]), op_delete(b"te/", b"\0")])
+    t.txn(success=[op_txn(success=[op_put(b"te/a", b"1")]), op_delete(b"te/", b"te0")])
+    # Never carried out, so that the stores stay equal: whether it is refused is the question.
+    t.txn([compare(b"te/a", pb.Compare.VERSION, pb.Compare.EQUAL, version=0)],
+          [op_put(b"te/a", b"1"), op_delete(b"te/", b"\0")])
     t.txn(success=[op_put(b"te/b", b"1")], failure=[op_put(b"te/b", b"1"), op_put(b"te/b", b"2")])
     t.txn(success=[op_put(b"te/b", b"1")], failure=[op_put(b"te/b", b"2")])
     t.txn(success=[op_put(b"te/b", b"1"), op_range(b"te/b")])

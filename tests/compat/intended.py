@@ -26,6 +26,10 @@ def refused(code, message):
 LIBRARY = "(text of the gRPC library)"
 
 INTENDED: dict[str, Intended] = {
+    "txn_errors: Txn compare={key='te/a' version=0} success={request_put={key='te/a' value='1'}},"
+    "{request_delete_range={key='te/' range_end='\\x00'}}": Intended(
+        "an open-ended deletion over a put of the same branch is refused like a bounded one: a key changes once per revision",
+        refused("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request")),
     "malformed: /nothing bytes ''": Intended(
         "a path without a method is an unknown method here; grpc-go calls it ResourceExhausted", refused("UNIMPLEMENTED", LIBRARY)),
     "watch_starts: stream negative start": Intended(
