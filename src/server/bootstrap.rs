@@ -3,6 +3,9 @@
 //! The backend is the state at some applied index; the log has everything after that. A founding member writes the backend's
 //! first rows, then the log's base; found half done, founding starts over, for nothing can have been acknowledged.
 //!
+//! A member that lost its directory must not found itself again: it would vote as if it had never voted, and answer for entries
+//! that it no longer has. So the other founders are asked first; those who know it as one that has run have a say.
+//!
 //! A received snapshot is adopted in three steps, each durable before the next: the file is complete, the log says that it starts
 //! after the snapshot, the file takes the backend's name. The log's word decides: a file that the log does not mention is
 //! thrown away, one that it does mention is adopted now if the crash came before.
@@ -20,6 +23,7 @@ use crate::cluster::InitialCluster;
 use crate::cluster::initial::Error as InitialClusterError;
 use crate::config::{ClusterState, Config};
 use crate::pb::everwatchpb;
+use crate::peer;
 use crate::raft::{self, ConfState, LogStart, Node, NodeConfig, SnapshotPoint};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
@@ -171,6 +175,25 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
         node,
         committed,
     })
+}
+
+/// Whether `config` describes a member that has yet to be founded although its peers know it as one that has run. Peers that do
+/// not answer soon are not waited for: a cluster is founded by members that start in any order.
+pub(crate) async fn refuse_to_found_twice(config: &Config) -> Result<(), Error> {
+    if DataDir::is_founded(&config.data_dir) || config.initial_cluster_state == ClusterState::Existing {
+        return Ok(());
+    }
+    let founders = InitialCluster::parse(&config.initial_cluster)?;
+    let token = &config.initial_cluster_token;
+    let Some(own) = founders.member_id(&config.name, token) else { return Ok(()) };
+    let others = founders.members().filter(|(name, _)| *name != config.name);
+    let urls = others.flat_map(|(_, urls)| urls.to_vec()).collect();
+    let tables = peer::members_known(founders.cluster_id(token), urls).await;
+    // A member tells its client URLs when it runs for the first time.
+    if tables.iter().flatten().any(|member| member.id == own.0 && !member.client_urls.is_empty()) {
+        return Err(Error::Refused(format!("member {own} has already been bootstrapped")));
+    }
+    Ok(())
 }
 
 fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Result<Identity, Error> {

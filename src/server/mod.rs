@@ -62,6 +62,9 @@ pub fn run(config: Config, logger: Logger) -> Result<(), Box<dyn std::error::Err
 async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error::Error>> {
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
+    // Before there is a socket that others could connect to: members that found a cluster together must not wait for each
+    // other's answer.
+    bootstrap::refuse_to_found_twice(&config).await?;
     // Addresses first: a member that cannot listen should not touch its data.
     let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
     let client_sockets = listen::bind(&config.listen_client_urls).await?;
@@ -308,7 +311,7 @@ fn transport(shared: &Arc<Shared>, config: &Config, newest: Arc<Mutex<Arc<dyn Re
 
 /// What this member answers its peers' members.
 fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> ServiceConfig {
-    let (renewing, asking) = (handle.clone(), handle.clone());
+    let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
@@ -323,6 +326,9 @@ fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> Serv
         time_to_live: Arc::new(move |id| {
             let handle = asking.clone();
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
+        }),
+        members: Arc::new(move || {
+            listing.view(|state| state.members.iter().map(|(id, member)| member.record(id)).collect())
         }),
         snapshot_dir: data_dir.member().to_owned(),
     }
