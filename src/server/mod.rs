@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::pb::everwatchpb::MemberAttributes;
-use crate::peer::{FromPeer, Remaining, Renewal, ServiceConfig, Transport, TransportConfig, peer_service};
+use crate::peer::{FromPeer, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::storage::backend::Reader;
 use crate::types::MemberId;
 use crate::watch::Hub;
@@ -315,13 +315,7 @@ fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> Serv
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
-            Box::pin(async move {
-                let mut answers = Vec::with_capacity(ids.len());
-                for id in ids {
-                    answers.push(handle.renew_here(id).await.unwrap_or(Renewal::Unavailable));
-                }
-                answers
-            })
+            Box::pin(async move { handle.renew_here(ids).await })
         }),
         time_to_live: Arc::new(move |id| {
             let handle = asking.clone();
