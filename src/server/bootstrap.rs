@@ -299,3 +299,63 @@ pub(crate) fn snapshot_point(reader: &dyn Reader) -> storage::Result<SnapshotPoi
         conf_state: conf_state(&meta.conf_state.unwrap_or_default()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::flags::{Request, Values};
+    use crate::storage::snapshot::SnapshotWriter;
+
+    fn start(dir: &std::path::Path) -> Result<Member, Error> {
+        let line = ["--data-dir".to_owned(), dir.display().to_string()];
+        let Ok(Request::Run(values)) = Values::read(line, []) else { panic!("a data directory is all it is told") };
+        let config = Config::new(&values).expect("the rest has defaults");
+        open(&config, 1, &Logger::root(slog::Discard, slog::o!()))
+    }
+
+    /// The member receives a snapshot of what it has, said to be the state at `index`.
+    fn receive(member: &Member, index: u64) {
+        let mut file = SnapshotWriter::create(member.data_dir.member(), Index(index)).unwrap();
+        for bucket in Bucket::ALL {
+            let mut row = |key: &[u8], value: &[u8]| {
+                file.row(bucket, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)).is_ok()
+            };
+            member.backend.reader().unwrap().scan(bucket, &[], None, &mut row).unwrap();
+        }
+        for (row, number) in [(schema::APPLIED_INDEX, index), (schema::APPLIED_TERM, 2)] {
+            file.row(Bucket::Meta, Bytes::from_static(row), schema::u64_row(number)).unwrap();
+        }
+        file.finish().unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_counts_from_the_moment_the_log_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let member = start(dir.path()).unwrap();
+        assert_eq!((member.state.applied(), member.committed), (FOUNDING.index, FOUNDING.index));
+        receive(&member, 7);
+        drop(member);
+
+        let mut member = start(dir.path()).unwrap();
+        assert_eq!(member.state.applied(), FOUNDING.index, "the log does not know of the snapshot");
+        assert!(snapshot::pending(member.data_dir.member()).unwrap().is_empty());
+        receive(&member, 9);
+        let reset = Base { index: Index(9), term: Term(2) };
+        let hard_state = HardState { term: Term(2), vote: MemberId(0), commit: reset.index };
+        member.wal.append(&Append { reset: Some(reset), entries: &[], hard_state: Some(&hard_state) }).unwrap();
+        member.wal.sync().unwrap();
+        drop(member);
+
+        for _ in 0..2 {
+            let member = start(dir.path()).unwrap();
+            assert_eq!(
+                (member.state.applied(), member.node.applied(), member.committed),
+                (Index(9), Index(9), Index(9))
+            );
+            assert!(snapshot::pending(member.data_dir.member()).unwrap().is_empty());
+        }
+        // Now without the state that the log starts after.
+        std::fs::remove_file(dir.path().join("member/state.redb")).unwrap();
+        assert!(matches!(start(dir.path()), Err(Error::Refused(_))));
+    }
+}
