@@ -280,12 +280,14 @@ impl Core {
             return;
         }
         while !self.state.pending.is_empty() {
-            let mut entry = ProposalWriter::new(self.shared.member.0, self.shared.boot, ENTRY_BYTES);
-            let mut taken = 0;
-            while entry.len() < ENTRY_BYTES && taken < self.state.pending.len() {
-                entry.push(&self.state.pending[taken]);
+            let (mut taken, mut bytes) = (0, 0);
+            while bytes < ENTRY_BYTES && taken < self.state.pending.len() {
+                bytes += self.state.pending[taken].len();
                 taken += 1;
             }
+            // Not a byte more: the log keeps it for as long as a member may need the entry.
+            let mut entry = ProposalWriter::new(self.shared.member.0, self.shared.boot, bytes);
+            self.state.pending.range(..taken).for_each(|command| entry.push(command));
             match self.node.handle(Input::Propose(entry.finish())) {
                 // Definite: it is in nobody's log. It waits for a leader, or for room, as etcd's clients expect.
                 Err(Rejected::ProposalDropped) => return,
