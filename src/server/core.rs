@@ -33,7 +33,7 @@ use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
 use crate::state::command::{Command, Kind, ProposalWriter, encode_command};
 use crate::storage::backend::Batch;
 use crate::storage::wal::Base;
-use crate::types::{Index, Term};
+use crate::types::{Index, MemberId, Term};
 
 /// Bytes of commands in one raft entry, about: an entry is closed by the command that reaches this.
 const ENTRY_BYTES: usize = 64 << 10;
@@ -143,13 +143,17 @@ impl Core {
             Event::Persisted(number) => self.tell(Input::Persisted { number }),
             Event::Flushed { reader } => self.flushed(reader),
             Event::Installed { number, state, index } => self.installed(number, *state, index),
-            Event::HandOver => self.hand_over(),
+            Event::HandOver(to) => self.hand_over(to),
             Event::Stop => self.state.stopping = true,
         }
     }
 
-    /// Asks whoever is furthest of the voters that are heard of to lead.
-    fn hand_over(&mut self) {
+    /// Asks `to` to lead, or whoever is furthest of the voters that are heard of.
+    fn hand_over(&mut self, to: Option<MemberId>) {
+        if let Some(to) = to {
+            info!(self.logger, "handing over leadership"; "to" => %to);
+            return self.tell(Input::TransferLeader(to));
+        }
         let others = self.node.peers().into_iter().filter(|peer| peer.id != self.shared.member);
         let heir = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
         if let Some(heir) = heir {
