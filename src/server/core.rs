@@ -5,14 +5,12 @@
 //! Everything it does in one turn is bounded: committed entries by raft's limit per output, compaction by keys per step,
 //! lease expiry by leases per tick.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use slog::{Logger, info, warn};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
@@ -23,6 +21,7 @@ use super::error::Error;
 use super::handle::Shared;
 use super::inbox::Event;
 use super::lease_loop;
+use super::pending::Pending;
 use super::raft_loop;
 use super::reads::Reads;
 use super::waiters::Waiters;
@@ -31,15 +30,11 @@ use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
 use crate::peer::{FromPeer, Place, Transport};
 use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
 use crate::state::applied::LeaseChange;
-use crate::state::command::{Command, Kind, ProposalWriter, encode_command};
+use crate::state::command::{Command, Kind, encode_command};
 use crate::storage::backend::Batch;
 use crate::storage::wal::Base;
 use crate::types::{Index, MemberId, Term};
 
-/// Bytes of commands in one raft entry, about: an entry is closed by the command that reaches this.
-const ENTRY_BYTES: usize = 64 << 10;
-/// Commands that wait for a leader. Beyond this they are refused.
-const PENDING_MAX: usize = 20_000;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
 
@@ -73,7 +68,7 @@ pub(crate) struct Core {
 /// What waits, and what is under way.
 #[derive(Default)]
 pub(crate) struct Waiting {
-    pending: VecDeque<Bytes>,
+    pending: Pending,
     waiters: Waiters,
     reads: Reads,
     /// Those who wait for compactions to end, and those of them whose flush is under way.
@@ -128,12 +123,13 @@ impl Core {
         let now = self.shared.now();
         match event {
             Event::Propose { id, command, reply } => {
-                if self.state.pending.len() >= PENDING_MAX {
+                if !self.state.pending.has_room() {
                     let _ = reply.send(Err(Error::TooManyRequests));
                     return;
                 }
-                self.state.waiters.add(id, now + self.shared.limits.request_timeout, reply);
-                self.state.pending.push_back(command);
+                let deadline = now + self.shared.limits.request_timeout;
+                self.state.waiters.add(id, deadline, reply);
+                self.state.pending.push(deadline, command);
             }
             Event::Linearize(reader) => self.state.reads.add(now, reader),
             Event::AwaitCompaction(waiter) => self.state.compactions.push(waiter),
@@ -186,6 +182,7 @@ impl Core {
         let now = self.shared.now();
         self.state.ticks += 1;
         self.tell(Input::Tick);
+        self.state.pending.expire(now);
         self.state.waiters.expire(now);
         self.state.reads.expire(now, self.shared.limits.request_timeout);
         self.publish();
@@ -199,7 +196,7 @@ impl Core {
             let commands = lease_loop::turn(&mut lessor, self.node.term(), now);
             drop(lessor);
             for command in commands {
-                self.state.pending.push_back(encode_command(&command));
+                self.put_pending(&command);
             }
         }
     }
@@ -231,7 +228,13 @@ impl Core {
     }
 
     fn propose(&mut self, kind: Kind) {
-        self.state.pending.push_back(encode_command(&Command { kind: Some(kind), ..Command::default() }));
+        self.put_pending(&Command { kind: Some(kind), ..Command::default() });
+    }
+
+    /// A command of the member's own: it is given up like a client's, and made again by whoever wants it.
+    fn put_pending(&mut self, command: &Command) {
+        let deadline = self.shared.now() + self.shared.limits.request_timeout;
+        self.state.pending.push(deadline, encode_command(command));
     }
 
     /// One turn: proposals and questions to raft, raft's answers to where they belong, until raft has nothing more to say.
@@ -286,21 +289,15 @@ impl Core {
         if self.node.leader().is_none() {
             return;
         }
-        while !self.state.pending.is_empty() {
-            let mut entry = ProposalWriter::new(self.shared.member.0, self.shared.boot, ENTRY_BYTES);
-            let mut taken = 0;
-            while entry.len() < ENTRY_BYTES && taken < self.state.pending.len() {
-                entry.push(&self.state.pending[taken]);
-                taken += 1;
-            }
-            match self.node.handle(Input::Propose(entry.finish())) {
+        while let Some((entry, taken)) = self.state.pending.entry(self.shared.member.0, self.shared.boot) {
+            match self.node.handle(Input::Propose(entry)) {
                 // Definite: it is in nobody's log. It waits for a leader, or for room, as etcd's clients expect.
                 Err(Rejected::ProposalDropped) => return,
                 Err(Rejected::Invalid(reason)) => {
                     warn!(self.logger, "raft refused a proposal"; "reason" => reason);
                     return;
                 }
-                _ => drop(self.state.pending.drain(..taken)),
+                _ => self.state.pending.taken(taken),
             }
         }
     }

@@ -47,6 +47,7 @@ pub mod error;
 pub mod handle;
 mod inbox;
 pub mod lease_loop;
+mod pending;
 mod probe;
 pub mod raft_loop;
 mod reads;
