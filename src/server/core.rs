@@ -35,6 +35,9 @@ use crate::storage::backend::Batch;
 use crate::storage::wal::Base;
 use crate::types::{Index, MemberId, Term};
 
+/// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
+/// memory until then.
+const COMPACTION_STEPS_MAX: u32 = 10;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
 
@@ -74,6 +77,10 @@ pub(crate) struct Waiting {
     /// Those who wait for compactions to end, and those of them whose flush is under way.
     compactions: Vec<oneshot::Sender<()>>,
     flushing: Vec<oneshot::Sender<()>>,
+    /// Steps of compaction since the backend's last commit.
+    compaction_steps: u32,
+    /// This turn left work for the next.
+    unfinished: bool,
     /// A snapshot is being installed: the state stands still until it is there.
     installing: bool,
     /// What the log reported durable meanwhile. Raft hears of it with the snapshot: it would hand out what follows.
@@ -114,6 +121,10 @@ impl Core {
                 self.take(event);
             }
             self.turn();
+            if std::mem::take(&mut self.state.unfinished) {
+                // There is always an event then: without this nobody else would run on this thread, not even the clock.
+                tokio::task::yield_now().await;
+            }
         }
         self.state.waiters.stop();
         self.state.reads.stop();
@@ -379,6 +390,7 @@ impl Core {
     }
 
     fn flushed(&mut self, reader: Arc<dyn crate::storage::backend::Reader>) {
+        self.state.compaction_steps = 0;
         if self.state.installing {
             return;
         }
@@ -446,6 +458,10 @@ impl Core {
             }
             return;
         }
+        if self.state.compaction_steps >= COMPACTION_STEPS_MAX {
+            return;
+        }
+        self.state.compaction_steps += 1;
         let mut batch = Batch::default();
         let more = {
             let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -455,6 +471,7 @@ impl Core {
             Ok(_) => {
                 let _ = self.backend.send(BackendJob::Commit(batch));
                 self.shared.inbox.again();
+                self.state.unfinished = true;
             }
             Err(error) => (self.fail)(&error),
         }
