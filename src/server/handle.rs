@@ -40,6 +40,8 @@ use crate::watch::Hub;
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
+/// Records that a range reads on the thread that serves. More are read where it may take long.
+const RECORDS_READ_HERE: usize = 250;
 /// Entries committed but not applied beyond which nothing is proposed, as in etcd.
 const BACKLOG_MAX: u64 = 5000;
 
@@ -193,8 +195,12 @@ impl Handle {
         while self.read(|state| state.kv.scan_more(&mut scan, SLICE_KEYS))? {
             tokio::task::yield_now().await;
         }
-        let result = scan.finish().map_err(|error| self.fail(&error))?;
-        Ok((revision, result))
+        let result = if scan.found() > RECORDS_READ_HERE {
+            tokio::task::spawn_blocking(move || scan.finish()).await.map_err(|_| Error::Stopped)?
+        } else {
+            scan.finish()
+        };
+        Ok((revision, result.map_err(|error| self.fail(&error))?))
     }
 
     /// Carries out a txn that only reads.
