@@ -32,7 +32,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::everwatchpb::LeaseRemaining;
 use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
 use crate::peer::{Remaining, Renewal, Transport};
-use crate::state::StateMachine;
+use crate::state::{AlarmKind, StateMachine};
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
@@ -166,6 +166,10 @@ impl Handle {
         let Some(quota) = self.shared.limits.quota_bytes else { return Ok(()) };
         if self.status().size_in_use.saturating_add(cost as u64) <= quota {
             return Ok(());
+        }
+        // Raised already: a client that keeps trying does not cost an entry each time.
+        if self.view(|state| state.alarms.is_raised(AlarmKind::NoSpace)) {
+            return Err(Error::Refused(Refusal::NoSpace));
         }
         let raise = AlarmRequest {
             action: AlarmAction::Activate as i32,
