@@ -274,11 +274,15 @@ fn failure(logger: &Logger) -> Failure {
     })
 }
 
+/// The longest command, whatever the flags say: an entry that is too long for a message between members could never be committed,
+/// nor could anything after it.
+const COMMAND_BYTES_MAX: usize = 48 << 20;
+
 fn limits(config: &Config) -> Limits {
     // As in etcd: a lease outlives an election.
     let ttl_min = (3 * config.election_timeout.as_millis()).div_ceil(2 * 1000) as i64;
     Limits {
-        request_bytes_max: config.request_bytes_max,
+        request_bytes_max: config.request_bytes_max.min(COMMAND_BYTES_MAX),
         txn_ops_max: config.txn_ops_max,
         quota_bytes: config.quota_bytes,
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
