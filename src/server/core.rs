@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::apply_loop::{self, Proposer};
-use super::disk_threads::{BackendJob, Failure, LogJob};
+use super::disk_threads::{BackendJob, Failure, LogJob, ToBackend};
 use super::error::Error;
 use super::handle::Shared;
 use super::inbox::Event;
@@ -61,7 +61,7 @@ pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) log: Sender<LogJob>,
-    pub(crate) backend: Sender<BackendJob>,
+    pub(crate) backend: ToBackend,
     pub(crate) config: CoreConfig,
     pub(crate) logger: Logger,
     pub(crate) fail: Failure,
@@ -288,7 +288,7 @@ impl Core {
         if !self.state.installing
             && let Some((index, place)) = self.state.offered.take()
         {
-            let _ = self.backend.send(BackendJob::Discard { index, place });
+            self.backend.send(BackendJob::Discard { index, place });
         }
         self.state.reads.applied(self.node.applied());
         self.compact();
@@ -319,7 +319,7 @@ impl Core {
         let began = Instant::now();
         let own = Proposer { member: self.shared.member.0, boot: self.shared.boot };
         let turn = match apply_loop::turn(&self.shared.state, &self.shared.hub, own, committed, &mut |batch| {
-            let _ = self.backend.send(BackendJob::Commit(batch));
+            self.backend.commit(batch);
         }) {
             Ok(turn) => turn,
             Err(error) => return (self.fail)(&error),
@@ -442,7 +442,7 @@ impl Core {
         self.state.offered = None;
         self.tell(Input::Persisted { number: number.max(self.state.persisted) });
         info!(self.logger, "snapshot adopted"; "index" => index.0, "revision" => revision.0);
-        let _ = self.backend.send(BackendJob::Flush);
+        self.backend.send(BackendJob::Flush);
     }
 
     fn compacting(&self) -> bool {
@@ -454,7 +454,7 @@ impl Core {
         if self.state.installing || !self.compacting() {
             if !self.state.compactions.is_empty() && self.state.flushing.is_empty() {
                 self.state.flushing = std::mem::take(&mut self.state.compactions);
-                let _ = self.backend.send(BackendJob::Flush);
+                self.backend.send(BackendJob::Flush);
             }
             return;
         }
@@ -469,7 +469,7 @@ impl Core {
         };
         match more {
             Ok(_) => {
-                let _ = self.backend.send(BackendJob::Commit(batch));
+                self.backend.commit(batch);
                 self.shared.inbox.again();
                 self.state.unfinished = true;
             }

@@ -32,9 +32,9 @@ use crate::pb::etcdserverpb::{
 use crate::pb::everwatchpb::LeaseRemaining;
 use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
 use crate::peer::{Remaining, Renewal, Transport};
-use crate::state::{AlarmKind, StateMachine};
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
+use crate::state::{AlarmKind, StateMachine};
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
 use crate::watch::Hub;
 

@@ -35,7 +35,7 @@ use crate::watch::Hub;
 use crate::{api, http, version};
 
 use self::core::{Core, CoreConfig};
-use self::disk_threads::{BackendThread, Failure, LogThread};
+use self::disk_threads::{BackendThread, Failure, LogThread, ToBackend};
 use self::handle::{Handle, Limits, Shared};
 use self::inbox::{Event, Inbox};
 
@@ -111,10 +111,11 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
 
     let (log_jobs, log_queue) = mpsc::channel();
     let (backend_jobs, backend_queue) = mpsc::channel();
+    let to_backend = ToBackend::new(backend_jobs);
     let log = LogThread {
         wal: member.wal,
         jobs: log_queue,
-        backend: backend_jobs.clone(),
+        backend: to_backend.clone(),
         inbox: inbox.clone(),
         transport: transport.clone(),
         metrics: metrics.clone(),
@@ -124,6 +125,7 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
         backend: Some(member.backend),
         dir: member.data_dir.member().to_owned(),
         jobs: backend_queue,
+        backlog: to_backend.backlog(),
         inbox: inbox.clone(),
         newest,
         sizes: shared.sizes.clone(),
@@ -141,7 +143,7 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
         shared: shared.clone(),
         transport: transport.clone(),
         log: log_jobs,
-        backend: backend_jobs,
+        backend: to_backend,
         config: CoreConfig {
             heartbeat: config.heartbeat_interval,
             election: config.election_timeout,
