@@ -2,9 +2,10 @@
 //!
 //! It takes everything that waits in its inbox, tells raft, carries out what raft has committed, answers whoever waited, and only
 //! then looks at the inbox again. It never waits for a disk or a socket: the log thread and the backend thread do, and report.
-//! Everything it does in one turn is bounded: committed entries by raft's limit per output, compaction by keys per step,
-//! lease expiry by leases per tick.
+//! Everything it does in one turn is bounded: committed entries by their bytes, compaction by keys per step, lease expiry by leases
+//! per tick. What is left over waits until others on this thread have run.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -35,6 +36,8 @@ use crate::storage::backend::Batch;
 use crate::storage::wal::Base;
 use crate::types::{Index, MemberId, Term};
 
+/// Bytes of entries carried out before others run. After a disk has stood still, all that waited for it is committed at once.
+const APPLY_BYTES: usize = 1 << 20;
 /// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
 /// memory until then.
 const COMPACTION_STEPS_MAX: u32 = 10;
@@ -81,6 +84,8 @@ pub(crate) struct Waiting {
     compaction_steps: u32,
     /// This turn left work for the next.
     unfinished: bool,
+    /// Committed, and not carried out yet.
+    committed: VecDeque<Entry>,
     /// A snapshot is being installed: the state stands still until it is there.
     installing: bool,
     /// What the log reported durable meanwhile. Raft hears of it with the snapshot: it would hand out what follows.
@@ -268,6 +273,8 @@ impl Core {
                 if let Some(base) = write.reset {
                     info!(self.logger, "adopting a snapshot"; "index" => base.index.0);
                     self.state.installing = true;
+                    // The snapshot has what they would have done.
+                    self.state.committed.clear();
                 }
                 if self.log.send(LogJob::Write(write)).is_err() {
                     (self.fail)(&"the log thread is gone");
@@ -280,10 +287,14 @@ impl Core {
             if let Some(role) = turn.role {
                 self.role_changed(role);
             }
-            self.apply(turn.committed);
+            self.state.committed.extend(turn.committed);
+            self.apply();
             if !progress {
                 break;
             }
+        }
+        if !self.state.committed.is_empty() {
+            self.leave_rest();
         }
         if !self.state.installing
             && let Some((index, place)) = self.state.offered.take()
@@ -313,7 +324,22 @@ impl Core {
         }
     }
 
-    fn apply(&mut self, committed: Vec<Entry>) {
+    /// There is more to do, in the next turn: sockets and the clock come first.
+    fn leave_rest(&mut self) {
+        self.shared.inbox.again();
+        self.state.unfinished = true;
+    }
+
+    /// Carries out what was committed, or a portion of it.
+    fn apply(&mut self) {
+        let mut bytes = 0;
+        let mut committed = Vec::new();
+        while bytes < APPLY_BYTES
+            && let Some(entry) = self.state.committed.pop_front()
+        {
+            bytes += entry.data.len();
+            committed.push(entry);
+        }
         let Some(last) = committed.last().map(|entry| Index(entry.index)) else { return };
         assert!(!self.state.installing, "raft commits nothing while a snapshot is being installed");
         let began = Instant::now();
@@ -470,8 +496,7 @@ impl Core {
         match more {
             Ok(_) => {
                 self.backend.commit(batch);
-                self.shared.inbox.again();
-                self.state.unfinished = true;
+                self.leave_rest();
             }
             Err(error) => (self.fail)(&error),
         }
