@@ -78,6 +78,8 @@ pub(crate) struct Waiting {
     flushing: Vec<oneshot::Sender<()>>,
     /// A snapshot is being installed: the state stands still until it is there.
     installing: bool,
+    /// What the log reported durable meanwhile. Raft hears of it with the snapshot: it would hand out what follows.
+    persisted: u64,
     /// The last index the backend has durably, and the last the log was truncated to.
     durable: Index,
     /// Snapshot received and put to raft: if raft does not take it, its file is to go.
@@ -140,6 +142,7 @@ impl Core {
                 self.tell(Input::Message(message));
             }
             Event::Peer(FromPeer::StorageFailed(error)) => (self.fail)(&error),
+            Event::Persisted(number) if self.state.installing => self.state.persisted = number,
             Event::Persisted(number) => self.tell(Input::Persisted { number }),
             Event::Flushed { reader } => self.flushed(reader),
             Event::Installed { number, state, index } => self.installed(number, *state, index),
@@ -402,7 +405,7 @@ impl Core {
         self.shared.progress.applied.store(index.0, Release);
         self.state.installing = false;
         self.state.offered = None;
-        self.tell(Input::Persisted { number });
+        self.tell(Input::Persisted { number: number.max(self.state.persisted) });
         info!(self.logger, "snapshot adopted"; "index" => index.0, "revision" => revision.0);
         let _ = self.backend.send(BackendJob::Flush);
     }

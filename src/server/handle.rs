@@ -246,19 +246,16 @@ impl Handle {
     /// Renews a lease for its full length: the seconds, or 0 when there is no such lease.
     pub async fn renew(&self, id: LeaseId) -> Result<i64, Error> {
         let deadline = self.shared.now() + self.shared.limits.request_timeout;
-        while self.shared.now() < deadline {
-            match self.leader() {
-                Some(leader) if leader == self.member() => match self.renew_here(id).await? {
-                    Renewal::Ttl(ttl) => return Ok(ttl),
-                    Renewal::Unknown => return Ok(0),
-                    Renewal::Unavailable => {}
-                },
-                Some(leader) => match self.transport().renew(leader, id).await {
-                    Ok(Renewal::Ttl(ttl)) => return Ok(ttl),
-                    Ok(Renewal::Unknown) => return Ok(0),
-                    Ok(Renewal::Unavailable) | Err(_) => {}
-                },
-                None => {}
+        while self.shared.now() < deadline && !self.is_stopping() {
+            let answer = match self.leader() {
+                Some(leader) if leader == self.member() => self.renew_here(vec![id]).await.pop(),
+                Some(leader) => self.transport().renew(leader, id).await.ok(),
+                None => None,
+            };
+            match answer {
+                Some(Renewal::Ttl(ttl)) => return Ok(ttl),
+                Some(Renewal::Unknown) => return Ok(0),
+                Some(Renewal::Unavailable) | None => {}
             }
             // No leader that could renew: look again after about a heartbeat.
             tokio::time::sleep(self.shared.limits.election_timeout / 10).await;
@@ -266,8 +263,22 @@ impl Handle {
         Err(Error::Timeout)
     }
 
-    /// Renews as the leader.
-    pub(crate) async fn renew_here(&self, id: LeaseId) -> Result<Renewal, Error> {
+    /// Renews as the leader. It counts only if this member still leads afterwards: after a pause it may have been deposed long
+    /// ago without having heard of it, and the leases may be gone (etcd #15247).
+    pub(crate) async fn renew_here(&self, ids: Vec<LeaseId>) -> Vec<Renewal> {
+        let term = self.status().term;
+        let mut answers = Vec::with_capacity(ids.len());
+        for id in ids {
+            answers.push(self.renew_one(id).await.unwrap_or(Renewal::Unavailable));
+        }
+        let confirmed = self.linearize().await.is_ok();
+        if !confirmed || self.leader() != Some(self.member()) || self.status().term != term {
+            answers.fill(Renewal::Unavailable);
+        }
+        answers
+    }
+
+    async fn renew_one(&self, id: LeaseId) -> Result<Renewal, Error> {
         let mut caught_up = false;
         loop {
             let renewed = {
@@ -300,7 +311,10 @@ impl Handle {
         let deadline = self.shared.now() + self.shared.limits.request_timeout;
         while self.shared.now() < deadline {
             let answer = match self.leader() {
-                Some(leader) if leader == self.member() => self.time_to_live_here(id).await?,
+                Some(leader) if leader == self.member() => match self.time_to_live_here(id).await {
+                    Err(Error::LeaderChanged) => Remaining::Unavailable,
+                    answer => answer?,
+                },
                 Some(leader) => self.transport().time_to_live(leader, id).await.unwrap_or(Remaining::Unavailable),
                 None => Remaining::Unavailable,
             };

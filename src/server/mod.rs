@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::pb::everwatchpb::MemberAttributes;
-use crate::peer::{FromPeer, Remaining, Renewal, ServiceConfig, Transport, TransportConfig, peer_service};
+use crate::peer::{FromPeer, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::storage::backend::Reader;
 use crate::types::MemberId;
 use crate::watch::Hub;
@@ -63,6 +63,9 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
     let termination = listen::Termination::new()?;
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
+    // Before there is a socket that others could connect to: members that found a cluster together must not wait for each
+    // other's answer.
+    bootstrap::refuse_to_found_twice(&config).await?;
     // Addresses first: a member that cannot listen should not touch its data.
     let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
     let client_sockets = listen::bind(&config.listen_client_urls).await?;
@@ -309,21 +312,18 @@ fn transport(shared: &Arc<Shared>, config: &Config, newest: Arc<Mutex<Arc<dyn Re
 
 /// What this member answers its peers' members.
 fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> ServiceConfig {
-    let (renewing, asking) = (handle.clone(), handle.clone());
+    let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
-            Box::pin(async move {
-                let mut answers = Vec::with_capacity(ids.len());
-                for id in ids {
-                    answers.push(handle.renew_here(id).await.unwrap_or(Renewal::Unavailable));
-                }
-                answers
-            })
+            Box::pin(async move { handle.renew_here(ids).await })
         }),
         time_to_live: Arc::new(move |id| {
             let handle = asking.clone();
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
+        }),
+        members: Arc::new(move || {
+            listing.view(|state| state.members.iter().map(|(id, member)| member.record(id)).collect())
         }),
         snapshot_dir: data_dir.member().to_owned(),
     }
