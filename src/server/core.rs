@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use slog::{Logger, info, warn};
@@ -30,17 +30,16 @@ use super::watch_loop::LeaderMonitor;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
 use crate::peer::{FromPeer, Place, Transport};
 use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
+use crate::state::applied::LeaseChange;
 use crate::state::command::{Command, Kind, ProposalWriter, encode_command};
 use crate::storage::backend::Batch;
 use crate::storage::wal::Base;
-use crate::types::{Index, Term};
+use crate::types::{Index, MemberId, Term};
 
 /// Bytes of commands in one raft entry, about: an entry is closed by the command that reaches this.
 const ENTRY_BYTES: usize = 64 << 10;
 /// Commands that wait for a leader. Beyond this they are refused.
 const PENDING_MAX: usize = 20_000;
-/// Keys that one step of compaction looks at.
-const COMPACTION_KEYS: usize = 1000;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
 
@@ -50,6 +49,10 @@ pub(crate) struct CoreConfig {
     pub(crate) election: Duration,
     pub(crate) snapshot_count: u64,
     pub(crate) catchup_entries: u64,
+    /// Keys that one step of compaction looks at.
+    pub(crate) compaction_keys: usize,
+    /// Carrying out what was committed should not take longer in one turn.
+    pub(crate) warning_apply_duration: Duration,
     /// This member's own attributes, to be published.
     pub(crate) attributes: MemberAttributes,
 }
@@ -146,13 +149,17 @@ impl Core {
             Event::Persisted(number) => self.tell(Input::Persisted { number }),
             Event::Flushed { reader } => self.flushed(reader),
             Event::Installed { number, state, index } => self.installed(number, *state, index),
-            Event::HandOver => self.hand_over(),
+            Event::HandOver(to) => self.hand_over(to),
             Event::Stop => self.state.stopping = true,
         }
     }
 
-    /// Asks whoever is furthest of the voters that are heard of to lead.
-    fn hand_over(&mut self) {
+    /// Asks `to` to lead, or whoever is furthest of the voters that are heard of.
+    fn hand_over(&mut self, to: Option<MemberId>) {
+        if let Some(to) = to {
+            info!(self.logger, "handing over leadership"; "to" => %to);
+            return self.tell(Input::TransferLeader(to));
+        }
         let others = self.node.peers().into_iter().filter(|peer| peer.id != self.shared.member);
         let heir = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
         if let Some(heir) = heir {
@@ -301,6 +308,7 @@ impl Core {
     fn apply(&mut self, committed: Vec<Entry>) {
         let Some(last) = committed.last().map(|entry| Index(entry.index)) else { return };
         assert!(!self.state.installing, "raft commits nothing while a snapshot is being installed");
+        let began = Instant::now();
         let own = Proposer { member: self.shared.member.0, boot: self.shared.boot };
         let turn = match apply_loop::turn(&self.shared.state, &self.shared.hub, own, committed, &mut |batch| {
             let _ = self.backend.send(BackendJob::Commit(batch));
@@ -308,6 +316,14 @@ impl Core {
             Ok(turn) => turn,
             Err(error) => return (self.fail)(&error),
         };
+        let metrics = &self.shared.metrics;
+        metrics.puts.add(turn.puts as u64);
+        metrics.deletes.add(turn.deletes as u64);
+        let took = began.elapsed();
+        if took > self.config.warning_apply_duration {
+            metrics.slow_apply.inc();
+            warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => last.0);
+        }
         self.leases(turn.leases, turn.term);
         self.shared.progress.applied.store(last.0, Release);
         self.tell(Input::Applied(last));
@@ -318,7 +334,17 @@ impl Core {
 
     /// The lessor hears of what apply did, and takes over when this member has applied the first entry of its own term: what
     /// earlier leaders recorded is known then.
-    fn leases(&mut self, changes: Vec<crate::state::applied::LeaseChange>, term: Term) {
+    fn leases(&mut self, changes: Vec<LeaseChange>, term: Term) {
+        for change in &changes {
+            match change {
+                LeaseChange::Granted { ttl, .. } => {
+                    self.shared.metrics.leases_granted.inc();
+                    self.shared.metrics.lease_ttl_seconds.observe_value(*ttl as f64);
+                }
+                LeaseChange::Revoked { .. } => self.shared.metrics.leases_revoked.inc(),
+                LeaseChange::Remaining { .. } => {}
+            }
+        }
         if !self.node.is_leader() {
             return;
         }
@@ -426,7 +452,7 @@ impl Core {
         let mut batch = Batch::default();
         let more = {
             let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-            state.kv.compact_step(COMPACTION_KEYS, &mut batch)
+            state.kv.compact_step(self.config.compaction_keys, &mut batch)
         };
         match more {
             Ok(_) => {

@@ -375,12 +375,34 @@ impl Handle {
         self.shared.progress.learner.load(Ordering::Relaxed)
     }
 
+    /// Hands leadership to `to`; returns when this member knows that it leads.
+    pub async fn transfer(&self, to: MemberId) -> Result<(), Error> {
+        if self.leader() != Some(self.member()) {
+            return Err(Error::NotLeader);
+        }
+        if self.view(|state| state.members.get(to).is_none_or(|member| member.is_learner)) {
+            return Err(Error::BadTransferee);
+        }
+        if to == self.member() {
+            return Ok(());
+        }
+        self.shared.inbox.put(Event::HandOver(Some(to)));
+        let deadline = self.shared.now() + self.shared.limits.election_timeout;
+        while self.leader() != Some(to) {
+            if self.shared.now() >= deadline {
+                return Err(Error::TransferTimeout);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     /// If this member leads, asks another to; returns when it has, or after an election timeout.
     pub(crate) async fn hand_over_leadership(&self) {
         if self.leader() != Some(self.member()) {
             return;
         }
-        self.shared.inbox.put(Event::HandOver);
+        self.shared.inbox.put(Event::HandOver(None));
         let deadline = self.shared.now() + self.shared.limits.election_timeout;
         while self.leader() == Some(self.member()) && self.shared.now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -150,6 +150,8 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
             election: config.election_timeout,
             snapshot_count: config.snapshot_count,
             catchup_entries: config.snapshot_catchup_entries,
+            compaction_keys: config.compaction_batch_max,
+            warning_apply_duration: config.warning_apply_duration,
             attributes: MemberAttributes {
                 id: member.id.0,
                 name: config.name.clone(),
