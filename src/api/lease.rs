@@ -5,6 +5,7 @@ use std::pin::Pin;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::intercept::too_long;
 use super::kv::unexpected;
 use super::status::{Mistake, status};
 use crate::pb::etcdserverpb as pb;
@@ -105,7 +106,7 @@ impl Lease for LeaseService {
         let renewals = request.into_inner().then(move |request| {
             let service = service.clone();
             async move {
-                let id = request?.id;
+                let id = request.map_err(|error| too_long(&error).unwrap_or(error))?.id;
                 // Before the renewal, as etcd does: the answer promises nothing about later revisions.
                 let header = service.header();
                 let ttl = service.handle.renew(LeaseId(id)).await.map_err(status)?;

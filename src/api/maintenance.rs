@@ -1,4 +1,4 @@
-//! The Maintenance service, as far as it is there: status, alarms and hashes.
+//! The Maintenance service, as far as it is there: status, alarms, hashes and the choice of a leader.
 
 use tonic::{Request, Response, Status};
 
@@ -11,7 +11,7 @@ use crate::state::AlarmKind;
 use crate::state::applied::Reply;
 use crate::state::command::Kind;
 use crate::storage::backend::Bucket;
-use crate::types::Revision;
+use crate::types::{MemberId, Revision};
 use crate::version;
 
 /// The service of a member.
@@ -118,8 +118,13 @@ impl Maintenance for MaintenanceService {
         Err(super::not_there())
     }
 
-    async fn move_leader(&self, _: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        Err(super::not_there())
+    async fn move_leader(
+        &self,
+        request: Request<pb::MoveLeaderRequest>,
+    ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.handle.transfer(MemberId(request.into_inner().target_id)).await.map_err(status)?;
+        // etcd sends no header here.
+        Ok(Response::new(pb::MoveLeaderResponse::default()))
     }
 
     async fn downgrade(&self, _: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {

@@ -8,25 +8,30 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
 use crate::config::Config;
+use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::server::handle::Handle;
 
+mod auth;
 mod check;
 mod cluster;
+mod intercept;
 pub(crate) mod kv;
 mod lease;
 mod maintenance;
 mod status;
 pub mod watch;
 
+pub use intercept::Intercept;
+
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 
 /// All services of a member.
-pub fn routes(handle: Handle, config: &Config) -> Routes {
+pub fn routes(handle: Handle, config: &Config) -> Intercept {
     let decode_max = config.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
     let encode_max = i32::MAX as usize;
     let watch_options = watch::WatchOptions {
@@ -38,12 +43,15 @@ pub fn routes(handle: Handle, config: &Config) -> Routes {
             $server.max_decoding_message_size(decode_max).max_encoding_message_size(encode_max)
         };
     }
-    Routes::new(sized!(KvServer::new(kv::KvService::new(handle.clone()))))
+    let routes = Routes::new(sized!(KvServer::new(kv::KvService::new(handle.clone()))))
         .add_service(watch::WatchService::new(handle.watch(), watch_options))
         .add_service(sized!(LeaseServer::new(lease::LeaseService::new(handle.clone()))))
         .add_service(sized!(ClusterServer::new(cluster::ClusterService::new(handle.clone()))))
-        .add_service(sized!(MaintenanceServer::new(maintenance::MaintenanceService::new(handle))))
-        .prepare()
+        .add_service(sized!(MaintenanceServer::new(maintenance::MaintenanceService::new(handle.clone()))))
+        .add_service(sized!(AuthServer::new(auth::AuthService::new(handle.clone()))))
+        .add_service(tonic_health::server::health_reporter().1)
+        .prepare();
+    Intercept::new(routes, handle)
 }
 
 /// The answer of a method that is not there yet.

@@ -1,10 +1,12 @@
 //! THE table: every error of every layer, its gRPC code and etcd's exact text. Go clients recognise errors by the text, so it
-//! is the wire as much as field numbers are. Source: etcd's api/v3rpc/rpctypes.
+//! is the wire as much as field numbers are. Source: etcd's api/v3rpc/rpctypes. ("Too many requests" really travels as Unknown: etcd
+//! maps it to an error of its client library, which has no code.)
 
 use tonic::{Code, Status};
 
 use crate::server::error::Error;
 use crate::state::applied::Refusal;
+use crate::watch;
 
 /// The status of a failed verb.
 pub(crate) fn status(error: Error) -> Status {
@@ -15,8 +17,11 @@ pub(crate) fn status(error: Error) -> Status {
         }
         Error::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
         Error::NoLeader => (Code::Unavailable, NO_LEADER),
+        Error::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
+        Error::BadTransferee => (Code::FailedPrecondition, "etcdserver: bad leader transferee"),
+        Error::TransferTimeout => (Code::Unknown, "etcdserver: request timed out, leader transfer took too long"),
         Error::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
-        Error::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        Error::TooManyRequests => (Code::Unknown, "etcdserver: too many requests"),
         Error::Stopped => (Code::Unavailable, STOPPED),
         Error::Refused(refusal) => return refused(&refusal),
     };
@@ -44,6 +49,51 @@ pub(crate) const STOPPED: &str = "etcdserver: server stopped";
 /// History asked for is gone; also the reason given for a watch with a negative start.
 pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
+/// The status of a member that knows no leader.
+pub(crate) fn no_leader() -> Status {
+    status(Error::NoLeader)
+}
+
+/// What etcd says about a watcher that it did not create.
+pub(crate) fn watch_refused(refusal: watch::Refusal) -> &'static str {
+    match refusal {
+        watch::Refusal::NegativeStart => COMPACTED,
+        watch::Refusal::EmptyRange => "mvcc: watcher range is empty",
+        watch::Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
+    }
+}
+
+/// What is refused before a handler sees it.
+#[derive(Debug)]
+pub(crate) enum Intercepted {
+    /// Metadata that should be text is not.
+    ClientVersion,
+    /// The call needs a voting member.
+    Learner,
+    /// A token that this member did not give.
+    Token,
+    /// A message is over the limit, both in bytes.
+    TooLong {
+        /// Its length.
+        found: String,
+        /// What is allowed.
+        limit: String,
+    },
+}
+
+impl From<Intercepted> for Status {
+    fn from(intercepted: Intercepted) -> Status {
+        match intercepted {
+            Intercepted::ClientVersion => Status::invalid_argument("etcdserver: invalid client api version"),
+            Intercepted::Learner => Status::failed_precondition("etcdserver: rpc not supported for learner"),
+            Intercepted::Token => Status::unauthenticated("etcdserver: invalid auth token"),
+            Intercepted::TooLong { found, limit } => {
+                Status::resource_exhausted(format!("grpc: received message larger than max ({found} vs. {limit})"))
+            }
+        }
+    }
+}
+
 /// A request that is refused at the door, before anything is proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
@@ -61,6 +111,8 @@ pub(crate) enum Mistake {
     DuplicateKey,
     /// A sort order or target that does not exist.
     InvalidSort,
+    /// There are no users.
+    AuthNotEnabled,
     /// A lease longer than 9,000,000,000 s.
     TtlTooLarge,
 }
@@ -75,6 +127,7 @@ impl From<Mistake> for Status {
             Mistake::TooManyOps => (Code::InvalidArgument, "etcdserver: too many operations in txn request"),
             Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Mistake::AuthNotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         };
         Status::new(code, text)

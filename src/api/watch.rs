@@ -25,12 +25,15 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
+use super::intercept::too_long;
+use super::status::{Intercepted, no_leader, status, watch_refused};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::server::error::Error;
 use crate::server::watch_loop::{Standing, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
-use crate::watch::{End, EventList, Events, Filters, Next, Outgoing, Refusal, Spec};
+use crate::watch::{End, EventList, Events, Filters, Next, Outgoing, Spec};
 
 /// Requests handled before the outbox is looked at again.
 const REQUESTS_PER_POLL: usize = 16;
@@ -70,7 +73,7 @@ impl WatchService {
     fn open(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
         let standing = self.handle.standing();
         if standing.learner {
-            return Err(Status::failed_precondition("etcdserver: rpc not supported for learner"));
+            return Err(Intercepted::Learner.into());
         }
         let needs_leader = request.metadata().get(HAS_LEADER).is_some_and(|value| value == "true");
         if needs_leader && standing.leader.is_none() {
@@ -187,7 +190,7 @@ impl Stream for Responses {
             Poll::Ready(Next::End(end)) => {
                 this.ended = true;
                 Poll::Ready(Some(Err(match end {
-                    End::Stopped => Status::unavailable("etcdserver: server stopped"),
+                    End::Stopped => status(Error::Stopped),
                     End::NoLeader => no_leader(),
                 })))
             }
@@ -207,7 +210,7 @@ impl Responses {
             match Pin::new(requests).poll_next(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
-                Poll::Ready(Some(request)) => self.handle(request?),
+                Poll::Ready(Some(request)) => self.handle(request.map_err(|error| too_long(&error).unwrap_or(error))?),
             }
         }
         cx.waker().wake_by_ref();
@@ -225,10 +228,6 @@ impl Responses {
     }
 }
 
-fn no_leader() -> Status {
-    Status::unavailable("etcdserver: no leader")
-}
-
 /// What a create request asks for. An empty key is the smallest key there is.
 fn spec(request: WatchCreateRequest) -> Spec {
     let key = if request.key.is_empty() { Bytes::from_static(b"\0") } else { request.key };
@@ -243,15 +242,6 @@ fn spec(request: WatchCreateRequest) -> Spec {
         progress_notify: request.progress_notify,
         fragment: request.fragment,
         id: (request.watch_id != 0).then_some(request.watch_id),
-    }
-}
-
-/// What etcd says about a watcher that it did not create.
-fn reason(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::NegativeStart => "etcdserver: mvcc: required revision has been compacted",
-        Refusal::EmptyRange => "mvcc: watcher range is empty",
-        Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
     }
 }
 
@@ -279,7 +269,7 @@ fn frames(message: Outgoing, standing: &Standing, bytes_max: usize) -> VecDeque<
         Outgoing::Refused { reason: refusal, revision } => WatchResponse {
             created: true,
             canceled: true,
-            cancel_reason: reason(refusal).to_owned(),
+            cancel_reason: watch_refused(refusal).to_owned(),
             ..head(revision, NO_WATCHER)
         },
         Outgoing::Canceled { id, revision } => WatchResponse { canceled: true, ..head(revision, id) },

@@ -15,6 +15,12 @@ pub enum Error {
     LeaderChanged,
     /// This member knows no leader and the caller does not want to wait for one.
     NoLeader,
+    /// Only the leader can do that, and this member is not.
+    NotLeader,
+    /// Who shall lead next is not a voting member.
+    BadTransferee,
+    /// Leadership did not move in time.
+    TransferTimeout,
     /// The encoded command is longer than `--max-request-bytes`. It was not proposed.
     TooLarge,
     /// Too much is waiting already. It was not proposed.

@@ -11,7 +11,7 @@ use crate::peer::FromPeer;
 use crate::state::StateMachine;
 use crate::state::applied::Reply;
 use crate::storage::backend::Reader;
-use crate::types::Index;
+use crate::types::{Index, MemberId};
 
 /// One thing for the core to deal with.
 pub(crate) enum Event {
@@ -46,8 +46,8 @@ pub(crate) enum Event {
         /// The index it stands at.
         index: Index,
     },
-    /// Another member should lead.
-    HandOver,
+    /// This member should lead, or whoever is best suited of the others.
+    HandOver(Option<MemberId>),
     /// Time for the member to go down.
     Stop,
 }

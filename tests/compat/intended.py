@@ -30,18 +30,27 @@ INTENDED: dict[str, Intended] = {
     "{request_delete_range={key='te/' range_end='\\x00'}}": Intended(
         "an open-ended deletion over a put of the same branch is refused like a bounded one: a key changes once per revision",
         refused("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request")),
+    "malformed: /etcdserverpb.KV/Txn bytes '\\x12\\xa5\\x02\"\\xa2\\x02\\x1...x02\"\\x00'(296 bytes)": Intended(
+        "messages nested deeper than 100 are refused, as protobuf libraries do to save their stack", refused("INTERNAL", LIBRARY)),
+    "malformed: /etcdserverpb.Auth/Authenticate bytes '\\n\\x02\\xff\\xfe'": Intended(
+        "text that is not UTF-8 is malformed, as protobuf says; etcd lets it through",
+        refused("INTERNAL", "failed to decode Protobuf message: AuthenticateRequest.name: invalid string value: "
+                "data is not UTF-8 encoded")),
+    "compaction: HashKV revision=159": Intended(
+        "the compacted revision itself can be hashed, as in later etcd",
+        {"header": header(162), "hash": 1693862593, "compact_revision": 159}),
     "malformed: /nothing bytes ''": Intended(
         "a path without a method is an unknown method here; grpc-go calls it ResourceExhausted", refused("UNIMPLEMENTED", LIBRARY)),
     "watch_starts: stream negative start": Intended(
         "a negative start revision is refused, as by etcd since 3.5.24", {
-            "watch -1": [{"header": header(122), "watch_id": -1, "created": True, "canceled": True,
+            "watch -1": [{"header": header(121), "watch_id": -1, "created": True, "canceled": True,
                           "cancel_reason": "etcdserver: mvcc: required revision has been compacted"}],
-            "watch 0": [{"header": header(122), "created": True}], "rules broken": [], "ended": None}),
+            "watch 0": [{"header": header(121), "created": True}], "rules broken": [], "ended": None}),
     "tombstone_at_compaction: stream tombstone": Intended(
         "a deletion exactly at the compacted revision can still be watched, as in etcd since 3.5.16", {
-            "watch 0": [{"header": header(170), "created": True},
-                        {"type": "DELETE", "kv": {"key": "'kt/a'", "mod_revision": 169}},
-                        {"kv": {"key": "'kt/a'", "create_revision": 170, "mod_revision": 170, "version": 1, "value": "'3'"}}],
+            "watch 0": [{"header": header(169), "created": True},
+                        {"type": "DELETE", "kv": {"key": "'kt/a'", "mod_revision": 168}},
+                        {"kv": {"key": "'kt/a'", "create_revision": 169, "mod_revision": 169, "version": 1, "value": "'3'"}}],
             "rules broken": [], "ended": None}),
     **{f"range_options: Range key='r/' range_end='r0' sort_order={order}": Intended(
         "an unknown sort order is refused, as by later etcd", refused("INVALID_ARGUMENT", "etcdserver: invalid sort option"))

@@ -1,0 +1,235 @@
+//! What is true of every call, whatever its method: metadata that etcd looks at before the handler, counters, and the status of a
+//! message that is too long.
+//!
+//! * `hasleader: true` at a member that knows no leader: `etcdserver: no leader` (unary calls; streams look for themselves).
+//! * A token while auth is off: `etcdserver: invalid auth token`, for the calls that etcd checks it on.
+//! * `client-api-version` that is not UTF-8: `etcdserver: invalid client api version`.
+//! * gRPC's Go library answers a message over the limit with ResourceExhausted and words of its own; clients of etcd expect those.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tonic::codegen::Service;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+
+use super::status::{Intercepted, no_leader};
+use crate::metrics::{METHODS, Method, Metrics};
+use crate::server::handle::Handle;
+
+const STATUS: &str = "grpc-status";
+const MESSAGE: &str = "grpc-message";
+
+/// Methods whose calls etcd refuses when they carry a token while auth is off: what goes through the log, and reads of keys.
+const TOKEN_CHECKED: [&str; 8] = [
+    "/etcdserverpb.KV/Range",
+    "/etcdserverpb.KV/Put",
+    "/etcdserverpb.KV/DeleteRange",
+    "/etcdserverpb.KV/Txn",
+    "/etcdserverpb.KV/Compact",
+    "/etcdserverpb.Lease/LeaseGrant",
+    "/etcdserverpb.Lease/LeaseRevoke",
+    "/etcdserverpb.Maintenance/Alarm",
+];
+
+/// Streams decide for themselves what a missing leader means.
+const STREAMS: [&str; 2] = ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"];
+
+struct Known {
+    method: Method,
+    token_checked: bool,
+    stream: bool,
+}
+
+static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
+    let known = METHODS.iter().filter_map(|(service, name, _)| {
+        let path = format!("/{service}/{name}");
+        let method = Method::of_path(&path)?;
+        let known = Known {
+            method,
+            token_checked: TOKEN_CHECKED.contains(&path.as_str()),
+            stream: STREAMS.contains(&path.as_str()),
+        };
+        Some((path, known))
+    });
+    known.collect()
+});
+
+/// All services of a member, with what is true of every call around them.
+#[derive(Clone)]
+pub struct Intercept {
+    inner: Routes,
+    handle: Handle,
+}
+
+impl Intercept {
+    /// Around `inner`.
+    pub(super) fn new(inner: Routes, handle: Handle) -> Intercept {
+        Intercept { inner, handle }
+    }
+
+    fn refusal(&self, known: &Known, headers: &HeaderMap) -> Option<Status> {
+        if headers.get("client-api-version").is_some_and(|value| str::from_utf8(value.as_bytes()).is_err()) {
+            return Some(Intercepted::ClientVersion.into());
+        }
+        let needs_leader = !known.stream && headers.get("hasleader").is_some_and(|value| value == "true");
+        if needs_leader && self.handle.leader().is_none() {
+            return Some(no_leader());
+        }
+        let has_token =
+            || ["token", "authorization"].iter().any(|name| headers.get(*name).is_some_and(|v| !v.is_empty()));
+        (known.token_checked && has_token()).then(|| Intercepted::Token.into())
+    }
+}
+
+impl Service<Request<Incoming>> for Intercept {
+    type Response = Response<Counted>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Counted>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // A router is always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let known = KNOWN.get(request.uri().path());
+        let count = known.map(|known| {
+            let metrics = self.handle.metrics().clone();
+            metrics.grpc[known.method].started.inc();
+            metrics.grpc[known.method].received.inc();
+            Count { metrics, method: known.method, began: Instant::now(), code: None }
+        });
+        if let Some(refusal) = known.and_then(|known| self.refusal(known, request.headers())) {
+            let response = refusal.into_http();
+            return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let mut response = answer.await?;
+            correct_too_long(response.headers_mut());
+            Ok(Counted::around(response, count))
+        })
+    }
+}
+
+/// tonic says OutOfRange where Go's gRPC says ResourceExhausted, and neither client nor test would recognise its words.
+fn correct_too_long(headers: &mut HeaderMap) {
+    if headers.get(STATUS).is_none_or(|code| code != "11") {
+        return;
+    }
+    let corrected = Status::from_header_map(headers).and_then(|status| too_long(&status));
+    if let Some(status) = corrected {
+        headers.insert(STATUS, HeaderValue::from_static("8"));
+        // Digits, dots, letters and parentheses only: nothing that would have to be escaped.
+        if let Ok(message) = HeaderValue::from_str(status.message()) {
+            headers.insert(MESSAGE, message);
+        }
+    }
+}
+
+/// The status Go's gRPC gives for a message over the limit, if `status` is tonic's for that.
+pub(super) fn too_long(status: &Status) -> Option<Status> {
+    let text = status.message();
+    if status.code() != Code::OutOfRange || !text.contains("message length too large") {
+        return None;
+    }
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
+    let (found, limit) = (numbers.next()?, numbers.next()?);
+    Some(Intercepted::TooLong { found: found.to_owned(), limit: limit.to_owned() }.into())
+}
+
+/// Counts the end of a call, however it ends.
+struct Count {
+    metrics: Arc<Metrics>,
+    method: Method,
+    began: Instant,
+    code: Option<i32>,
+}
+
+impl Count {
+    fn note(&mut self, headers: &HeaderMap) {
+        let code = headers.get(STATUS).and_then(|code| code.to_str().ok()).and_then(|code| code.parse().ok());
+        self.code = self.code.or(code);
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        let metrics = &self.metrics.grpc[self.method];
+        // A call whose response was dropped before its end was given up by the client.
+        metrics.handled(self.code.unwrap_or(Code::Cancelled as i32));
+        metrics.handling_seconds.observe(self.began.elapsed());
+    }
+}
+
+/// A response that is counted when it ends.
+pub struct Counted {
+    inner: tonic::body::Body,
+    count: Option<Count>,
+}
+
+impl Counted {
+    fn around(response: Response<tonic::body::Body>, mut count: Option<Count>) -> Response<Counted> {
+        if let Some(count) = &mut count {
+            count.note(response.headers());
+        }
+        response.map(|inner| Counted { inner, count })
+    }
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(count) = &mut self.count {
+            match &frame {
+                Some(Ok(frame)) => match frame.trailers_ref() {
+                    Some(trailers) => count.note(trailers),
+                    None => {
+                        let metrics = &count.metrics;
+                        metrics.grpc[count.method].sent.inc();
+                        metrics.client_sent_bytes.add(frame.data_ref().map_or(0, |data| data.len() as u64));
+                    }
+                },
+                Some(Err(_)) => count.code = Some(Code::Internal as i32),
+                None => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_over_the_limit_gets_the_words_that_go_clients_know() {
+        let tonic = Status::out_of_range(
+            "Error, decoded message length too large: found 2097164 bytes, the limit is: 2097152 bytes",
+        );
+        let go = too_long(&tonic).unwrap();
+        assert_eq!(go.code(), Code::ResourceExhausted);
+        assert_eq!(go.message(), "grpc: received message larger than max (2097164 vs. 2097152)");
+        assert!(too_long(&Status::out_of_range("etcdserver: mvcc: required revision has been compacted")).is_none());
+    }
+}
