@@ -61,6 +61,7 @@ pub fn run(config: Config, logger: Logger) -> Result<(), Box<dyn std::error::Err
 }
 
 async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error::Error>> {
+    let termination = listen::Termination::new()?;
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
     // Before there is a socket that others could connect to: members that found a cluster together must not wait for each
@@ -218,7 +219,7 @@ async fn serve(config: Config, logger: Logger) -> Result<(), Box<dyn std::error:
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        signal = listen::termination() => info!(logger, "stopping"; "signal" => signal?),
+        signal = termination.wait() => info!(logger, "stopping"; "signal" => signal),
         () = announce => {}
     }
 

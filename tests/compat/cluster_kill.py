@@ -74,15 +74,12 @@ class ProcessCluster:
 class ComposeCluster:
     """The containers of docker-compose.yml, which is expected to be up."""
 
-    endpoints = ["127.0.0.1:2379", "127.0.0.1:22379", "127.0.0.1:32379"]
-
     def __init__(self, compose):
-        listing = subprocess.run([*compose.split(), "ps", "-q"], check=True, capture_output=True, text=True)
-        by_port = {}
-        for container in listing.stdout.split():
-            ports = subprocess.run(["docker", "port", container], check=True, capture_output=True, text=True).stdout
-            by_port.update({e: container for e in self.endpoints if f":{e.split(':')[1]}\n" in ports})
-        self.containers = [by_port[e] for e in self.endpoints]
+        def answer(*words):
+            return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[0]
+
+        self.containers = [answer(*compose.split(), "ps", "-q", f"m{n}") for n in (1, 2, 3)]
+        self.endpoints = [answer("docker", "port", container, "2379") for container in self.containers]
 
     def docker(self, verb, number):
         subprocess.run(["docker", verb, self.containers[number]], check=True, capture_output=True)
