@@ -35,8 +35,8 @@ pub(crate) struct Reads {
     /// Not asked yet, with the time of arrival.
     arrived: Vec<(Duration, Reader)>,
     rounds: Vec<Round>,
-    /// Confirmed, but not yet applied here.
-    confirmed: BTreeMap<Index, Vec<Reader>>,
+    /// Confirmed, but not yet applied here, with the time at which their round began.
+    confirmed: BTreeMap<Index, Vec<(Duration, Reader)>>,
 }
 
 impl Reads {
@@ -65,7 +65,8 @@ impl Reads {
     pub(crate) fn confirm(&mut self, context: &ReadContext, index: Index) {
         if let Some(at) = self.rounds.iter().position(|round| round.contexts.contains(context)) {
             let round = self.rounds.remove(at);
-            self.confirmed.entry(index).or_default().extend(round.readers);
+            let readers = round.readers.into_iter().map(|reader| (round.began, reader));
+            self.confirmed.entry(index).or_default().extend(readers);
         }
     }
 
@@ -75,7 +76,7 @@ impl Reads {
             if *entry.key() > applied {
                 break;
             }
-            for reader in entry.remove() {
+            for (_, reader) in entry.remove() {
                 let _ = reader.send(Ok(()));
             }
         }
@@ -103,15 +104,50 @@ impl Reads {
             }
             alive
         });
+        // A member that is far behind may not get there for minutes.
+        for (_, reader) in
+            self.confirmed.values_mut().flat_map(|waiting| waiting.extract_if(.., |r| now >= r.0 + limit))
+        {
+            let _ = reader.send(Err(Error::Timeout));
+        }
     }
 
     /// Fails everybody.
     pub(crate) fn stop(&mut self) {
         let rounds = self.rounds.drain(..).flat_map(|round| round.readers);
-        let confirmed = std::mem::take(&mut self.confirmed).into_values().flatten();
+        let confirmed = std::mem::take(&mut self.confirmed).into_values().flatten().map(|(_, reader)| reader);
         let arrived = self.arrived.drain(..).map(|(_, reader)| reader);
         for reader in arrived.chain(rounds).chain(confirmed) {
             let _ = reader.send(Err(Error::Stopped));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::MemberId;
+
+    #[test]
+    fn a_confirmed_read_waits_for_apply_and_no_longer_than_its_limit() {
+        let at = Duration::from_secs;
+        let mut reads = Reads::default();
+        let context = |counter| ReadContext { member: MemberId(1), boot: 1, counter };
+        let (first, mut early) = oneshot::channel();
+        let (second, mut late) = oneshot::channel();
+        reads.add(at(0), first);
+        reads.ask(at(0), || Some(context(1)));
+        reads.add(at(1), second);
+        reads.ask(at(1), || Some(context(2)));
+        reads.confirm(&context(1), Index(5));
+        reads.confirm(&context(2), Index(6));
+        reads.applied(Index(4));
+        assert!(early.try_recv().is_err() && late.try_recv().is_err());
+        reads.applied(Index(5));
+        assert_eq!(early.try_recv(), Ok(Ok(())));
+        reads.expire(at(7), at(7));
+        assert!(late.try_recv().is_err());
+        reads.expire(at(8), at(7));
+        assert_eq!(late.try_recv(), Ok(Err(Error::Timeout)));
     }
 }
