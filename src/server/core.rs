@@ -461,7 +461,9 @@ impl Core {
 
     fn installed(&mut self, number: u64, new: crate::state::StateMachine, index: Index) {
         let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
-        *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
+        // Taking millions of keys apart takes long: neither under the lock nor here.
+        tokio::task::spawn_blocking(move || drop(old));
         self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).restored(revision, compacted);
         self.shared.progress.applied.store(index.0, Release);
         self.state.installing = false;
