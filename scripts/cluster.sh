@@ -9,14 +9,17 @@
 #
 # EVERWATCH: the binary (default: the newest of target/{release,debug}/everwatch).
 # CLUSTER_DIR: data, logs and process ids (default: target/cluster).  EVERWATCH_FLAGS: further flags of every member.
+# CLIENT_PORTS, PEER_PORTS: three ports each, for a second cluster (with a CLUSTER_DIR of its own) beside the first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${CLUSTER_DIR:-target/cluster}
 binary=${EVERWATCH:-$(ls -t target/release/everwatch target/debug/everwatch 2>/dev/null | head -n 1 || true)}
 members=(1 2 3)
-client_ports=(0 2379 22379 32379)
-peer_ports=(0 2380 22380 32380)
-initial=m1=http://127.0.0.1:2380,m2=http://127.0.0.1:22380,m3=http://127.0.0.1:32380
+# Counted from 1, as the members are.
+read -ra client_ports <<<"0 ${CLIENT_PORTS:-2379 22379 32379}"
+read -ra peer_ports <<<"0 ${PEER_PORTS:-2380 22380 32380}"
+initial=
+for n in "${members[@]}"; do initial+=${initial:+,}m$n=http://127.0.0.1:${peer_ports[$n]}; done
 
 # The process id of member $1 if that process is still the one we started.
 pid_of() {
@@ -84,5 +87,5 @@ stop) stop ;;
 status) status ;;
 kill) kill -KILL "$(pid_of "${2:?which member: 1, 2 or 3}")" ;;
 clean) stop; rm -rf "$dir/m1" "$dir/m2" "$dir/m3" "$dir"/m?.log ;;
-*) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

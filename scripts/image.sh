@@ -2,7 +2,5 @@
 # Builds the static binary and the image everwatch:local around it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export EVERWATCH_GIT_SHA
-EVERWATCH_GIT_SHA=$(git rev-parse --short=9 HEAD 2>/dev/null || echo unknown)
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --bin everwatch --target x86_64-unknown-linux-gnu
-docker build --tag everwatch:local .
+scripts/static.sh
+docker build --quiet --tag everwatch:local .

@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use slog::Logger;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::Service;
@@ -234,22 +235,36 @@ async fn accept<G: Answer, H: Answer>(
     }
 }
 
-/// Waits for SIGTERM or SIGINT and returns its name. A second one ends the process at once, for whoever lost patience.
-pub async fn termination() -> io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let first = tokio::select! {
-        _ = terminate.recv() => "terminated",
-        _ = interrupt.recv() => "interrupt",
-    };
-    tokio::spawn(async move {
+/// The signals that end a member, SIGTERM and SIGINT. They are kept from the moment this is made: as process 1 of a
+/// container a member would never hear of a signal that came before anybody asked for it.
+#[derive(Debug)]
+pub struct Termination {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Termination {
+    /// Asks for the signals. Needs a runtime with I/O.
+    pub fn new() -> io::Result<Termination> {
+        Ok(Termination { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them and returns its name. A second one ends the process at once, for whoever lost patience.
+    pub async fn wait(mut self) -> &'static str {
+        let first = self.next().await;
+        tokio::spawn(async move {
+            self.next().await;
+            std::process::exit(130);
+        });
+        first
+    }
+
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => "terminated",
+            _ = self.interrupt.recv() => "interrupt",
         }
-        std::process::exit(130);
-    });
-    Ok(first)
+    }
 }
 
 /// Returns when `stop` is true, or when nobody is left who could say so.

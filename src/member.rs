@@ -20,8 +20,12 @@ pub fn run(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::E
 }
 
 async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
+    let termination = listen::Termination::new()?;
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
+    // Before there is a socket that others could connect to: members that found a cluster together must not wait for each
+    // other's answer.
+    server::refuse_to_found_twice(config).await?;
     // Addresses first: a member that cannot listen should not touch its data.
     let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
     let client_sockets = listen::bind(&config.listen_client_urls).await?;
@@ -65,7 +69,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        signal = listen::termination() => info!(logger, "stopping"; "signal" => signal?),
+        signal = termination.wait() => info!(logger, "stopping"; "signal" => signal),
         () = announce => {}
     }
 

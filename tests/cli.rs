@@ -1,6 +1,7 @@
 //! The server's command line from outside: what it prints and how it exits. Compared with etcd 3.5.1.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 fn everwatch(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_everwatch"));
@@ -58,4 +59,21 @@ fn the_health_check_fails_where_nobody_answers() {
     let output = everwatch(&["--health-check", "http://127.0.0.1:1"], &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("is not healthy"));
+}
+
+#[test]
+fn a_member_told_to_stop_while_it_starts_stops_with_0() {
+    let data = tempfile::tempdir().expect("a directory");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_everwatch"));
+    command.env_clear().arg("--data-dir").arg(data.path().join("member")).stderr(Stdio::piped());
+    command.args(["--listen-client-urls=http://127.0.0.1:0", "--listen-peer-urls=http://127.0.0.1:0"]);
+    command.arg("--advertise-client-urls=http://127.0.0.1:2379");
+    let mut member = command.spawn().expect("the binary runs");
+    let mut log = BufReader::new(member.stderr.take().expect("it is a pipe")).lines().map_while(Result::ok);
+    assert!(log.any(|line| line.contains("\"starting\"")));
+    let told = Command::new("kill").args(["-TERM", &member.id().to_string()]).status();
+    assert!(told.is_ok_and(|status| status.success()));
+    let rest: Vec<String> = log.collect();
+    assert_eq!(member.wait().expect("it was started").code(), Some(0), "{rest:#?}");
+    assert!(rest.last().is_some_and(|line| line.contains("\"stopped\"")), "{rest:#?}");
 }

@@ -288,7 +288,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 Works,
                 "Revisions one step of compaction removes; 0 is 1000.",
             ),
-            graduated("compaction-sleep-interval", Time, "0s", Works, "Pause between steps of compaction; 0 is 10ms."),
+            graduated("compaction-sleep-interval", Time, "0s", NoEffect, "Pause between steps of compaction."),
             graduated("watch-progress-notify-interval", Time, "0s", Works, "Time between progress notices; 0 is 10m."),
             graduated("warning-apply-duration", Time, "100ms", Works, "Log entries whose application takes longer."),
             graduated("txn-mode-write-with-shared-buffer", Switch, "true", NoEffect, "A trait of etcd's engine."),

@@ -72,8 +72,6 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// Most revisions that one step of compaction removes.
     pub compaction_batch_max: usize,
-    /// Pause between two steps of compaction.
-    pub compaction_sleep_interval: Duration,
     /// Whether `/metrics` has histograms of gRPC calls.
     pub metrics_extensive: bool,
     /// Where log lines go and how they look.
@@ -211,7 +209,6 @@ impl Config {
             .max(PROGRESS_INTERVAL_MIN),
             warning_apply_duration: values.duration("warning-apply-duration"),
             compaction_batch_max: size(values.integer("compaction-batch-limit"), 1000),
-            compaction_sleep_interval: duration_or(values, "compaction-sleep-interval", Duration::from_millis(10)),
             metrics_extensive: values.text("metrics") == "extensive",
             log: LogConfig::new(values)?,
             edge_threads: usize::try_from(values.unsigned("edge-threads")).ok().filter(|threads| *threads > 0),

@@ -1,4 +1,5 @@
-//! Questions that only the leader can answer, asked by another member on behalf of its clients.
+//! Questions between members: what only the leader can answer, asked by another member on behalf of its clients, and what a
+//! member asks the others before it exists.
 //!
 //! Promises: every question ends, with an answer or an error, within [`ANSWER_TIMEOUT`] of being sent; keepalives that
 //! wait while a request is under way travel together in the next one, so that a member sends the leader one request per
@@ -15,13 +16,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::Status;
 
 use super::Transport;
-use super::transport::{Peer, Shared};
-use crate::pb::everwatchpb::{RenewRequest, RenewResponse, TimeToLiveRequest, TimeToLiveResponse, renew_response};
-use crate::types::{LeaseId, MemberId};
+use super::transport::{Peer, Shared, connect};
+use crate::pb::everwatchpb::{
+    MemberRecord, MembersRequest, RenewRequest, RenewResponse, TimeToLiveRequest, TimeToLiveResponse, renew_response,
+};
+use crate::types::{ClusterId, LeaseId, MemberId};
 
 /// How long the leader may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -115,6 +119,27 @@ impl Transport {
         })?;
         Ok(remaining_from_wire(answer))
     }
+}
+
+/// How long members that are asked for the table may take, with the connection to them.
+const TABLE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// The tables of members of those of a cluster that answer at `urls` soon. For a member that does not run yet: it is asked
+/// without a transport, and nobody needs to know it.
+pub async fn members_known(cluster: ClusterId, urls: Vec<String>) -> Vec<Vec<MemberRecord>> {
+    let mut asking = JoinSet::new();
+    for url in urls {
+        asking.spawn(timeout(TABLE_TIMEOUT, async move {
+            let connection = connect(&url).await.ok()?;
+            let answer = connection.client.clone().members(MembersRequest { cluster_id: cluster.0 }).await;
+            Some(answer.ok()?.into_inner().members)
+        }));
+    }
+    let mut tables = Vec::new();
+    while let Some(answer) = asking.join_next().await {
+        tables.extend(answer.ok().and_then(Result::ok).flatten());
+    }
+    tables
 }
 
 type Waiter = (LeaseId, oneshot::Sender<Result<Renewal, Error>>);

@@ -7,6 +7,7 @@
 //!                          │              deliver(Unreachable)
 //!                          └─ MsgSnapshot ─▶ reader's rows ─▶ Snapshot stream ─ ─ ─▶ file ─▶ deliver(SnapshotReceived)
 //!                                            deliver(SnapshotSent), whatever happened
+//!   a member to be founded ─▶ members_known ─ ─ ─▶ every PeerService ─▶ its table of members
 //!   a follower's clients ─▶ Transport::renew, time_to_live ─ ─ ─▶ the leader's PeerService ─▶ closures of its member
 //! ```
 //!
@@ -76,7 +77,7 @@ mod service;
 mod snapshot;
 mod transport;
 
-pub use forward::{BoxFuture, Remaining, Renewal};
+pub use forward::{BoxFuture, Remaining, Renewal, members_known};
 pub use service::{PeerGrpc, PeerService, ServiceConfig, peer_service};
 pub use snapshot::Place;
 pub use transport::{PeerCounters, PeerStatus, Transport, TransportConfig};

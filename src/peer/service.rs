@@ -37,6 +37,8 @@ pub struct ServiceConfig {
     pub renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     /// What is left of a lease, if this member leads.
     pub time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
+    /// The table of members as this one knows it.
+    pub members: Arc<dyn Fn() -> Vec<wire::MemberRecord> + Send + Sync>,
     /// The directory that received snapshots are written to: the member's.
     pub snapshot_dir: PathBuf,
 }
@@ -50,6 +52,7 @@ pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerGrpc {
         shared: transport.shared.clone(),
         renew: config.renew,
         time_to_live: config.time_to_live,
+        members: config.members,
         snapshot_dir: config.snapshot_dir,
         receiving: Arc::new(Semaphore::new(1)),
     };
@@ -61,6 +64,7 @@ pub struct PeerService {
     shared: Arc<Shared>,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
+    members: Arc<dyn Fn() -> Vec<wire::MemberRecord> + Send + Sync>,
     snapshot_dir: PathBuf,
     /// One snapshot at a time.
     receiving: Arc<Semaphore>,
@@ -123,6 +127,11 @@ impl wire::peer_server::Peer for PeerService {
         self.check_cluster(request.cluster_id)?;
         let remaining = (self.time_to_live)(LeaseId(request.id)).await;
         Ok(Response::new(remaining_to_wire(remaining)))
+    }
+
+    async fn members(&self, request: Request<wire::MembersRequest>) -> Result<Response<wire::MembersResponse>, Status> {
+        self.check_cluster(request.into_inner().cluster_id)?;
+        Ok(Response::new(wire::MembersResponse { members: (self.members)() }))
     }
 }
 

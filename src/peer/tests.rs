@@ -92,6 +92,13 @@ impl Member {
                             }
                         })
                     }),
+                    members: Arc::new(move || {
+                        vec![wire::MemberRecord {
+                            id: id.0,
+                            client_urls: vec!["http://c".into()],
+                            ..Default::default()
+                        }]
+                    }),
                     snapshot_dir: parts.dir,
                 };
                 let service = peer_service(&transport, config);
@@ -417,6 +424,18 @@ fn a_peer_that_takes_nothing_costs_a_bounded_queue_and_goes_with_the_transport()
         }
     };
     assert!(end != Some(std::io::ErrorKind::WouldBlock), "the connection outlives the transport");
+}
+
+#[test]
+fn a_member_that_is_yet_to_be_founded_hears_whom_the_others_know() {
+    let b = Member::start(B, "127.0.0.1:0", Parts::default());
+    as_stranger(async {
+        let gone = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+        let urls = vec![format!("http://{gone}"), b.url(), "nonsense".to_owned()];
+        let tables = members_known(CLUSTER, urls).await;
+        assert_eq!(tables.iter().flatten().map(|member| member.id).collect::<Vec<_>>(), [B.0]);
+        assert!(members_known(ClusterId(78), vec![b.url()]).await.is_empty(), "of another cluster");
+    });
 }
 
 #[test]

@@ -12,6 +12,7 @@
 use std::fmt;
 use std::sync::{Mutex, PoisonError, RwLock};
 
+use crate::mvcc::change::ChangeKind;
 use crate::raft::{Entry, EntryType};
 use crate::state::StateMachine;
 use crate::state::applied::{LeaseChange, Refusal, Reply};
@@ -32,8 +33,10 @@ pub struct Turn {
     pub applied: Index,
     /// The term of the last entry.
     pub term: Term,
-    /// Commands carried out.
-    pub commands: usize,
+    /// Keys put.
+    pub puts: usize,
+    /// Keys deleted.
+    pub deletes: usize,
 }
 
 /// Why the member cannot go on.
@@ -100,7 +103,6 @@ pub fn turn(
                 let waited_for = own == Proposer { member: proposal.proposer, boot: proposal.boot };
                 for command in &proposal.commands {
                     let applied = state.apply(index, term, command, &mut batch)?;
-                    turn.commands += 1;
                     changes.extend(applied.changes);
                     turn.leases.extend(applied.leases);
                     if let Ok(Reply::Compaction(_)) = &applied.reply {
@@ -121,6 +123,9 @@ pub fn turn(
         let mut failure = None;
         let mut hub = hub.lock().unwrap_or_else(PoisonError::into_inner);
         for set in &changes {
+            let puts = set.changes.iter().filter(|change| change.kind == ChangeKind::Put).count();
+            turn.puts += puts;
+            turn.deletes += set.changes.len() - puts;
             hub.publish(set, &mut |change| {
                 // The hub's lock is held over the state's: nobody takes them the other way round.
                 let state = state.read().unwrap_or_else(PoisonError::into_inner);

@@ -3,11 +3,15 @@
 //! The backend is the state at some applied index; the log has everything after that. A founding member writes the backend's
 //! first rows, then the log's base; found half done, founding starts over, for nothing can have been acknowledged.
 //!
+//! A member that lost its directory must not found itself again: it would vote as if it had never voted, and answer for entries
+//! that it no longer has. So the other founders are asked first; those who know it as one that has run have a say.
+//!
 //! A received snapshot is adopted in three steps, each durable before the next: the file is complete, the log says that it starts
 //! after the snapshot, the file takes the backend's name. The log's word decides: a file that the log does not mention is
 //! thrown away, one that it does mention is adopted now if the crash came before.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,12 +24,13 @@ use crate::cluster::InitialCluster;
 use crate::cluster::initial::Error as InitialClusterError;
 use crate::config::{ClusterState, Config};
 use crate::pb::everwatchpb;
+use crate::peer;
 use crate::raft::{self, ConfState, LogStart, Node, NodeConfig, SnapshotPoint};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Bucket, Reader};
 use crate::storage::datadir::DataDir;
-use crate::storage::disk::RealDisk;
+use crate::storage::disk::{Disk, RealDisk};
 use crate::storage::wal::{Append, Base, HardState, Wal, WalOptions};
 use crate::storage::{self, schema, snapshot};
 use crate::types::{ClusterId, Index, MemberId, Term};
@@ -126,7 +131,7 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
     let found = Identity::read(&*backend.reader()?)?;
     let identity = match found {
         Some(identity) => identity,
-        None => found_backend(config, &backend, wal_dir.exists())?,
+        None => found_backend(config, &backend, has_log(&wal_dir))?,
     };
     let options = WalOptions::new(identity.cluster, identity.member);
     let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
@@ -173,6 +178,25 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
     })
 }
 
+/// Whether `config` describes a member that has yet to be founded although its peers know it as one that has run. Peers that do
+/// not answer soon are not waited for: a cluster is founded by members that start in any order.
+pub(crate) async fn refuse_to_found_twice(config: &Config) -> Result<(), Error> {
+    if DataDir::is_founded(&config.data_dir) || config.initial_cluster_state == ClusterState::Existing {
+        return Ok(());
+    }
+    let founders = InitialCluster::parse(&config.initial_cluster)?;
+    let token = &config.initial_cluster_token;
+    let Some(own) = founders.member_id(&config.name, token) else { return Ok(()) };
+    let others = founders.members().filter(|(name, _)| *name != config.name);
+    let urls = others.flat_map(|(_, urls)| urls.to_vec()).collect();
+    let tables = peer::members_known(founders.cluster_id(token), urls).await;
+    // A member tells its client URLs when it runs for the first time.
+    if tables.iter().flatten().any(|member| member.id == own.0 && !member.client_urls.is_empty()) {
+        return Err(Error::Refused(format!("member {own} has already been bootstrapped")));
+    }
+    Ok(())
+}
+
 fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Result<Identity, Error> {
     if config.initial_cluster_state == ClusterState::Existing {
         return Err(Error::Refused(
@@ -196,6 +220,11 @@ fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Re
     rows.append(identity.rows());
     backend.commit(&rows)?;
     Ok(identity)
+}
+
+/// Whether somebody's log is in this directory. An empty one, or one with what a file system puts into it, may wait for a log.
+fn has_log(dir: &Path) -> bool {
+    RealDisk.list(dir).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
 }
 
 fn start_node(
@@ -275,4 +304,64 @@ pub(crate) fn snapshot_point(reader: &dyn Reader) -> storage::Result<SnapshotPoi
         term: Term(meta.term),
         conf_state: conf_state(&meta.conf_state.unwrap_or_default()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::flags::{Request, Values};
+    use crate::storage::snapshot::SnapshotWriter;
+
+    fn start(dir: &std::path::Path) -> Result<Member, Error> {
+        let line = ["--data-dir".to_owned(), dir.display().to_string()];
+        let Ok(Request::Run(values)) = Values::read(line, []) else { panic!("a data directory is all it is told") };
+        let config = Config::new(&values).expect("the rest has defaults");
+        open(&config, 1, &Logger::root(slog::Discard, slog::o!()))
+    }
+
+    /// The member receives a snapshot of what it has, said to be the state at `index`.
+    fn receive(member: &Member, index: u64) {
+        let mut file = SnapshotWriter::create(member.data_dir.member(), Index(index)).unwrap();
+        for bucket in Bucket::ALL {
+            let mut row = |key: &[u8], value: &[u8]| {
+                file.row(bucket, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)).is_ok()
+            };
+            member.backend.reader().unwrap().scan(bucket, &[], None, &mut row).unwrap();
+        }
+        for (row, number) in [(schema::APPLIED_INDEX, index), (schema::APPLIED_TERM, 2)] {
+            file.row(Bucket::Meta, Bytes::from_static(row), schema::u64_row(number)).unwrap();
+        }
+        file.finish().unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_counts_from_the_moment_the_log_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let member = start(dir.path()).unwrap();
+        assert_eq!((member.state.applied(), member.committed), (FOUNDING.index, FOUNDING.index));
+        receive(&member, 7);
+        drop(member);
+
+        let mut member = start(dir.path()).unwrap();
+        assert_eq!(member.state.applied(), FOUNDING.index, "the log does not know of the snapshot");
+        assert!(snapshot::pending(member.data_dir.member()).unwrap().is_empty());
+        receive(&member, 9);
+        let reset = Base { index: Index(9), term: Term(2) };
+        let hard_state = HardState { term: Term(2), vote: MemberId(0), commit: reset.index };
+        member.wal.append(&Append { reset: Some(reset), entries: &[], hard_state: Some(&hard_state) }).unwrap();
+        member.wal.sync().unwrap();
+        drop(member);
+
+        for _ in 0..2 {
+            let member = start(dir.path()).unwrap();
+            assert_eq!(
+                (member.state.applied(), member.node.applied(), member.committed),
+                (Index(9), Index(9), Index(9))
+            );
+            assert!(snapshot::pending(member.data_dir.member()).unwrap().is_empty());
+        }
+        // Now without the state that the log starts after.
+        std::fs::remove_file(dir.path().join("member/state.redb")).unwrap();
+        assert!(matches!(start(dir.path()), Err(Error::Refused(_))));
+    }
 }

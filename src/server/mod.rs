@@ -26,13 +26,13 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pb::everwatchpb::MemberAttributes;
-use crate::peer::{FromPeer, PeerGrpc, Remaining, Renewal, ServiceConfig, Transport, TransportConfig, peer_service};
+use crate::peer::{FromPeer, PeerGrpc, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::storage::backend::Reader;
 use crate::types::{Index, MemberId};
 use crate::watch::Hub;
 
 use self::core::{Core, CoreConfig};
-use self::disk_threads::{BackendThread, Failure, LogThread};
+use self::disk_threads::{BackendThread, Failure, LogThread, ToBackend};
 use self::handle::{Handle, Limits, Shared};
 use self::inbox::{Event, Inbox};
 
@@ -44,10 +44,13 @@ pub mod error;
 pub mod handle;
 mod inbox;
 pub mod lease_loop;
+mod pending;
 pub mod raft_loop;
 mod reads;
 mod waiters;
 pub mod watch_loop;
+
+pub(crate) use bootstrap::refuse_to_found_twice;
 
 /// Starts a member on the current runtime: from now on it follows its peers and answers its [`Handle`]. An error says why it
 /// could not start.
@@ -94,10 +97,11 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
 
     let (log_jobs, log_queue) = mpsc::channel();
     let (backend_jobs, backend_queue) = mpsc::channel();
+    let to_backend = ToBackend::new(backend_jobs);
     let log = LogThread {
         wal: member.wal,
         jobs: log_queue,
-        backend: backend_jobs.clone(),
+        backend: to_backend.clone(),
         inbox: inbox.clone(),
         transport: transport.clone(),
         metrics: metrics.clone(),
@@ -107,6 +111,7 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
         backend: Some(member.backend),
         dir: member.data_dir.member().to_owned(),
         jobs: backend_queue,
+        backlog: to_backend.backlog(),
         inbox: inbox.clone(),
         newest,
         sizes: shared.sizes.clone(),
@@ -124,12 +129,14 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
         shared: shared.clone(),
         transport: transport.clone(),
         log: log_jobs,
-        backend: backend_jobs,
+        backend: to_backend,
         config: CoreConfig {
             heartbeat: config.heartbeat_interval,
             election: config.election_timeout,
             snapshot_count: config.snapshot_count,
             catchup_entries: config.snapshot_catchup_entries,
+            compaction_keys: config.compaction_batch_max,
+            warning_apply_duration: config.warning_apply_duration,
             attributes: MemberAttributes {
                 id: member.id.0,
                 name: config.name.clone(),
@@ -227,11 +234,15 @@ fn failure(logger: &Logger) -> Failure {
     })
 }
 
+/// The longest command, whatever the flags say: an entry that is too long for a message between members could never be committed,
+/// nor could anything after it.
+const COMMAND_BYTES_MAX: usize = 48 << 20;
+
 fn limits(config: &Config) -> Limits {
     // As in etcd: a lease outlives an election.
     let ttl_min = (3 * config.election_timeout.as_millis()).div_ceil(2 * 1000) as i64;
     Limits {
-        request_bytes_max: config.request_bytes_max,
+        request_bytes_max: config.request_bytes_max.min(COMMAND_BYTES_MAX),
         txn_ops_max: config.txn_ops_max,
         quota_bytes: config.quota_bytes,
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
@@ -263,21 +274,18 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
 
 /// What this member answers its peers' members.
 fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> ServiceConfig {
-    let (renewing, asking) = (handle.clone(), handle.clone());
+    let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
-            Box::pin(async move {
-                let mut answers = Vec::with_capacity(ids.len());
-                for id in ids {
-                    answers.push(handle.renew_here(id).await.unwrap_or(Renewal::Unavailable));
-                }
-                answers
-            })
+            Box::pin(async move { handle.renew_here(ids).await })
         }),
         time_to_live: Arc::new(move |id| {
             let handle = asking.clone();
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
+        }),
+        members: Arc::new(move || {
+            listing.view(|state| state.members.iter().map(|(id, member)| member.record(id)).collect())
         }),
         snapshot_dir: data_dir.member().to_owned(),
     }

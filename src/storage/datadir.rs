@@ -21,6 +21,11 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// Whether a member was ever founded in this directory, as far as can be told from outside.
+    pub fn is_founded(data_dir: &Path) -> bool {
+        data_dir.join("member").join(STATE).exists()
+    }
+
     /// Makes `<data-dir>/member` if needed and takes hold of it. Refused while another process holds it.
     pub fn open(data_dir: &Path) -> Result<DataDir> {
         let member = data_dir.join("member");

@@ -3,6 +3,8 @@
     cluster_kill.py --server target/debug/everwatch --scenario leader --times 20
     cluster_kill.py --server etcd --scenario all --times 10
     cluster_kill.py --server target/debug/everwatch --scenario lagging --writes 50000
+    cluster_kill.py --server target/debug/everwatch --scenario snapshot --times 10
+    cluster_kill.py --server target/debug/everwatch --scenario wiped
     cluster_kill.py --compose --scenario leader --times 20       members are the containers of docker-compose.yml
 
 A writer puts about 1,000 unique values a second over all members, and knows of each whether it was acknowledged (and at
@@ -72,15 +74,12 @@ class ProcessCluster:
 class ComposeCluster:
     """The containers of docker-compose.yml, which is expected to be up."""
 
-    endpoints = ["127.0.0.1:2379", "127.0.0.1:22379", "127.0.0.1:32379"]
-
     def __init__(self, compose):
-        listing = subprocess.run([*compose.split(), "ps", "-q"], check=True, capture_output=True, text=True)
-        by_port = {}
-        for container in listing.stdout.split():
-            ports = subprocess.run(["docker", "port", container], check=True, capture_output=True, text=True).stdout
-            by_port.update({e: container for e in self.endpoints if f":{e.split(':')[1]}\n" in ports})
-        self.containers = [by_port[e] for e in self.endpoints]
+        def answer(*words):
+            return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[0]
+
+        self.containers = [answer(*compose.split(), "ps", "-q", f"m{n}") for n in (1, 2, 3)]
+        self.endpoints = [answer("docker", "port", container, "2379") for container in self.containers]
 
     def docker(self, verb, number):
         subprocess.run(["docker", verb, self.containers[number]], check=True, capture_output=True)
@@ -299,7 +298,48 @@ def lagging_follower(cluster, writer, arguments):
     print(f"  follower m{victim} missed {arguments.writes} writes and is back", flush=True)
 
 
-SCENARIOS = {"leader": kill_leader, "all": kill_all, "lagging": lagging_follower}
+def broken_snapshot(cluster, writer, arguments):
+    """As lagging, but the follower is killed again and again while it is given the snapshot or adopts it."""
+    moments = random.Random(2)
+    leader = leader_of(cluster)
+    victim = (leader + 1) % 3
+    for turn in range(arguments.times):
+        cluster.kill(victim)
+        done = writer.progress()
+        wait_until(lambda: writer.progress() > done + arguments.rate * 2, 60, "writes without the follower")
+        cluster.start(victim)
+        if moments.random() < 0.8:
+            time.sleep(0.2 + moments.random() * 1.2)
+        else:
+            cluster.wait(victim)
+        print(f"  follower m{victim} back for a moment, {writer.progress()} writes acknowledged", flush=True)
+    cluster.kill(victim)
+    cluster.start(victim)
+    cluster.wait(victim)
+    done = writer.progress()
+    wait_until(lambda: writer.progress() > done + arguments.rate, 60, "writes after its return")
+
+
+def wiped_member(cluster, writer, arguments):
+    """A member whose directory is lost must not found itself again; the others go on."""
+    victim = (leader_of(cluster) + 1) % 3
+    wait_until(lambda: writer.progress() > arguments.rate, 60, "first writes")
+    member = cluster.members[victim]
+    cluster.kill(victim)
+    kept = member.base / f"{member.name}.kept"
+    (member.base / member.name).rename(kept)
+    cluster.start(victim)
+    if member.process.wait(20) == 0 or "has already been bootstrapped" not in member.log.read_text(errors="replace"):
+        raise SystemExit(f"m{victim} started without its data")
+    print(f"  m{victim} refused to start without its data", flush=True)
+    shutil.rmtree(member.base / member.name, ignore_errors=True)
+    kept.rename(member.base / member.name)
+    cluster.start(victim)
+    cluster.wait(victim)
+
+
+SCENARIOS = {"leader": kill_leader, "all": kill_all, "lagging": lagging_follower, "snapshot": broken_snapshot,
+             "wiped": wiped_member}
 
 
 def check(cluster, writer, watchers, first_revision):
@@ -364,6 +404,8 @@ def main():
     flags = list(arguments.flag)
     if arguments.scenario == "lagging":
         flags += ["--snapshot-count", str(max(100, arguments.writes // 20))]
+    if arguments.scenario == "snapshot":
+        flags += ["--snapshot-count", "100", "--snapshot-catchup-entries", "50"]
     began = time.monotonic()
     cluster = ComposeCluster(arguments.compose) if arguments.compose else ProcessCluster(arguments.server, flags)
     wrong, seen = ["the run broke off"], 0
@@ -380,7 +422,7 @@ def main():
         cluster.close(arguments.keep or bool(wrong))
     for line in wrong[:20]:
         print(f"WRONG  {line}")
-    print(f"{arguments.scenario} x{arguments.times if arguments.scenario != 'lagging' else 1}: {len(writer.acknowledged)} writes "
+    print(f"{arguments.scenario} x{arguments.times if arguments.scenario not in ('lagging', 'wiped') else 1}: {len(writer.acknowledged)} writes "
           f"acknowledged, {len(writer.open)} with an open outcome, history of {seen}; watchers moved "
           f"{[w.moves for w in watchers]} times; {'FAILED: ' + str(len(wrong)) + ' violations' if wrong else 'all promises kept'}; "
           f"{time.monotonic() - began:.0f} s")

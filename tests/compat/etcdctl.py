@@ -194,7 +194,7 @@ class Client:
             out = str(self.table_status(self.normal(out)))
         if words[:2] == ["lease", "list"]:
             # Intended difference: etcd's leader lists by expiry and its followers at random, we by id on every member.
-            out = "\n".join(sorted(out.split("\n")))
+            out = "\n".join(sorted(self.normal(out).split("\n")))
         if words[:2] == ["check", "perf"]:
             out = " ".join(re.findall(r"(?:PASS|FAIL):? \w+", out))
         if words[:2] == ["lease", "grant"] and code == 0:

@@ -33,7 +33,9 @@ INTENDED: dict[str, Intended] = {
     "malformed: /etcdserverpb.KV/Txn bytes '\\x12\\xa5\\x02\"\\xa2\\x02\\x1...x02\"\\x00'(296 bytes)": Intended(
         "messages nested deeper than 100 are refused, as protobuf libraries do to save their stack", refused("INTERNAL", LIBRARY)),
     "malformed: /etcdserverpb.Auth/Authenticate bytes '\\n\\x02\\xff\\xfe'": Intended(
-        "text that is not UTF-8 is malformed, as protobuf says; etcd lets it through", refused("INTERNAL", LIBRARY)),
+        "text that is not UTF-8 is malformed, as protobuf says; etcd lets it through",
+        refused("INTERNAL", "failed to decode Protobuf message: AuthenticateRequest.name: invalid string value: "
+                "data is not UTF-8 encoded")),
     "compaction: HashKV revision=159": Intended(
         "the compacted revision itself can be hashed, as in later etcd",
         {"header": header(162), "hash": 1693862593, "compact_revision": 159}),

@@ -132,7 +132,7 @@ class Talk:
                 result[field.name] = self.value(message, field, value)
         if isinstance(message, pb.LeaseTimeToLiveResponse) and message.grantedTTL and message.TTL >= 0:
             slack = message.grantedTTL - message.TTL
-            result["TTL"] = "REMAINING" if 0 <= slack <= 5 else message.TTL
+            result["TTL"] = "REMAINING" if 0 <= slack <= max(5, message.grantedTTL // 20) else message.TTL
         for field in ("leases", "keys"):  # etcd keeps both in hash maps
             if field in result:
                 result[field] = sorted(result[field], key=str)
