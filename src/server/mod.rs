@@ -37,7 +37,7 @@ use self::handle::{Handle, Limits, Shared};
 use self::inbox::{Event, Inbox};
 
 pub mod apply_loop;
-pub(crate) mod bootstrap;
+mod bootstrap;
 mod core;
 mod disk_threads;
 pub mod error;
