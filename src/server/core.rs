@@ -410,6 +410,8 @@ impl Core {
             self.state.promoted = None;
         }
         self.state.reads.leader_changed();
+        // They are asked anew in the next turn.
+        self.shared.inbox.again();
         if before.is_some_and(|before| before.leader.is_some() && before.leader != role.leader) {
             self.state.waiters.leader_lost(self.shared.now() + 2 * self.config.election);
         }
