@@ -160,6 +160,11 @@ impl Core {
             Event::Persisted(number) if self.state.installing => self.state.persisted = number,
             Event::Persisted(number) => self.tell(Input::Persisted { number }),
             Event::Flushed { reader } => self.flushed(reader),
+            Event::FlushDone => {
+                for waiter in self.state.flushing.drain(..) {
+                    let _ = waiter.send(());
+                }
+            }
             Event::Installed { number, state, index } => self.installed(number, *state, index),
             Event::HandOver(to) => self.hand_over(to),
             Event::Stop => self.state.stopping = true,
@@ -432,9 +437,6 @@ impl Core {
         match point {
             Ok(point) => self.durable(point),
             Err(error) => (self.fail)(&error),
-        }
-        for waiter in self.state.flushing.drain(..) {
-            let _ = waiter.send(());
         }
     }
 
