@@ -1,29 +1,102 @@
-//! Everwatch: a replicated key-value store, wire-compatible with etcd v3.
+//! Everwatch: a replicated key-value store, wire-compatible with etcd v3, whose watches never miss.
+//!
+//! # The map
+//!
+//! Start here. A member is two synchronous machines and a hub; everything else carries things to and from them.
+//!
+//! * [`raft::Node`] puts commands in order. It knows terms, votes and entries, and no meaning of any entry.
+//! * [`state::StateMachine`] carries them out, in that order. It knows keys, leases, members and alarms, and nothing of
+//!   how they got there. Every member computes the same from the same commands: revisions, replies, events.
+//! * [`watch::Hub`] tells those who asked. Whatever member a watcher asks, it hears the same events with the same revisions.
+//!
+//! All three are plain structs. A call goes in, and a value says what ought to happen: these entries to disk, these
+//! messages to peers, these rows to the backend, these events to that stream. They do not wait, spawn, open files, read
+//! clocks or roll dice. So a test can own them and decide itself when anything happens, which is what the golden scripts
+//! in `tests/golden/` do.
+//!
+//! [`server`] owns the loops that feed the machines and carry out what they say; [`storage`] is what it writes to;
+//! [`peer`] reaches the other members; [`api`] and [`http`] translate between clients and one [`server::handle::Handle`], the
+//! waist through which everything goes that a client can want.
+//!
+//! ```text
+//!              clients                                                     peers
+//!                 │ gRPC, HTTP                                              ▲ │
+//!         ┌───────▼────────┐                                           ┌────┴─▼───┐
+//!         │   api   http   │                                           │   peer   │
+//!         └───────┬────────┘                                           └────▲─┬───┘
+//!                 │ Handle: propose · linearize · view · watch · renew      │ │ messages
+//!         ┌───────▼────────────────────────── server ───────────────────────┴─▼───┐
+//!         │   raft loop ──── committed ────▶ apply loop ──── changes ────▶ hub    │
+//!         └──┬───────────────────────────────────┬─────────────────────────┬──────┘
+//!      input │ ▲ output                  command │ ▲ applied       publish │ ▲ outboxes
+//!       ┌────▼─┴─────┐                   ┌───────▼─┴──────┐          ┌─────▼─┴────┐
+//!       │ raft::Node │                   │  StateMachine  │          │ watch::Hub │     PURE
+//!       └────────────┘                   │ mvcc · lease   │          └────────────┘
+//!                                        │ cluster        │
+//!        storage::wal ◀── log thread     └────────────────┘     backend thread ──▶ storage::backend
+//! ```
+//!
+//! # A put, a read, an event
+//!
+//! **A put.** `api::kv` checks the request and proposes a command. `server::handle` gives it a number and a place to wait
+//! for its reply, and puts it into the core's inbox. The core takes all that has come in, and proposes it as one entry to
+//! `raft::node`; out come messages for peers and entries for the log thread, which writes and syncs them
+//! (`server::disk_threads`, `storage::wal`). When a majority has the entry on disk it comes back committed.
+//! `server::apply_loop` gives its commands to `state::apply`, where `mvcc::store` assigns the next revision. Then, in this
+//! order and no other: rows and applied index go to the backend thread as one batch, the hub publishes the changes, the
+//! applied index rises, the waiting client gets its reply.
+//!
+//! **A read** asks the leader for an index that is sure to hold every earlier write (`raft::read_index`, a majority
+//! confirms who leads), waits until this member has applied it, and reads the store at its present revision. A
+//! serializable read skips the question.
+//!
+//! **An event.** `api::watch` opens a stream with one outbox for all its watchers. What the apply loop publishes is
+//! matched in `watch::interval` and goes, encoded once, into the outboxes of the streams that want it. A watcher that
+//! starts in the past, or whose outbox is full, is *unsynced*: nothing is kept for it, `server::watch_loop` reads what it
+//! lacks from history until it has caught up. Progress passes through the same outbox, so it never overtakes.
+//!
+//! # The modules, from the bottom up
+//!
+//! | layer | modules |
+//! | ----- | ------- |
+//! | vocabulary | [`types`], the nouns · [`pb`], generated messages · [`version`], what we call ourselves |
+//! | disk | [`storage`]: the log, the backend, snapshots; the only place that touches data files |
+//! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`cluster`], who belongs · [`watch`], who is told |
+//! | machines | [`raft`], the order · [`state`], the consequences |
+//! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
+//! | edge | [`api`], etcd's gRPC · [`http`], health and metrics · [`listen`], sockets · [`member`], all of it put together |
+//! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] |
 //!
 //! # Who may import whom
 //!
-//! Imports point down this table; a module may name what is listed and nothing else of ours. A pure module has no tokio, no
-//! files, no sockets, no threads, no clock, no dice and no locks. `tests/architecture.rs` reads this table and keeps it
-//! true.
+//! Imports point down; a module may name what its row lists and nothing else of ours. A pure module has no tokio, no files,
+//! no sockets, no threads, no clock, no dice and no locks. `tests/architecture.rs` reads this table and keeps it true. A name
+//! stands for everything below it; tests inside a module's files may name more.
 //!
 //! | module            | may name                                                                                   | pure |
 //! | ----------------- | ------------------------------------------------------------------------------------------ | ---- |
 //! | `types` `pb` `version` | –                                                                                     | yes  |
-//! | `storage`         | `types` `pb`                                                                               | no   |
+//! | `storage`         | `types`                                                                                    | no   |
 //! | `mvcc`            | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
-//! | `lease` `auth` `cluster` | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes  |
+//! | `lease` `cluster` | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
 //! | `watch`           | `types` `pb` `mvcc::change` `mvcc::revision`                                               | yes, but for the outbox |
-//! | `state`           | `types` `pb` `mvcc` `lease` `auth` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
+//! | `state`           | `types` `pb` `mvcc` `lease` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
 //! | `raft`            | `types`                                                                                    | yes  |
+//! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
+//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
+//! | `api`             | `types` `pb` `version` `server` `state` `watch` `mvcc` `storage::Error` `storage::backend::Bucket` `config` `metrics` | no |
+//! | `http`            | `version` `server::handle` `state` `api`                                                   | no   |
+//! | `listen`          | `config`                                                                                   | no   |
+//! | `member`          | `config` `version` `server` `api` `http` `listen`                                          | no   |
 //! | `config`          | –                                                                                          | no   |
 //! | `logging`         | `config`                                                                                   | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
-//! | `peer`            | `types` `pb` `raft` `metrics`                                                              | no   |
-//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
-//! | `api`             | `types` `pb` `version` `server` `state` `watch` `mvcc` `metrics`                           | no   |
-//! | `http`            | `version`                                                                                  | no   |
-//! | `listen`          | `config`                                                                                   | no   |
-//! | `main`            | `config` `logging` `version` `server` `api` `http` `listen` `metrics`                       | no   |
+//! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
+//! | `bin`             | `pb`                                                                                       | no   |
+//!
+//! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries
+//! its messages; the database only in `storage`; gRPC in `peer`, `api`, `listen` and `member`, so that no loop of `server`
+//! knows of it; the HTTP routes in `http`.
 
 pub mod pb;
 pub mod types;
@@ -45,6 +118,7 @@ pub mod server;
 pub mod api;
 pub mod http;
 pub mod listen;
+pub mod member;
 
 pub mod config;
 pub mod logging;

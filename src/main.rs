@@ -1,4 +1,4 @@
-//! The server: flags, configuration, log, then `server`. Nothing here is worth testing.
+//! The server: flags, configuration, log, then `member`. Nothing here is worth testing.
 
 use std::process::ExitCode;
 
@@ -72,7 +72,7 @@ fn run(config: Config, arguments: &[String]) -> ExitCode {
     if config.remarks.default_data_dir {
         slog::warn!(logger, "'data-dir' was empty; using default"; "data-dir" => %config.data_dir.display());
     }
-    match everwatch::server::run(config, logger.clone()) {
+    match everwatch::member::run(&config, logger) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             slog::crit!(logger, "member stopped"; "error" => %error);

@@ -11,6 +11,10 @@ use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use crate::types::KeyRange;
 
+/// Txns inside one another. Protobuf readers give up at a depth of about a hundred messages, two for each txn, and the log adds
+/// a few of its own: what the door lets in, every member must be able to read back, or none could ever start again.
+const NESTING_MAX: usize = 32;
+
 /// A range needs a key and sort options that exist.
 pub(crate) fn range(request: &RangeRequest) -> Result<(), Mistake> {
     if request.key.is_empty() {
@@ -43,15 +47,15 @@ pub(crate) fn delete_range(request: &DeleteRangeRequest) -> Result<(), Mistake> 
 
 /// A txn is bounded, its operations make sense one by one, and no branch writes a key twice.
 pub(crate) fn txn(request: &TxnRequest, ops_max: usize) -> Result<(), Mistake> {
-    operations(request, ops_max)?;
+    operations(request, ops_max, NESTING_MAX)?;
     writes(&request.success)?;
     writes(&request.failure)?;
     Ok(())
 }
 
-fn operations(request: &TxnRequest, ops_max: usize) -> Result<(), Mistake> {
+fn operations(request: &TxnRequest, ops_max: usize, nesting_max: usize) -> Result<(), Mistake> {
     let largest = request.compare.len().max(request.success.len()).max(request.failure.len());
-    // What is nested may use what this level left; that also bounds the depth.
+    // What is nested may use what this level left.
     let left = ops_max.checked_sub(largest).ok_or(Mistake::TooManyOps)?;
     if request.compare.iter().any(|compare| compare.key.is_empty()) {
         return Err(Mistake::EmptyKey);
@@ -61,7 +65,9 @@ fn operations(request: &TxnRequest, ops_max: usize) -> Result<(), Mistake> {
             Some(Request::RequestRange(request)) => range(request)?,
             Some(Request::RequestPut(request)) => put(request)?,
             Some(Request::RequestDeleteRange(request)) => delete_range(request)?,
-            Some(Request::RequestTxn(request)) => operations(request, left)?,
+            Some(Request::RequestTxn(request)) => {
+                operations(request, left, nesting_max.checked_sub(1).ok_or(Mistake::TooManyOps)?)?;
+            }
             None => return Err(Mistake::KeyNotFound),
         }
     }
@@ -118,6 +124,7 @@ fn writes(branch: &[RequestOp]) -> Result<Writes, Mistake> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::command::{Command, Kind, ProposalWriter, decode_proposal, encode_command};
 
     fn put(key: &'static str) -> RequestOp {
         let put = PutRequest { key: key.into(), ..Default::default() };
@@ -158,5 +165,21 @@ mod tests {
         assert_eq!(txn(&two, 2), Err(Mistake::TooManyOps));
         let silent = TxnRequest { failure: vec![RequestOp { request: None }], ..Default::default() };
         assert_eq!(txn(&silent, 128), Err(Mistake::KeyNotFound));
+    }
+
+    #[test]
+    fn a_nested_txn_that_is_let_in_can_be_read_back_from_the_log() {
+        let deep = |depth: usize| {
+            (0..depth).fold(TxnRequest { success: vec![put("a")], ..Default::default() }, |inner, _| TxnRequest {
+                success: vec![RequestOp { request: Some(Request::RequestTxn(inner)) }],
+                ..Default::default()
+            })
+        };
+        assert_eq!(txn(&deep(NESTING_MAX), usize::MAX), Ok(()));
+        assert_eq!(txn(&deep(NESTING_MAX + 1), usize::MAX), Err(Mistake::TooManyOps));
+        let mut entry = ProposalWriter::new(1, 1, 0);
+        let kind = Some(Kind::Txn(deep(NESTING_MAX)));
+        entry.push(&encode_command(&Command { id: 1, kind, ..Default::default() }));
+        assert!(decode_proposal(entry.finish()).is_ok());
     }
 }

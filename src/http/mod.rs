@@ -6,6 +6,7 @@
 
 mod ask;
 mod health;
+mod probe;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::version;
 
 pub use ask::ask_health;
 pub use health::{ActiveAlarm, Probe};
+pub(crate) use probe::HandleProbe;
 
 struct Endpoints<P> {
     probe: P,

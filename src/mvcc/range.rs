@@ -179,6 +179,11 @@ impl Scan {
         self.revision
     }
 
+    /// How many records [`Scan::finish`] has to do with, as far as is known.
+    pub fn found(&self) -> usize {
+        self.found.len()
+    }
+
     /// Reads the records, filters, sorts and cuts. Needs no lock.
     pub fn finish(mut self) -> storage::Result<RangeResult> {
         if self.count_only {

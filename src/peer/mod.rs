@@ -78,7 +78,7 @@ mod snapshot;
 mod transport;
 
 pub use forward::{BoxFuture, Remaining, Renewal, members_known};
-pub use service::{PeerService, ServiceConfig, peer_service};
+pub use service::{PeerGrpc, PeerService, ServiceConfig, peer_service};
 pub use snapshot::Place;
 pub use transport::{PeerCounters, PeerStatus, Transport, TransportConfig};
 

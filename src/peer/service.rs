@@ -43,8 +43,11 @@ pub struct ServiceConfig {
     pub snapshot_dir: PathBuf,
 }
 
+/// The gRPC service that peers call.
+pub type PeerGrpc = PeerServer<PeerService>;
+
 /// The gRPC service to be routed on the peer URL.
-pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerServer<PeerService> {
+pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerGrpc {
     let service = PeerService {
         shared: transport.shared.clone(),
         renew: config.renew,

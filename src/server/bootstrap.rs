@@ -11,6 +11,7 @@
 //! thrown away, one that it does mention is adopted now if the crash came before.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Bucket, Reader};
 use crate::storage::datadir::DataDir;
-use crate::storage::disk::RealDisk;
+use crate::storage::disk::{Disk, RealDisk};
 use crate::storage::wal::{Append, Base, HardState, Wal, WalOptions};
 use crate::storage::{self, schema, snapshot};
 use crate::types::{ClusterId, Index, MemberId, Term};
@@ -130,7 +131,7 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
     let found = Identity::read(&*backend.reader()?)?;
     let identity = match found {
         Some(identity) => identity,
-        None => found_backend(config, &backend, wal_dir.exists())?,
+        None => found_backend(config, &backend, has_log(&wal_dir))?,
     };
     let options = WalOptions::new(identity.cluster, identity.member);
     let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
@@ -219,6 +220,11 @@ fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Re
     rows.append(identity.rows());
     backend.commit(&rows)?;
     Ok(identity)
+}
+
+/// Whether somebody's log is in this directory. An empty one, or one with what a file system puts into it, may wait for a log.
+fn has_log(dir: &Path) -> bool {
+    RealDisk.list(dir).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
 }
 
 fn start_node(

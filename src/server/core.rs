@@ -2,8 +2,8 @@
 //!
 //! It takes everything that waits in its inbox, tells raft, carries out what raft has committed, answers whoever waited, and only
 //! then looks at the inbox again. It never waits for a disk or a socket: the log thread and the backend thread do, and report.
-//! Everything it does in one turn is bounded: committed entries by raft's limit per output, compaction by keys per step,
-//! lease expiry by leases per tick.
+//! Everything it does in one turn is bounded: committed entries by their bytes, compaction by keys per step, lease expiry by leases
+//! per tick. What is left over waits until others on this thread have run.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use slog::{Logger, info, warn};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::apply_loop::{self, Proposer};
-use super::disk_threads::{BackendJob, Failure, LogJob};
+use super::disk_threads::{BackendJob, Failure, LogJob, ToBackend};
 use super::error::Error;
 use super::handle::Shared;
 use super::inbox::Event;
 use super::lease_loop;
+use super::pending::Pending;
 use super::raft_loop;
 use super::reads::Reads;
 use super::waiters::Waiters;
@@ -31,15 +31,16 @@ use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
 use crate::peer::{FromPeer, Place, Transport};
 use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
 use crate::state::applied::LeaseChange;
-use crate::state::command::{Command, Kind, ProposalWriter, encode_command};
+use crate::state::command::{Command, Kind, encode_command};
 use crate::storage::backend::Batch;
 use crate::storage::wal::Base;
 use crate::types::{Index, MemberId, Term};
 
-/// Bytes of commands in one raft entry, about: an entry is closed by the command that reaches this.
-const ENTRY_BYTES: usize = 64 << 10;
-/// Commands that wait for a leader. Beyond this they are refused.
-const PENDING_MAX: usize = 20_000;
+/// Bytes of entries carried out before others run. After a disk has stood still, all that waited for it is committed at once.
+const APPLY_BYTES: usize = 1 << 20;
+/// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
+/// memory until then.
+const COMPACTION_STEPS_MAX: u32 = 10;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
 
@@ -63,7 +64,7 @@ pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) log: Sender<LogJob>,
-    pub(crate) backend: Sender<BackendJob>,
+    pub(crate) backend: ToBackend,
     pub(crate) config: CoreConfig,
     pub(crate) logger: Logger,
     pub(crate) fail: Failure,
@@ -73,12 +74,18 @@ pub(crate) struct Core {
 /// What waits, and what is under way.
 #[derive(Default)]
 pub(crate) struct Waiting {
-    pending: VecDeque<Bytes>,
+    pending: Pending,
     waiters: Waiters,
     reads: Reads,
     /// Those who wait for compactions to end, and those of them whose flush is under way.
     compactions: Vec<oneshot::Sender<()>>,
     flushing: Vec<oneshot::Sender<()>>,
+    /// Steps of compaction since the backend's last commit.
+    compaction_steps: u32,
+    /// This turn left work for the next.
+    unfinished: bool,
+    /// Committed, and not carried out yet.
+    committed: VecDeque<Entry>,
     /// A snapshot is being installed: the state stands still until it is there.
     installing: bool,
     /// What the log reported durable meanwhile. Raft hears of it with the snapshot: it would hand out what follows.
@@ -119,6 +126,10 @@ impl Core {
                 self.take(event);
             }
             self.turn();
+            if std::mem::take(&mut self.state.unfinished) {
+                // There is always an event then: without this nobody else would run on this thread, not even the clock.
+                tokio::task::yield_now().await;
+            }
         }
         self.state.waiters.stop();
         self.state.reads.stop();
@@ -128,12 +139,13 @@ impl Core {
         let now = self.shared.now();
         match event {
             Event::Propose { id, command, reply } => {
-                if self.state.pending.len() >= PENDING_MAX {
+                if !self.state.pending.has_room() {
                     let _ = reply.send(Err(Error::TooManyRequests));
                     return;
                 }
-                self.state.waiters.add(id, now + self.shared.limits.request_timeout, reply);
-                self.state.pending.push_back(command);
+                let deadline = now + self.shared.limits.request_timeout;
+                self.state.waiters.add(id, deadline, reply);
+                self.state.pending.push(deadline, command);
             }
             Event::Linearize(reader) => self.state.reads.add(now, reader),
             Event::AwaitCompaction(waiter) => self.state.compactions.push(waiter),
@@ -186,6 +198,7 @@ impl Core {
         let now = self.shared.now();
         self.state.ticks += 1;
         self.tell(Input::Tick);
+        self.state.pending.expire(now);
         self.state.waiters.expire(now);
         self.state.reads.expire(now, self.shared.limits.request_timeout);
         self.publish();
@@ -199,7 +212,7 @@ impl Core {
             let commands = lease_loop::turn(&mut lessor, self.node.term(), now);
             drop(lessor);
             for command in commands {
-                self.state.pending.push_back(encode_command(&command));
+                self.put_pending(&command);
             }
         }
     }
@@ -231,7 +244,13 @@ impl Core {
     }
 
     fn propose(&mut self, kind: Kind) {
-        self.state.pending.push_back(encode_command(&Command { kind: Some(kind), ..Command::default() }));
+        self.put_pending(&Command { kind: Some(kind), ..Command::default() });
+    }
+
+    /// A command of the member's own: it is given up like a client's, and made again by whoever wants it.
+    fn put_pending(&mut self, command: &Command) {
+        let deadline = self.shared.now() + self.shared.limits.request_timeout;
+        self.state.pending.push(deadline, encode_command(command));
     }
 
     /// One turn: proposals and questions to raft, raft's answers to where they belong, until raft has nothing more to say.
@@ -254,6 +273,8 @@ impl Core {
                 if let Some(base) = write.reset {
                     info!(self.logger, "adopting a snapshot"; "index" => base.index.0);
                     self.state.installing = true;
+                    // The snapshot has what they would have done.
+                    self.state.committed.clear();
                 }
                 if self.log.send(LogJob::Write(write)).is_err() {
                     (self.fail)(&"the log thread is gone");
@@ -266,15 +287,19 @@ impl Core {
             if let Some(role) = turn.role {
                 self.role_changed(role);
             }
-            self.apply(turn.committed);
+            self.state.committed.extend(turn.committed);
+            self.apply();
             if !progress {
                 break;
             }
         }
+        if !self.state.committed.is_empty() {
+            self.leave_rest();
+        }
         if !self.state.installing
             && let Some((index, place)) = self.state.offered.take()
         {
-            let _ = self.backend.send(BackendJob::Discard { index, place });
+            self.backend.send(BackendJob::Discard { index, place });
         }
         self.state.reads.applied(self.node.applied());
         self.compact();
@@ -286,32 +311,41 @@ impl Core {
         if self.node.leader().is_none() {
             return;
         }
-        while !self.state.pending.is_empty() {
-            let mut entry = ProposalWriter::new(self.shared.member.0, self.shared.boot, ENTRY_BYTES);
-            let mut taken = 0;
-            while entry.len() < ENTRY_BYTES && taken < self.state.pending.len() {
-                entry.push(&self.state.pending[taken]);
-                taken += 1;
-            }
-            match self.node.handle(Input::Propose(entry.finish())) {
+        while let Some((entry, taken)) = self.state.pending.entry(self.shared.member.0, self.shared.boot) {
+            match self.node.handle(Input::Propose(entry)) {
                 // Definite: it is in nobody's log. It waits for a leader, or for room, as etcd's clients expect.
                 Err(Rejected::ProposalDropped) => return,
                 Err(Rejected::Invalid(reason)) => {
                     warn!(self.logger, "raft refused a proposal"; "reason" => reason);
                     return;
                 }
-                _ => drop(self.state.pending.drain(..taken)),
+                _ => self.state.pending.taken(taken),
             }
         }
     }
 
-    fn apply(&mut self, committed: Vec<Entry>) {
+    /// There is more to do, in the next turn: sockets and the clock come first.
+    fn leave_rest(&mut self) {
+        self.shared.inbox.again();
+        self.state.unfinished = true;
+    }
+
+    /// Carries out what was committed, or a portion of it.
+    fn apply(&mut self) {
+        let mut bytes = 0;
+        let mut committed = Vec::new();
+        while bytes < APPLY_BYTES
+            && let Some(entry) = self.state.committed.pop_front()
+        {
+            bytes += entry.data.len();
+            committed.push(entry);
+        }
         let Some(last) = committed.last().map(|entry| Index(entry.index)) else { return };
         assert!(!self.state.installing, "raft commits nothing while a snapshot is being installed");
         let began = Instant::now();
         let own = Proposer { member: self.shared.member.0, boot: self.shared.boot };
         let turn = match apply_loop::turn(&self.shared.state, &self.shared.hub, own, committed, &mut |batch| {
-            let _ = self.backend.send(BackendJob::Commit(batch));
+            self.backend.commit(batch);
         }) {
             Ok(turn) => turn,
             Err(error) => return (self.fail)(&error),
@@ -376,12 +410,15 @@ impl Core {
             self.state.promoted = None;
         }
         self.state.reads.leader_changed();
+        // They are asked anew in the next turn.
+        self.shared.inbox.again();
         if before.is_some_and(|before| before.leader.is_some() && before.leader != role.leader) {
             self.state.waiters.leader_lost(self.shared.now() + 2 * self.config.election);
         }
     }
 
     fn flushed(&mut self, reader: Arc<dyn crate::storage::backend::Reader>) {
+        self.state.compaction_steps = 0;
         if self.state.installing {
             return;
         }
@@ -426,14 +463,16 @@ impl Core {
 
     fn installed(&mut self, number: u64, new: crate::state::StateMachine, index: Index) {
         let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
-        *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
+        // Taking millions of keys apart takes long: neither under the lock nor here.
+        tokio::task::spawn_blocking(move || drop(old));
         self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).restored(revision, compacted);
         self.shared.progress.applied.store(index.0, Release);
         self.state.installing = false;
         self.state.offered = None;
         self.tell(Input::Persisted { number: number.max(self.state.persisted) });
         info!(self.logger, "snapshot adopted"; "index" => index.0, "revision" => revision.0);
-        let _ = self.backend.send(BackendJob::Flush);
+        self.backend.send(BackendJob::Flush);
     }
 
     fn compacting(&self) -> bool {
@@ -445,10 +484,14 @@ impl Core {
         if self.state.installing || !self.compacting() {
             if !self.state.compactions.is_empty() && self.state.flushing.is_empty() {
                 self.state.flushing = std::mem::take(&mut self.state.compactions);
-                let _ = self.backend.send(BackendJob::Flush);
+                self.backend.send(BackendJob::Flush);
             }
             return;
         }
+        if self.state.compaction_steps >= COMPACTION_STEPS_MAX {
+            return;
+        }
+        self.state.compaction_steps += 1;
         let mut batch = Batch::default();
         let more = {
             let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -456,8 +499,8 @@ impl Core {
         };
         match more {
             Ok(_) => {
-                let _ = self.backend.send(BackendJob::Commit(batch));
-                self.shared.inbox.again();
+                self.backend.commit(batch);
+                self.leave_rest();
             }
             Err(error) => (self.fail)(&error),
         }

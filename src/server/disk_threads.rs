@@ -3,16 +3,22 @@
 //! *Log thread*: takes every write that is queued, appends them all, syncs once, sends what had to wait for that, reports the
 //! last number. While a sync is under way the next batch gathers: batching comes from load.
 //!
-//! *Backend thread*: gathers rows and commits them, with the applied index they belong to, every `interval` or `rows_max` rows.
+//! *Backend thread*: gathers rows and commits them, with the applied index they belong to, every `interval` or `rows_max` rows
+//! (or [`COMMIT_BYTES`]).
 //! It also swaps the backend for a received snapshot, which is why it owns the backend.
+//!
+//! Rows wait in memory until they are committed, so the log thread waits for a backend that has fallen too far behind: what is not
+//! durable in the log is neither acknowledged nor carried out, here or, when a quorum waits, anywhere.
 //!
 //! Both end when their queue does. An error on either stops the member: see [`Failure`].
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::inbox::{Event, Inbox};
 use super::raft_loop::LogWrite;
@@ -39,8 +45,8 @@ pub(crate) enum LogJob {
 
 /// For the backend thread.
 pub(crate) enum BackendJob {
-    /// Commit these rows; not necessarily at once.
-    Commit(Batch),
+    /// Commit these rows, of so many bytes; not necessarily at once.
+    Commit(Batch, usize),
     /// Commit what has gathered now.
     Flush,
     /// A snapshot that raft does not want.
@@ -59,11 +65,77 @@ pub(crate) enum BackendJob {
     },
 }
 
+/// The way to the backend thread, and how much is on it.
+#[derive(Clone)]
+pub(crate) struct ToBackend {
+    jobs: Sender<BackendJob>,
+    backlog: Arc<Backlog>,
+}
+
+/// Bytes of rows that the backend has not committed.
+#[derive(Default)]
+pub(crate) struct Backlog {
+    bytes: Mutex<usize>,
+    less: Condvar,
+}
+
+/// Bytes of rows that may wait for the backend. Beyond this nothing more is written to the log.
+const BACKLOG_BYTES_MAX: usize = 256 << 20;
+/// Bytes of rows that are committed without waiting for more.
+const COMMIT_BYTES: usize = 32 << 20;
+/// What a row takes in memory besides its bytes.
+const ROW_OVERHEAD_BYTES: usize = 64;
+
+impl ToBackend {
+    pub(crate) fn new(jobs: Sender<BackendJob>) -> ToBackend {
+        ToBackend { jobs, backlog: Arc::default() }
+    }
+
+    /// What the thread at the other end tells of its progress.
+    pub(crate) fn backlog(&self) -> Arc<Backlog> {
+        self.backlog.clone()
+    }
+
+    /// Queues rows. Never waits.
+    pub(crate) fn commit(&self, batch: Batch) {
+        let size = |key: &Bytes, value: &Option<Bytes>| key.len() + value.as_ref().map_or(0, Bytes::len);
+        let bytes = batch.rows.iter().map(|(_, key, value)| ROW_OVERHEAD_BYTES + size(key, value)).sum();
+        *self.backlog.lock() += bytes;
+        self.send(BackendJob::Commit(batch, bytes));
+    }
+
+    /// Queues anything else.
+    pub(crate) fn send(&self, job: BackendJob) {
+        // The thread ends before its senders only with the process.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Returns when the backend is not too far behind.
+    fn wait(&self) {
+        let mut bytes = self.backlog.lock();
+        while *bytes > BACKLOG_BYTES_MAX {
+            bytes = self.backlog.less.wait(bytes).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Backlog {
+    /// So much is committed, or void.
+    fn done(&self, bytes: usize) {
+        *self.lock() -= bytes;
+        self.less.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What the log thread works with.
 pub(crate) struct LogThread {
     pub(crate) wal: Wal,
     pub(crate) jobs: Receiver<LogJob>,
-    pub(crate) backend: Sender<BackendJob>,
+    pub(crate) backend: ToBackend,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) metrics: Arc<Metrics>,
@@ -80,6 +152,7 @@ impl LogThread {
 
     fn serve(&mut self) -> storage::Result<()> {
         while let Ok(job) = self.jobs.recv() {
+            self.backend.wait();
             let mut batch = vec![job];
             batch.extend(self.jobs.try_iter());
             self.write(batch)?;
@@ -118,7 +191,7 @@ impl LogThread {
                 // Reported by the backend thread, when the state is there too.
                 Some(base) => {
                     let install = BackendJob::Install { number: write.number, index: base.index };
-                    let _ = self.backend.send(install);
+                    self.backend.send(install);
                 }
                 None => persisted = Some(write.number),
             }
@@ -142,6 +215,7 @@ pub(crate) struct BackendThread {
     /// `<data-dir>/member`.
     pub(crate) dir: PathBuf,
     pub(crate) jobs: Receiver<BackendJob>,
+    pub(crate) backlog: Arc<Backlog>,
     pub(crate) inbox: Arc<Inbox>,
     /// What a snapshot for a peer is read from: the last commit.
     pub(crate) newest: Arc<Mutex<Arc<dyn Reader>>>,
@@ -176,7 +250,7 @@ impl BackendThread {
 
     fn serve(&mut self) -> storage::Result<()> {
         self.report_sizes();
-        let mut gathered = Batch::default();
+        let (mut gathered, mut bytes) = (Batch::default(), 0);
         let mut due: Option<Instant> = None;
         loop {
             let job = match due {
@@ -184,15 +258,17 @@ impl BackendThread {
                 Some(due) => self.jobs.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
             let flush = match job {
-                Ok(BackendJob::Commit(batch)) => {
+                Ok(BackendJob::Commit(batch, more)) => {
                     gathered.append(batch);
+                    bytes += more;
                     due = due.or_else(|| Some(Instant::now() + self.interval));
-                    gathered.rows.len() >= self.rows_max
+                    gathered.rows.len() >= self.rows_max || bytes >= COMMIT_BYTES
                 }
                 Ok(BackendJob::Flush) | Err(RecvTimeoutError::Timeout) => true,
                 Ok(BackendJob::Install { number, index }) => {
                     // What has gathered is older than the snapshot.
                     (gathered, due) = (Batch::default(), None);
+                    self.backlog.done(std::mem::take(&mut bytes));
                     self.install(number, index)?;
                     false
                 }
@@ -206,6 +282,7 @@ impl BackendThread {
             if flush {
                 self.commit(&gathered)?;
                 (gathered, due) = (Batch::default(), None);
+                self.backlog.done(std::mem::take(&mut bytes));
             }
         }
     }

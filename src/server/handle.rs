@@ -32,14 +32,18 @@ use crate::pb::etcdserverpb::{
 use crate::pb::everwatchpb::LeaseRemaining;
 use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
 use crate::peer::{Remaining, Renewal, Transport};
-use crate::state::StateMachine;
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
+use crate::state::{AlarmKind, StateMachine};
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
 use crate::watch::Hub;
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
+/// Records that a range reads on the thread that serves. More are read where it may take long.
+const RECORDS_READ_HERE: usize = 250;
+/// Leases whose records one command clears.
+const LEASES_PER_COMMAND: usize = 500;
 /// Entries committed but not applied beyond which nothing is proposed, as in etcd.
 const BACKLOG_MAX: u64 = 5000;
 
@@ -165,6 +169,10 @@ impl Handle {
         if self.status().size_in_use.saturating_add(cost as u64) <= quota {
             return Ok(());
         }
+        // Raised already: a client that keeps trying does not cost an entry each time.
+        if self.view(|state| state.alarms.is_raised(AlarmKind::NoSpace)) {
+            return Err(Error::Refused(Refusal::NoSpace));
+        }
         let raise = AlarmRequest {
             action: AlarmAction::Activate as i32,
             member_id: self.shared.member.0,
@@ -193,8 +201,12 @@ impl Handle {
         while self.read(|state| state.kv.scan_more(&mut scan, SLICE_KEYS))? {
             tokio::task::yield_now().await;
         }
-        let result = scan.finish().map_err(|error| self.fail(&error))?;
-        Ok((revision, result))
+        let result = if scan.found() > RECORDS_READ_HERE {
+            tokio::task::spawn_blocking(move || scan.finish()).await.map_err(|_| Error::Stopped)?
+        } else {
+            scan.finish()
+        };
+        Ok((revision, result.map_err(|error| self.fail(&error))?))
     }
 
     /// Carries out a txn that only reads.
@@ -263,47 +275,55 @@ impl Handle {
         Err(Error::Timeout)
     }
 
-    /// Renews as the leader. It counts only if this member still leads afterwards: after a pause it may have been deposed long
-    /// ago without having heard of it, and the leases may be gone (etcd #15247).
+    /// Renews as the leader; one answer per id, in their order. It counts only if this member still leads afterwards: after a pause
+    /// it may have been deposed long ago without having heard of it, and the leases may be gone (etcd #15247).
     pub(crate) async fn renew_here(&self, ids: Vec<LeaseId>) -> Vec<Renewal> {
-        let term = self.status().term;
-        let mut answers = Vec::with_capacity(ids.len());
-        for id in ids {
-            answers.push(self.renew_one(id).await.unwrap_or(Renewal::Unavailable));
-        }
-        let confirmed = self.linearize().await.is_ok();
-        if !confirmed || self.leader() != Some(self.member()) || self.status().term != term {
+        let mut answers = vec![Renewal::Unavailable; ids.len()];
+        if self.renew_all(&ids, &mut answers).await.is_err() {
             answers.fill(Renewal::Unavailable);
         }
         answers
     }
 
-    async fn renew_one(&self, id: LeaseId) -> Result<Renewal, Error> {
+    /// All of them together: leases that need the log share its entries, and one question to a quorum confirms the rest.
+    async fn renew_all(&self, ids: &[LeaseId], answers: &mut [Renewal]) -> Result<(), Error> {
+        let term = self.status().term;
+        let mut open: Vec<usize> = (0..ids.len()).collect();
         let mut caught_up = false;
-        loop {
-            let renewed = {
+        while !open.is_empty() {
+            let (mut recorded, mut unknown) = (Vec::new(), Vec::new());
+            {
                 let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
                 if !lessor.leads() {
-                    return Ok(Renewal::Unavailable);
+                    return Err(Error::NotLeader);
                 }
-                lessor.renew(id, self.shared.now())
-            };
-            match renewed {
-                Renewed::Ttl(ttl) => return Ok(Renewal::Ttl(ttl)),
-                // A rest is on record: the next leader would let the lease run out early if that were not taken back first.
-                Renewed::NeedsLog => {
-                    let clear =
-                        LeaseRemaining { term: self.status().term.0, leases: vec![Rest { id: id.0, remaining_ms: 0 }] };
-                    self.propose(Kind::LeaseRemaining(clear)).await?;
+                for at in open.drain(..) {
+                    match lessor.renew(ids[at], self.shared.now()) {
+                        Renewed::Ttl(ttl) => answers[at] = Renewal::Ttl(ttl),
+                        Renewed::NeedsLog => recorded.push(at),
+                        Renewed::Unknown => {
+                            answers[at] = Renewal::Unknown;
+                            unknown.push(at);
+                        }
+                    }
                 }
-                // A grant may be committed and not yet applied here.
-                Renewed::Unknown if !caught_up => {
-                    self.linearize().await?;
-                    caught_up = true;
-                }
-                Renewed::Unknown => return Ok(Renewal::Unknown),
+            }
+            // A rest is on record: the next leader would let the lease run out early if that were not taken back first.
+            for some in recorded.chunks(LEASES_PER_COMMAND) {
+                let leases = some.iter().map(|at| Rest { id: ids[*at].0, remaining_ms: 0 }).collect();
+                self.propose(Kind::LeaseRemaining(LeaseRemaining { term: term.0, leases })).await?;
+            }
+            self.linearize().await?;
+            if self.leader() != Some(self.member()) || self.status().term != term {
+                return Err(Error::LeaderChanged);
+            }
+            open = recorded;
+            // A grant may have been committed and not yet applied here.
+            if !std::mem::replace(&mut caught_up, true) {
+                open.extend(unknown);
             }
         }
+        Ok(())
     }
 
     /// Seconds left of a lease and seconds granted; `None` when there is no such lease.
@@ -350,11 +370,13 @@ impl Handle {
     /// What this member knows of itself right now.
     pub fn status(&self) -> Status {
         let progress = &self.shared.progress;
+        let applied = progress.applied.load(Ordering::Relaxed);
         Status {
             leader: self.leader(),
             term: Term(progress.term.load(Ordering::Relaxed)),
-            committed: Index(progress.committed.load(Ordering::Relaxed)),
-            applied: Index(progress.applied.load(Ordering::Relaxed)),
+            // Told at the end of a turn, and what was applied in the middle of it.
+            committed: Index(progress.committed.load(Ordering::Relaxed).max(applied)),
+            applied: Index(applied),
             size: self.shared.sizes.total.load(Ordering::Relaxed),
             size_in_use: self.shared.sizes.in_use.load(Ordering::Relaxed),
         }

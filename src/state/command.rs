@@ -16,6 +16,8 @@ const PROPOSER_TAG: u8 = 1 << 3;
 const BOOT_TAG: u8 = 2 << 3;
 /// Field 3 of `Proposal`, length-delimited.
 const COMMANDS_TAG: u8 = 3 << 3 | 2;
+/// The longest that the first two fields get.
+const HEAD_BYTES_MAX: usize = 2 * (1 + 10);
 
 /// A raft entry in the making.
 #[derive(Debug)]
@@ -24,9 +26,9 @@ pub struct ProposalWriter {
 }
 
 impl ProposalWriter {
-    /// An entry of this proposer, in this life of its process, with room for about `capacity` bytes of commands.
+    /// An entry of this proposer, in this life of its process, with room for `capacity` bytes of commands.
     pub fn new(proposer: u64, boot: u64, capacity: usize) -> ProposalWriter {
-        let mut buffer = BytesMut::with_capacity(capacity + 24);
+        let mut buffer = BytesMut::with_capacity(capacity + HEAD_BYTES_MAX);
         buffer.put_u8(PROPOSER_TAG);
         encode_varint(proposer, &mut buffer);
         buffer.put_u8(BOOT_TAG);
@@ -37,12 +39,6 @@ impl ProposalWriter {
     /// Adds a command that was encoded with [`encode_command`].
     pub fn push(&mut self, command: &[u8]) {
         self.buffer.put_slice(command);
-    }
-
-    /// Bytes so far.
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.buffer.len()
     }
 
     /// The entry's payload.

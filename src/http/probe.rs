@@ -1,8 +1,8 @@
 //! What the HTTP endpoints ask a member, answered by a [`Handle`].
 
-use super::handle::Handle;
+use super::{ActiveAlarm, Probe};
 use crate::api;
-use crate::http::{ActiveAlarm, Probe};
+use crate::server::handle::Handle;
 use crate::state::AlarmKind;
 
 /// A member as the endpoints see it.

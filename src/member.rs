@@ -1,0 +1,128 @@
+//! One member, put together: sockets, the server behind them, and what answers on which socket; then an orderly stop.
+//!
+//! The only place that knows `server`, `api`, `http` and `listen` at once. What runs in the member itself is listed in
+//! [`crate::server`]; this adds the listeners. They stop on the stop signal, after a grace; those of peers are aborted last,
+//! because peers never end their streams by themselves.
+
+use slog::{Logger, info};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use crate::config::Config;
+use crate::http::HandleProbe;
+use crate::{api, http, listen, server, version};
+
+/// Runs a member until it is told to stop. An error says why it could not start.
+pub fn run(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config, logger))
+}
+
+async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
+    let termination = listen::Termination::new()?;
+    info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
+        "name" => &config.name, "data-dir" => %config.data_dir.display());
+    // Before there is a socket that others could connect to: members that found a cluster together must not wait for each
+    // other's answer.
+    server::refuse_to_found_twice(config).await?;
+    // Addresses first: a member that cannot listen should not touch its data.
+    let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
+    let client_sockets = listen::bind(&config.listen_client_urls).await?;
+    let http_sockets = listen::bind(&config.listen_client_http_urls).await?;
+    let metrics_sockets = listen::bind(&config.listen_metrics_urls).await?;
+
+    let (handle, tasks) = server::start(config, logger)?;
+    let (stop, stopped) = watch::channel(false);
+    let probe = || HandleProbe::new(handle.clone());
+    let peer_listener = tokio::spawn(listen::serve(
+        peer_sockets,
+        Routes::new(tasks.peer_grpc()).prepare(),
+        http::peer_routes(probe(), logger.clone()),
+        listen::Limits::of_peers(),
+        stopped.clone(),
+        logger.clone(),
+    ));
+
+    // What was committed before the restart is carried out before anybody is answered.
+    tasks.recovered().await;
+    let mut edge = Edge {
+        listeners: JoinSet::new(),
+        threads: config.edge_threads.unwrap_or(1),
+        limits: listen::Limits::of_clients(config),
+        stopped,
+        logger: logger.clone(),
+    };
+    let grpc = api::routes(handle.clone(), config);
+    let routes = http::client_routes(probe(), logger.clone());
+    if http_sockets.is_empty() {
+        edge.listen(client_sockets, grpc, routes)?;
+    } else {
+        edge.listen(client_sockets, grpc, listen::Nothing)?;
+        edge.listen_here(http_sockets, listen::Nothing, routes);
+    }
+    edge.listen_here(metrics_sockets, listen::Nothing, http::metrics_routes(probe(), logger.clone()));
+
+    let announce = async {
+        tasks.ready().await;
+        info!(logger, "ready to serve client requests");
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        signal = termination.wait() => info!(logger, "stopping"; "signal" => signal),
+        () = announce => {}
+    }
+
+    tasks.retire().await;
+    let _ = stop.send(true);
+    while edge.listeners.join_next().await.is_some() {}
+    tasks.stop().await;
+    peer_listener.abort();
+    info!(logger, "stopped");
+    Ok(())
+}
+
+/// Where clients are answered: on the main runtime, or on threads with a runtime each.
+struct Edge {
+    listeners: JoinSet<std::io::Result<()>>,
+    threads: usize,
+    limits: listen::Limits,
+    stopped: watch::Receiver<bool>,
+    logger: Logger,
+}
+
+impl Edge {
+    /// Serves on the edge's threads, each with the same sockets: the system shares connections out.
+    fn listen<G, H>(&mut self, sockets: Vec<listen::Socket>, grpc: G, http: H) -> std::io::Result<()>
+    where
+        G: listen::Answer + Sync,
+        H: listen::Answer + Sync,
+    {
+        if self.threads <= 1 {
+            self.listen_here(sockets, grpc, http);
+            return Ok(());
+        }
+        for number in 0..self.threads {
+            let sockets = sockets.iter().map(listen::Socket::try_clone).collect::<std::io::Result<Vec<_>>>()?;
+            let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
+            let serving = listen::serve(sockets, grpc.clone(), http.clone(), self.limits, stopped, logger);
+            let (ended, end) = tokio::sync::oneshot::channel();
+            std::thread::Builder::new().name(format!("edge-{number}")).spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let _ = ended.send(runtime.and_then(|runtime| runtime.block_on(serving)));
+            })?;
+            self.listeners.spawn(async { end.await.unwrap_or(Ok(())) });
+        }
+        Ok(())
+    }
+
+    /// Serves on the main runtime.
+    fn listen_here<G, H>(&mut self, sockets: Vec<listen::Socket>, grpc: G, http: H)
+    where
+        G: listen::Answer + Sync,
+        H: listen::Answer + Sync,
+    {
+        let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
+        self.listeners.spawn(listen::serve(sockets, grpc, http, self.limits, stopped, logger));
+    }
+}
