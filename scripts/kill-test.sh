@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Kills members of a three-member cluster under load: kill -9 the leader 20 times, all members 10 times, one follower
-# through 50,000 writes, a follower while it adopts snapshots; takes one's data away. See tests/compat/cluster_kill.py.
+# through 50,000 writes, a follower while it adopts snapshots; lets one sleep until it needs a snapshot; takes one's data
+# away. See tests/compat/cluster_kill.py.
 #
 #   scripts/kill-test.sh                                     three processes of target/release/everwatch
 #   SERVER=etcd scripts/kill-test.sh                         three processes of etcd: the test of the test
@@ -19,6 +20,7 @@ case " $* ${SERVER:-} " in
 *" --compose"* | *" etcd "*) ;; # a container keeps its volume; etcd has the last scenario's words, but other flags
 *)
     run --scenario snapshot --times "${SNAPSHOT:-10}" "$@" || failed=1
+    run --scenario paused --times "${PAUSED:-5}" "$@" || failed=1
     run --scenario wiped "$@" || failed=1
     ;;
 esac

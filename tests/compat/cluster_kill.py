@@ -4,6 +4,7 @@
     cluster_kill.py --server etcd --scenario all --times 10
     cluster_kill.py --server target/debug/everwatch --scenario lagging --writes 50000
     cluster_kill.py --server target/debug/everwatch --scenario snapshot --times 10
+    cluster_kill.py --server target/debug/everwatch --scenario paused --times 5
     cluster_kill.py --server target/debug/everwatch --scenario wiped
     cluster_kill.py --compose --scenario leader --times 20       members are the containers of docker-compose.yml
 
@@ -21,6 +22,7 @@ import argparse
 import itertools
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,6 +129,7 @@ class Writer:
         self.channels = [grpc.insecure_channel(e, options=CHANNEL) for e in endpoints]
         self.rate, self.lock = rate, threading.Lock()
         self.acknowledged, self.open, self.sent = {}, set(), set()
+        self.passed_over = None  # number of a member that is asked nothing
         self.slots = threading.Semaphore(self.IN_FLIGHT_MAX)
         self.stopping = threading.Event()
         self.random = random.Random(1)
@@ -148,7 +151,8 @@ class Writer:
             with self.lock:
                 self.sent.add(value)
                 self.open.add(value)
-            call = self.random.choice(puts).future(pb.PutRequest(key=key, value=value), timeout=10)
+            put = self.random.choice([put for n, put in enumerate(puts) if n != self.passed_over])
+            call = put.future(pb.PutRequest(key=key, value=value), timeout=10)
             call.add_done_callback(lambda done, key=key, value=value: self._done(done, key, value))
 
     def _done(self, call, key, value):
@@ -320,6 +324,24 @@ def broken_snapshot(cluster, writer, arguments):
     wait_until(lambda: writer.progress() > done + arguments.rate, 60, "writes after its return")
 
 
+def paused_follower(cluster, writer, arguments):
+    """As lagging, but the follower only sleeps: its watchers' streams live through the snapshot that it is given."""
+    for turn in range(arguments.times):
+        victim = (leader_of(cluster) + 1) % 3
+        process = cluster.members[victim].process
+        writer.passed_over = victim
+        process.send_signal(signal.SIGSTOP)
+        done = writer.progress()
+        # Longer than the transport waits for an answer; until then what it misses waits for it in sockets.
+        wait_until(lambda: writer.progress() > done + arguments.rate * 9, 60, "writes without the follower")
+        process.send_signal(signal.SIGCONT)
+        cluster.wait(victim)
+        writer.passed_over = None
+        done = writer.progress()
+        wait_until(lambda: writer.progress() > done + arguments.rate, 60, "writes after its return")
+        print(f"  follower m{victim} slept, {writer.progress()} writes acknowledged", flush=True)
+
+
 def wiped_member(cluster, writer, arguments):
     """A member whose directory is lost must not found itself again; the others go on."""
     victim = (leader_of(cluster) + 1) % 3
@@ -339,7 +361,7 @@ def wiped_member(cluster, writer, arguments):
 
 
 SCENARIOS = {"leader": kill_leader, "all": kill_all, "lagging": lagging_follower, "snapshot": broken_snapshot,
-             "wiped": wiped_member}
+             "paused": paused_follower, "wiped": wiped_member}
 
 
 def check(cluster, writer, watchers, first_revision):
@@ -404,7 +426,7 @@ def main():
     flags = list(arguments.flag)
     if arguments.scenario == "lagging":
         flags += ["--snapshot-count", str(max(100, arguments.writes // 20))]
-    if arguments.scenario == "snapshot":
+    if arguments.scenario in ("snapshot", "paused"):
         flags += ["--snapshot-count", "100", "--snapshot-catchup-entries", "50"]
     began = time.monotonic()
     cluster = ComposeCluster(arguments.compose) if arguments.compose else ProcessCluster(arguments.server, flags)
