@@ -22,8 +22,6 @@
 mod kv;
 #[path = "golden/support/lease.rs"]
 mod lease_commands;
-#[path = "golden/support/memory.rs"]
-mod memory;
 #[path = "golden/support/watch.rs"]
 mod watch_commands;
 #[path = "golden/support/world.rs"]
@@ -32,42 +30,30 @@ mod world;
 use std::fs;
 use std::path::Path;
 
-use lease_commands::LeaseWorld;
 use world::World;
 
 #[test]
 fn mvcc() {
-    check("mvcc");
+    check("mvcc", World::with_leases);
 }
 
 #[test]
 fn txn() {
-    check("txn");
+    check("txn", World::with_leases);
 }
 
 #[test]
 fn watch() {
-    check("watch");
+    check("watch", World::with_leases);
 }
 
 #[test]
 fn lease() {
-    check_in("lease", || {
-        let mut world = LeaseWorld::new();
-        move |command: &[&str]| world.run(command)
-    });
+    check("lease", World::new);
 }
 
-/// Runs every script of an area in the world of keys and watchers.
-fn check(area: &str) {
-    check_in(area, || {
-        let mut world = World::new();
-        move |command: &[&str]| world.run(command)
-    });
-}
-
-/// Runs every script of an area, each in a world of its own that answers commands.
-fn check_in<Answer: FnMut(&[&str]) -> Vec<String>>(area: &str, new_world: impl Fn() -> Answer) {
+/// Runs every script of an area, each in a world of its own.
+fn check(area: &str, new_world: fn() -> World) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(area);
     let mut paths: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -75,7 +61,7 @@ fn check_in<Answer: FnMut(&[&str]) -> Vec<String>>(area: &str, new_world: impl F
     let mut failed = 0;
     for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "txt")) {
         let script = fs::read_to_string(path).unwrap();
-        let answered = play(&script, new_world()).unwrap_or_else(|what| panic!("{}: {what}", path.display()));
+        let answered = play(&script, &mut new_world()).unwrap_or_else(|what| panic!("{}: {what}", path.display()));
         if answered == script {
             continue;
         }
@@ -90,7 +76,7 @@ fn check_in<Answer: FnMut(&[&str]) -> Vec<String>>(area: &str, new_world: impl F
 }
 
 /// The script with the answers its commands get in a new world.
-fn play(script: &str, mut answer: impl FnMut(&[&str]) -> Vec<String>) -> Result<String, String> {
+fn play(script: &str, world: &mut World) -> Result<String, String> {
     let lines: Vec<&str> = script.lines().collect();
     let mut out = String::new();
     let mut push = |line: &str| {
@@ -112,7 +98,7 @@ fn play(script: &str, mut answer: impl FnMut(&[&str]) -> Vec<String>) -> Result<
         }
         at += 1;
         command.iter().chain(&["---"]).for_each(|line| push(line));
-        for line in answer(command) {
+        for line in world.run(command) {
             assert!(!line.is_empty() && !line.starts_with([' ', '#']), "an answer that cannot be told from a script");
             push(&line);
         }

@@ -4,9 +4,6 @@
 //! or without what the backend had not committed. A failure prints the seed: `SEED=… cargo test --test mvcc_model`
 //! plays it alone.
 
-#[path = "golden/support/memory.rs"]
-mod memory;
-
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,9 +16,9 @@ use everwatch::pb::etcdserverpb::request_op::Request;
 use everwatch::pb::etcdserverpb::response_op::Response;
 use everwatch::pb::etcdserverpb::*;
 use everwatch::pb::mvccpb::KeyValue;
-use everwatch::storage::backend::{Batch, Bucket, Reader};
+use everwatch::storage::backend::memory::MemoryBackend;
+use everwatch::storage::backend::{Backend, Batch, Bucket};
 use everwatch::types::{KeyRange, LeaseId, Revision};
-use memory::Rows;
 use prost::Message;
 
 const KEYS: [&str; 7] = ["a", "aa", "ab", "b", "c", "ca", "\u{ff}"];
@@ -41,7 +38,7 @@ fn store_does_as_the_model_does() {
 
 #[test]
 fn nonsense_is_refused_or_does_nothing() {
-    let (mut store, _) = Store::open(Arc::new(Rows::default())).unwrap();
+    let (mut store, _) = Store::open(MemoryBackend::new().reader().unwrap()).unwrap();
     let numbers = [i64::MIN, -1, 0, 1, 2, 3, i64::MAX];
     let ranges = [("", ""), ("", "\0"), ("b", "a"), ("a", "a"), ("a", "\0"), ("a", "b")];
     let put = |key: &'static str| Request::RequestPut(PutRequest { key: key.into(), ..Default::default() });
@@ -329,7 +326,7 @@ struct Harness {
     recent_max: usize,
     store: Store,
     model: Model,
-    rows: Rows,
+    rows: MemoryBackend,
     /// Not committed yet, each with the revision and the compacted revision after it.
     waiting: VecDeque<(Batch, i64, i64)>,
     committed: (i64, i64),
@@ -337,8 +334,8 @@ struct Harness {
 
 impl Harness {
     fn new(seed: u64, recent_max: usize) -> Harness {
-        let rows = Rows::default();
-        let (mut store, _) = Store::open(Arc::new(rows.clone())).unwrap();
+        let rows = MemoryBackend::new();
+        let (mut store, _) = Store::open(rows.reader().unwrap()).unwrap();
         store.limit_recent(recent_max);
         let model = Model { compacted: -1, ..Model::default() };
         let dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
@@ -491,14 +488,14 @@ impl Harness {
     fn commit(&mut self, batches: usize) {
         for _ in 0..batches {
             let Some((batch, revision, compacted)) = self.waiting.pop_front() else { break };
-            self.rows.commit(&batch);
+            self.rows.commit(&batch).unwrap();
             self.committed = (revision, compacted);
         }
-        self.store.flushed(Arc::new(self.rows.clone())).unwrap();
+        self.store.flushed(self.rows.reader().unwrap()).unwrap();
     }
 
     fn reopen(&mut self) {
-        let (store, attached) = Store::open(Arc::new(self.rows.clone())).unwrap();
+        let (store, attached) = Store::open(self.rows.reader().unwrap()).unwrap();
         self.store = store;
         self.store.limit_recent(self.recent_max);
         assert_eq!(attached, self.leases().into_iter().collect::<Vec<_>>());
@@ -569,6 +566,8 @@ impl Harness {
         };
         let mut rows = 0;
         self.rows
+            .reader()
+            .unwrap()
             .scan(Bucket::Key, &[], None, &mut |_, _| {
                 rows += 1;
                 true

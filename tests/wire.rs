@@ -8,10 +8,12 @@
 //! `EVERWATCH_BIN` names another server to test, real etcd 3.5.1 for example; where that differs on purpose the test
 //! asks `is_etcd`.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use everwatch::pb::etcdserverpb::{
@@ -22,6 +24,7 @@ use everwatch::pb::etcdserverpb::{
 };
 use everwatch::pb::mvccpb::{Event, event::EventType};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -47,22 +50,28 @@ struct Server {
     url: String,
     peer: String,
     data: tempfile::TempDir,
+    flags: &'static [&'static str],
 }
 
 impl Server {
     fn start() -> Arc<Server> {
-        let data = tempfile::tempdir().expect("a temporary directory");
-        let (url, peer) = (free_url(), free_url());
-        let child = Server::spawn(&url, &peer, data.path());
-        Arc::new(Server { child: Mutex::new(child), url, peer, data })
+        Server::start_with(&[])
     }
 
-    fn spawn(url: &str, peer: &str, data: &std::path::Path) -> Child {
+    fn start_with(flags: &'static [&'static str]) -> Arc<Server> {
+        let data = tempfile::tempdir().expect("a temporary directory");
+        let (url, peer) = (free_url(), free_url());
+        let child = Server::spawn(&url, &peer, data.path(), flags);
+        Arc::new(Server { child: Mutex::new(child), url, peer, data, flags })
+    }
+
+    fn spawn(url: &str, peer: &str, data: &std::path::Path, flags: &[&str]) -> Child {
         Command::new(binary())
             .args(["--name", "m0", "--listen-client-urls", url, "--advertise-client-urls", url])
             .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
             .args(["--initial-cluster", &format!("m0={peer}"), "--data-dir"])
             .arg(data.join("data"))
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -74,7 +83,18 @@ impl Server {
         let mut child = self.child.lock().expect("no test panicked in here");
         child.kill().expect("the process is ours");
         child.wait().expect("the process is ours");
-        *child = Server::spawn(&self.url, &self.peer, self.data.path());
+        *child = Server::spawn(&self.url, &self.peer, self.data.path(), self.flags);
+    }
+
+    /// A metric without labels, as the server tells it now.
+    fn metric(&self, name: &str) -> f64 {
+        let address = self.url.strip_prefix("http://").expect("our own url");
+        let mut connection = std::net::TcpStream::connect(address).expect("the server listens");
+        connection.write_all(b"GET /metrics HTTP/1.0\r\nHost: m0\r\n\r\n").expect("a request");
+        let mut text = String::new();
+        connection.read_to_string(&mut text).expect("an answer");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name}")).trim().parse().expect("a number")
     }
 
     /// The server that tests share while any of them runs.
@@ -409,6 +429,21 @@ impl Stream {
     }
 }
 
+/// Runs all at once; the outcomes in their order.
+async fn together<T>(parts: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut parts: Vec<_> = parts.map(|part| (Box::pin(part), None)).collect();
+    std::future::poll_fn(|cx| {
+        for (part, outcome) in parts.iter_mut().filter(|(_, outcome)| outcome.is_none()) {
+            if let Poll::Ready(value) = part.as_mut().poll(cx) {
+                *outcome = Some(value);
+            }
+        }
+        if parts.iter().all(|(_, outcome)| outcome.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    parts.into_iter().map(|(_, outcome)| outcome.expect("all are done")).collect()
+}
+
 fn modified(event: &Event) -> i64 {
     event.kv.as_ref().expect("an event has its key").mod_revision
 }
@@ -429,8 +464,12 @@ fn txn_op(success: Vec<RequestOp>) -> RequestOp {
     RequestOp { request: Some(Request::RequestTxn(TxnRequest { success, ..Default::default() })) }
 }
 
-/// `wire!(name, |c| ..)`: a test on the shared server; `wire!(alone name, |c| ..)`: on a server of its own.
+/// `wire!(name, |c| ..)`: a test on the shared server; `wire!(alone name, |c| ..)`: on a server of its own;
+/// `wire!(with [flags] name, |c| ..)`: on one that is started with these flags.
 macro_rules! wire {
+    (with [$($flag:literal),*] $name:ident, |$client:ident| $body:block) => {
+        wire!(@ $name, Server::start_with(&[$($flag),*]), $client, $body);
+    };
     (alone $name:ident, |$client:ident| $body:block) => { wire!(@ $name, Server::start(), $client, $body); };
     ($name:ident, |$client:ident| $body:block) => { wire!(@ $name, Server::shared(), $client, $body); };
     (@ $name:ident, $server:expr, $client:ident, $body:block) => {
@@ -535,6 +574,91 @@ wire!(s04_streams_of_one_connection_are_independent, |c| {
     second.create_as(c.one("k"), 0).await;
     c.put("k", "1").await;
     assert_eq!(first.events().await, second.events().await);
+});
+
+wire!(alone s05_watchers_of_a_client_that_dies_are_forgotten, |c| {
+    const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
+    let before = c.server.metric(WATCHERS);
+    let dying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let (url, key) = (c.server.url.clone(), c.key("k"));
+    let opened = dying.spawn(async move {
+        let channel = Client::connect(&url).await;
+        let mut streams = Vec::new();
+        for _ in 0..1000 {
+            let create = WatchCreateRequest { key: key.clone(), ..Default::default() };
+            let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+            let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+            let mut stream = WatchClient::new(channel.clone()).watch(requests).await.expect("watch").into_inner();
+            assert!(stream.message().await.expect("the stream goes on").expect("created").created);
+            streams.push(stream);
+        }
+        streams
+    });
+    let streams = opened.await.expect("no panic");
+    assert!(c.server.metric(WATCHERS) >= before + 1000.0);
+    // Its sockets are closed with nothing said.
+    dying.shutdown_background();
+    drop(streams);
+    let deadline = Instant::now() + PATIENCE;
+    while c.server.metric(WATCHERS) > before {
+        assert!(Instant::now() < deadline, "the watchers of a dead client are still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    c.put("k", "1").await;
+});
+
+wire!(alone s06_streams_that_come_and_go_disturb_nobody, |c| {
+    let mut control = c.stream();
+    control.create_as(c.everything(), 0).await;
+    let disturbers = (0..8_u64).map(|seed| {
+        let (channel, key) = (c.channel.clone(), c.key("k"));
+        tokio::spawn(async move {
+            let mut dice = seed;
+            let mut roll = move |sides: u64| {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 33) % sides
+            };
+            for _ in 0..40 {
+                let (send, requests) = mpsc::unbounded_channel();
+                for _ in 0..roll(20) {
+                    let union = match roll(4) {
+                        0 => RequestUnion::CancelRequest(WatchCancelRequest { watch_id: roll(8) as i64 }),
+                        1 => RequestUnion::ProgressRequest(WatchProgressRequest {}),
+                        _ => RequestUnion::CreateRequest(WatchCreateRequest {
+                            key: key.clone(),
+                            start_revision: roll(3) as i64,
+                            prev_kv: roll(2) == 0,
+                            ..Default::default()
+                        }),
+                    };
+                    send.send(WatchRequest { request_union: Some(union) }).expect("it is open");
+                }
+                let (responses, patience) = (roll(10), Duration::from_millis(1 + roll(30)));
+                let watch = async {
+                    let mut client = WatchClient::new(channel.clone());
+                    let mut stream = client.watch(UnboundedReceiverStream::new(requests)).await?.into_inner();
+                    for _ in 0..responses {
+                        stream.message().await?;
+                    }
+                    Ok::<_, Status>(())
+                };
+                // Left in the middle of whatever it was in: etcd answers an empty stream with nothing at all.
+                if let Ok(over) = tokio::time::timeout(patience, watch).await {
+                    over.expect("no stream breaks");
+                }
+            }
+        })
+    });
+    let disturbers: Vec<_> = disturbers.collect();
+    let mut written = Vec::new();
+    while written.len() < 300 || disturbers.iter().any(|disturber| !disturber.is_finished()) {
+        written.push(c.put("k", "v").await);
+    }
+    for disturber in disturbers {
+        disturber.await.expect("no panic");
+    }
+    let said = c.before_marker(&mut control).await;
+    assert_eq!(said.iter().flat_map(|r| &r.events).map(modified).collect::<Vec<_>>(), written);
 });
 
 wire!(s08_answers_come_in_the_order_of_the_requests, |c| {
@@ -1087,6 +1211,73 @@ wire!(alone p06_p07_no_progress_before_a_future_start, |c| {
     assert!(stream.progress().await.0 >= start_revision);
 });
 
+wire!(alone p07_a_synced_watcher_does_not_speak_for_one_in_the_future, |c| {
+    if is_etcd() {
+        return; // kept since etcd 3.5.22
+    }
+    let start_revision = c.revision().await + 3;
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    stream.create_as(WatchCreateRequest { start_revision, ..c.one("k") }, 1).await;
+    stream.ask_progress();
+    c.put("other", "1").await;
+    let of_stream = |r: &WatchResponse| is_progress(r) && r.watch_id == -1;
+    let said = c.before_marker(&mut stream).await;
+    assert!(!said.iter().any(of_stream), "{said:?}");
+    while c.put("other", "2").await < start_revision {}
+    assert!(stream.progress().await.0 >= start_revision);
+});
+
+wire!(with ["--experimental-watch-progress-notify-interval=500ms"] p08_periodic_progress_is_spread, |c| {
+    let revision = c.put("other", "1").await;
+    let opened = Instant::now();
+    let mut streams: Vec<Stream> = (0..20).map(|_| c.stream()).collect();
+    for stream in &mut streams {
+        stream.create_as(WatchCreateRequest { progress_notify: true, watch_id: 7, ..c.one("k") }, 7).await;
+    }
+    // What arrives together once may be this machine's doing; what is never apart is the server's.
+    for _ in 0..5 {
+        let heard = streams.iter_mut().map(async |stream: &mut Stream| {
+            let response = stream.next().await;
+            assert!(is_progress(&response) && response.watch_id == 7, "{response:?}");
+            assert_eq!(response.header.expect("a header").revision, revision);
+            opened.elapsed()
+        });
+        let heard = together(heard).await;
+        let (first, last) = (heard.iter().min().expect("20"), heard.iter().max().expect("20"));
+        assert!(*first >= Duration::from_millis(500), "told before the interval was over: {first:?}");
+        if *last - *first >= Duration::from_millis(10) {
+            return;
+        }
+    }
+    panic!("20 streams are always told at the same moment");
+});
+
+wire!(with ["--experimental-watch-progress-notify-interval=1s"] p10_no_periodic_progress_beside_events, |c| {
+    let interval = Duration::from_secs(1);
+    for _ in 0..5 {
+        let mut stream = c.stream();
+        stream.create_as(WatchCreateRequest { progress_notify: true, ..c.one("k") }, 0).await;
+        let (begun, mut earlier, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+        let mut progress = 0;
+        while begun.elapsed() < 5 * interval / 2 {
+            let now = Instant::now();
+            c.put("k", "1").await;
+            longest = longest.max(earlier.elapsed());
+            earlier = now;
+            while let Ok(response) = stream.responses.try_recv() {
+                progress += usize::from(is_progress(&response.expect("the stream goes on")));
+            }
+        }
+        // Only if the machine let us write often enough has the server no reason to speak.
+        if longest < interval {
+            assert_eq!(progress, 0);
+            return stream.until(is_progress).await.clear();
+        }
+    }
+    panic!("this machine is too busy to write once a second");
+});
+
 wire!(p11_no_progress_before_all_of_history, |c| {
     if is_etcd() {
         return; // kept since etcd 3.5.8
@@ -1190,6 +1381,37 @@ wire!(alone k09_a_future_start_beyond_the_compaction, |c| {
     c.put("k", "2").await;
     c.put("k", "3").await;
     assert_eq!(stream.take(1).await, [format!("put k=3 @{} c{at} v3", at + 2)]);
+});
+
+wire!(alone k10_a_paused_reader_misses_nothing_silently, |c| {
+    // A window so small that what is not read stays in the server.
+    let endpoint = Channel::from_shared(c.server.url.clone()).expect("our own url");
+    let channel = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535).connect().await;
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(c.one("k"))) };
+    let requests = tokio_stream::once(create).chain(tokio_stream::pending());
+    let mut stream = WatchClient::new(channel.expect("connect")).watch(requests).await.expect("watch").into_inner();
+    assert!(stream.message().await.expect("the stream goes on").expect("created").created);
+    let (value, mut last) = ("v".repeat(8 << 10), 0);
+    for n in 1..=2000 {
+        last = c.put("k", &value).await;
+        if n > 100 && n % 50 == 0 {
+            c.compact(last - 100).await;
+        }
+    }
+    let (mut told, mut version) = (0, 0);
+    while told < last {
+        let response = tokio::time::timeout(PATIENCE, stream.message()).await.expect("a response in time");
+        let response = response.expect("the stream goes on").expect("the stream is open");
+        if response.canceled {
+            assert!(response.compact_revision > told + 1, "ended for want of what was there: {response:?}, {told}");
+            return;
+        }
+        for event in &response.events {
+            let kv = event.kv.as_ref().expect("kv");
+            assert_eq!(kv.version, version + 1, "a silent gap");
+            (told, version) = (kv.mod_revision, kv.version);
+        }
+    }
 });
 
 wire!(alone k11_logical_compaction_is_visible_at_once, |c| {

@@ -160,6 +160,11 @@ impl Core {
             Event::Persisted(number) if self.state.installing => self.state.persisted = number,
             Event::Persisted(number) => self.tell(Input::Persisted { number }),
             Event::Flushed { reader } => self.flushed(reader),
+            Event::FlushDone => {
+                for waiter in self.state.flushing.drain(..) {
+                    let _ = waiter.send(());
+                }
+            }
             Event::Installed { number, state, index } => self.installed(number, *state, index),
             Event::HandOver(to) => self.hand_over(to),
             Event::Stop => self.state.stopping = true,
@@ -410,6 +415,8 @@ impl Core {
             self.state.promoted = None;
         }
         self.state.reads.leader_changed();
+        // They are asked anew in the next turn.
+        self.shared.inbox.again();
         if before.is_some_and(|before| before.leader.is_some() && before.leader != role.leader) {
             self.state.waiters.leader_lost(self.shared.now() + 2 * self.config.election);
         }
@@ -430,9 +437,6 @@ impl Core {
         match point {
             Ok(point) => self.durable(point),
             Err(error) => (self.fail)(&error),
-        }
-        for waiter in self.state.flushing.drain(..) {
-            let _ = waiter.send(());
         }
     }
 
@@ -461,7 +465,9 @@ impl Core {
 
     fn installed(&mut self, number: u64, new: crate::state::StateMachine, index: Index) {
         let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
-        *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = new;
+        let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
+        // Taking millions of keys apart takes long: neither under the lock nor here.
+        tokio::task::spawn_blocking(move || drop(old));
         self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).restored(revision, compacted);
         self.shared.progress.applied.store(index.0, Release);
         self.state.installing = false;

@@ -257,6 +257,7 @@ impl BackendThread {
                 None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(due) => self.jobs.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
+            let mut asked = false;
             let flush = match job {
                 Ok(BackendJob::Commit(batch, more)) => {
                     gathered.append(batch);
@@ -264,7 +265,11 @@ impl BackendThread {
                     due = due.or_else(|| Some(Instant::now() + self.interval));
                     gathered.rows.len() >= self.rows_max || bytes >= COMMIT_BYTES
                 }
-                Ok(BackendJob::Flush) | Err(RecvTimeoutError::Timeout) => true,
+                Err(RecvTimeoutError::Timeout) => true,
+                Ok(BackendJob::Flush) => {
+                    asked = true;
+                    true
+                }
                 Ok(BackendJob::Install { number, index }) => {
                     // What has gathered is older than the snapshot.
                     (gathered, due) = (Batch::default(), None);
@@ -283,6 +288,9 @@ impl BackendThread {
                 self.commit(&gathered)?;
                 (gathered, due) = (Batch::default(), None);
                 self.backlog.done(std::mem::take(&mut bytes));
+            }
+            if asked {
+                self.inbox.put(Event::FlushDone);
             }
         }
     }

@@ -370,11 +370,13 @@ impl Handle {
     /// What this member knows of itself right now.
     pub fn status(&self) -> Status {
         let progress = &self.shared.progress;
+        let applied = progress.applied.load(Ordering::Relaxed);
         Status {
             leader: self.leader(),
             term: Term(progress.term.load(Ordering::Relaxed)),
-            committed: Index(progress.committed.load(Ordering::Relaxed)),
-            applied: Index(progress.applied.load(Ordering::Relaxed)),
+            // Told at the end of a turn, and what was applied in the middle of it.
+            committed: Index(progress.committed.load(Ordering::Relaxed).max(applied)),
+            applied: Index(applied),
             size: self.shared.sizes.total.load(Ordering::Relaxed),
             size_in_use: self.shared.sizes.in_use.load(Ordering::Relaxed),
         }

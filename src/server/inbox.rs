@@ -37,6 +37,8 @@ pub(crate) enum Event {
         /// The state on disk.
         reader: std::sync::Arc<dyn Reader>,
     },
+    /// What the backend was asked to flush is on disk.
+    FlushDone,
     /// A snapshot replaced the backend.
     Installed {
         /// The output of raft that brought it.

@@ -15,17 +15,18 @@
 //! history FROM                              what a watch from there would be told, with what each change replaced
 //! ```
 //!
-//! RANGE: `a` one key, `a..c` up to c, `a..` from a on, `a*` the prefix, `*` everything. Leases below 100 exist.
+//! RANGE: `a` one key, `a..c` up to c, `a..` from a on, `a*` the prefix, `*` everything. Leases below 100 exist, except in scripts about leases.
 //! `read txn` carries a transaction out as one that only reads.
 
 use bytes::Bytes;
-use everwatch::mvcc::{Error, History, txn_is_read_only};
+use everwatch::mvcc::{History, txn_is_read_only};
 use everwatch::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use everwatch::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use everwatch::pb::etcdserverpb::request_op::Request;
 use everwatch::pb::etcdserverpb::response_op::Response;
 use everwatch::pb::etcdserverpb::*;
 use everwatch::pb::mvccpb::KeyValue;
+use everwatch::state::command::Kind;
 use everwatch::types::Revision;
 
 use crate::world::World;
@@ -33,51 +34,37 @@ use crate::world::World;
 /// Carries out a command of this area; `None` when it is none.
 pub(crate) fn run(world: &mut World, words: &[&str], body: &[&str]) -> Option<Vec<String>> {
     let answer = match words {
-        ["put", ..] => {
-            let request = put(words);
-            world.kv.put(&request).map(|written| {
-                keep(world, &written.changes);
-                show_put(&written.response)
-            })
-        }
-        ["get", ..] => world.kv.range(&get(words)).map(|response| show_range(&response)),
-        ["delete", ..] => world.kv.delete_range(&delete(words)).map(|written| {
-            keep(world, &written.changes);
-            show_delete(&written.response)
-        }),
-        ["txn"] => world.kv.txn(&txn(body), &|lease| lease.0 < 100).map(|written| {
-            keep(world, &written.changes);
-            show_txn(&written.response, "")
-        }),
+        ["put", ..] => return Some(world.propose(Kind::Put(put(words)))),
+        ["get", ..] => world.state().kv.range(&get(words)).map(|response| show_range(&response)),
+        ["delete", ..] => return Some(world.propose(Kind::DeleteRange(delete(words)))),
+        ["txn"] => return Some(world.propose(Kind::Txn(txn(body)))),
         ["read", "txn"] => {
             let request = txn(body);
             assert!(txn_is_read_only(&request));
-            world.kv.read_txn(&request).map(|response| show_txn(&response, ""))
+            world.state().kv.read_txn(&request).map(|response| show_txn(&response, ""))
         }
-        ["compact", revision] => world.kv.compact(Revision(number(revision)), &mut world.batch).map(|()| Vec::new()),
+        ["compact", revision] => {
+            let request = CompactionRequest { revision: number(revision), ..Default::default() };
+            return Some(world.propose(Kind::Compaction(request)));
+        }
         ["step", max @ ..] => {
             let max = max.first().map_or(1000, |max| number(max) as usize);
-            let rows = world.batch.rows.len();
-            let more = world.kv.compact_step(max, &mut world.batch).unwrap();
-            let removed = world.batch.rows[rows..].iter().filter(|(_, _, value)| value.is_none()).count();
+            let (mut state, batch) = world.state_mut();
+            let rows = batch.rows.len();
+            let more = state.kv.compact_step(max, batch).unwrap();
+            let removed = batch.rows[rows..].iter().filter(|(_, _, value)| value.is_none()).count();
             Ok(vec![format!("removed={removed}{}", if more { " more" } else { "" })])
         }
         ["hash", at @ ..] => {
             let at = at.first().map_or(0, |at| number(at));
-            world.kv.hash_kv(Revision(at)).map(|hash| {
+            world.state().kv.hash_kv(Revision(at)).map(|hash| {
                 vec![format!("hash={} compacted={} at={}", hash.hash, hash.compact_revision, hash.hash_revision)]
             })
         }
         ["history", from] => Ok(history(world, Revision(number(from)))),
         _ => return None,
     };
-    Some(answer.unwrap_or_else(|error| vec![show_error(&error)]))
-}
-
-pub(crate) fn keep(world: &mut World, changes: &Option<everwatch::mvcc::change::SharedChanges>) {
-    if let Some(changes) = changes {
-        changes.rows(&mut world.batch);
-    }
+    Some(answer.unwrap_or_else(|error| vec![format!("error: {error}")]))
 }
 
 fn history(world: &World, from: Revision) -> Vec<String> {
@@ -89,11 +76,12 @@ fn history(world: &World, from: Revision) -> Vec<String> {
         };
         set.changes.iter().map(change).collect()
     };
-    match world.kv.history(from, usize::MAX) {
+    let state = world.state();
+    match state.kv.history(from, usize::MAX) {
         History::Ready(sets) => sets.iter().flat_map(|set| show(set)).collect(),
         History::Behind(scan) => {
             let mut sets = scan.read(usize::MAX).unwrap();
-            world.kv.link(&mut sets);
+            state.kv.link(&mut sets);
             sets.iter().flat_map(show).collect()
         }
         History::Compacted { at } => vec![format!("error: compacted at {at}")],
@@ -293,8 +281,4 @@ pub(crate) fn show_txn(response: &TxnResponse, prefix: &str) -> Vec<String> {
         }));
     }
     lines
-}
-
-fn show_error(error: &Error) -> String {
-    format!("error: {error}")
 }

@@ -1,5 +1,4 @@
-//! The commands of leases. They drive the state machine and the leader's lessor as the server's loops do; `put`, `get`,
-//! `delete` and `txn` are those of keys, carried out through the state machine.
+//! The commands of leases. They drive the leader's lessor as the server's lease loop does.
 //!
 //! ```text
 //! grant ID TTL, revoke ID
@@ -13,193 +12,116 @@
 //! depose                                    it does not lead any more
 //! expire TERM ID ID …                       a proposal of that term's leader arrives
 //! alarm raise|clear NOSPACE|CORRUPT
-//! restart                                   everything is flushed; the member comes back from its rows, not leading
 //! ```
 //!
-//! It leads in term 1, at second 0, when a script begins. Keys that go with a lease are shown as `REV deleted KEYS`.
+//! Keys that go with a lease are shown as `REV deleted KEYS`.
 
 use std::time::Duration;
 
-use everwatch::lease::{Lessor, Renewed};
+use everwatch::lease::Renewed;
 use everwatch::pb::etcdserverpb::*;
 use everwatch::pb::everwatchpb::lease_remaining::Remaining;
-use everwatch::pb::everwatchpb::{ConfState, LeaseExpire, LeaseRemaining};
-use everwatch::state::StateMachine;
-use everwatch::state::applied::{Applied, LeaseChange, Refusal, Reply};
-use everwatch::state::command::{Command, Kind};
-use everwatch::storage::backend::memory::MemoryBackend;
-use everwatch::storage::backend::{Backend, Batch};
-use everwatch::types::{Index, LeaseId, Term};
+use everwatch::pb::everwatchpb::{LeaseExpire, LeaseRemaining};
+use everwatch::state::command::Kind;
+use everwatch::types::LeaseId;
 
 use crate::kv;
+use crate::world::World;
 
-/// One member that leads most of the time.
-pub(crate) struct LeaseWorld {
-    backend: MemoryBackend,
-    batch: Batch,
-    state: StateMachine,
-    lessor: Lessor,
-    term: u64,
-    index: u64,
-    now: Duration,
+/// Carries out a command of this area; `None` when it is none.
+pub(crate) fn run(world: &mut World, words: &[&str]) -> Option<Vec<String>> {
+    Some(match *words {
+        ["grant", id, ttl] => {
+            world.propose(Kind::LeaseGrant(LeaseGrantRequest { id: kv::number(id), ttl: kv::number(ttl) }))
+        }
+        ["revoke", id] => world.propose(Kind::LeaseRevoke(LeaseRevokeRequest { id: kv::number(id) })),
+        ["renew", id] => renew(world, LeaseId(kv::number(id))),
+        ["ttl", id] => vec![ttl(world, LeaseId(kv::number(id)))],
+        ["leases"] => leases(world),
+        ["at", seconds] => {
+            world.now = secs(seconds);
+            Vec::new()
+        }
+        ["tick"] => tick(world),
+        ["lose", "tick"] => {
+            let lost = world.lessor.expired(world.now, 100).len() + world.lessor.checkpoints(world.now, 100).len();
+            vec![format!("lost={lost}")]
+        }
+        ["elect", ref options @ ..] => {
+            let extend = options.first().map_or("0", |option| option.trim_start_matches("extend="));
+            world.term += 1;
+            let (now, extend) = (world.now, secs(extend));
+            let mut lessor = std::mem::take(&mut world.lessor);
+            lessor.promote(&world.state().leases, now, extend);
+            world.lessor = lessor;
+            vec![format!("term={}", world.term)]
+        }
+        ["depose"] => {
+            world.lessor.demote();
+            Vec::new()
+        }
+        ["expire", term, ref ids @ ..] => {
+            let ids = ids.iter().map(|id| kv::number(id)).collect();
+            world.propose(Kind::LeaseExpire(LeaseExpire { term: kv::number(term) as u64, ids }))
+        }
+        ["alarm", action, kind] => {
+            let action = if action == "raise" { 1 } else { 2 };
+            let alarm = AlarmType::from_str_name(kind).expect("an alarm's name") as i32;
+            world.propose(Kind::Alarm(AlarmRequest { action, member_id: 1, alarm }))
+        }
+        _ => return None,
+    })
 }
 
-impl LeaseWorld {
-    pub(crate) fn new() -> LeaseWorld {
-        let backend = MemoryBackend::new();
-        backend.commit(&StateMachine::founding_rows(&[], &ConfState::default())).unwrap();
-        let state = StateMachine::open(backend.reader().unwrap()).unwrap();
-        let mut lessor = Lessor::default();
-        lessor.promote(&state.leases, Duration::ZERO, Duration::ZERO);
-        LeaseWorld { backend, batch: Batch::default(), state, lessor, term: 1, index: 1, now: Duration::ZERO }
-    }
-
-    /// Carries out a command, given as its line and the indented lines below it, and says what came of it.
-    pub(crate) fn run(&mut self, command: &[&str]) -> Vec<String> {
-        let words: Vec<&str> = command[0].split_whitespace().collect();
-        match *words.as_slice() {
-            ["put", ..] => self.propose(Kind::Put(kv::put(&words))),
-            ["get", ..] => kv::show_range(&self.state.kv.range(&kv::get(&words)).unwrap()),
-            ["delete", ..] => self.propose(Kind::DeleteRange(kv::delete(&words))),
-            ["txn"] => self.propose(Kind::Txn(kv::txn(&command[1..]))),
-            ["grant", id, ttl] => {
-                self.propose(Kind::LeaseGrant(LeaseGrantRequest { id: kv::number(id), ttl: kv::number(ttl) }))
-            }
-            ["revoke", id] => self.propose(Kind::LeaseRevoke(LeaseRevokeRequest { id: kv::number(id) })),
-            ["renew", id] => self.renew(LeaseId(kv::number(id))),
-            ["ttl", id] => vec![self.ttl(LeaseId(kv::number(id)))],
-            ["leases"] => self.leases(),
-            ["at", seconds] => {
-                self.now = secs(seconds);
-                Vec::new()
-            }
-            ["tick"] => self.tick(),
-            ["lose", "tick"] => {
-                let lost = self.lessor.expired(self.now, 100).len() + self.lessor.checkpoints(self.now, 100).len();
-                vec![format!("lost={lost}")]
-            }
-            ["elect", ref options @ ..] => {
-                let extend = options.first().map_or("0", |option| option.trim_start_matches("extend="));
-                self.term += 1;
-                self.lessor.promote(&self.state.leases, self.now, secs(extend));
-                vec![format!("term={}", self.term)]
-            }
-            ["depose"] => {
-                self.lessor.demote();
-                Vec::new()
-            }
-            ["expire", term, ref ids @ ..] => {
-                let ids = ids.iter().map(|id| kv::number(id)).collect();
-                self.propose(Kind::LeaseExpire(LeaseExpire { term: kv::number(term) as u64, ids }))
-            }
-            ["alarm", action, kind] => {
-                let action = if action == "raise" { 1 } else { 2 };
-                let alarm = AlarmType::from_str_name(kind).expect("an alarm's name") as i32;
-                self.propose(Kind::Alarm(AlarmRequest { action, member_id: 1, alarm }))
-            }
-            ["restart"] => {
-                self.backend.commit(&std::mem::take(&mut self.batch)).unwrap();
-                self.state = StateMachine::open(self.backend.reader().unwrap()).unwrap();
-                self.lessor.demote();
-                vec![format!("rev={}", self.state.kv.revision())]
-            }
-            _ => panic!("unknown command {:?}; the areas' commands are in golden/support/", command[0]),
-        }
-    }
-
-    /// An entry with one command: what its proposer is told, then what became of leases' keys.
-    fn propose(&mut self, kind: Kind) -> Vec<String> {
-        let deletes_by_lease = matches!(kind, Kind::LeaseRevoke(_) | Kind::LeaseExpire(_));
-        let applied = self.apply(kind);
-        let mut lines = match &applied.reply {
-            Ok(Reply::Put(response)) => kv::show_put(response),
-            Ok(Reply::DeleteRange(response)) => kv::show_delete(response),
-            Ok(Reply::Txn(response)) => kv::show_txn(response, ""),
-            Ok(Reply::LeaseGrant(response)) => {
-                vec![format!("rev={} id={} ttl={}", kv::revision(&response.header), response.id, response.ttl)]
-            }
-            Ok(Reply::LeaseRevoke(response)) => vec![format!("rev={}", kv::revision(&response.header))],
-            Ok(_) => Vec::new(),
-            Err(Refusal::LeaseNotFound) => vec!["error: lease not found".into()],
-            Err(Refusal::LeaseExists) => vec!["error: lease exists".into()],
-            Err(Refusal::NoSpace) => vec!["error: no space".into()],
-            Err(Refusal::Corrupt) => vec!["error: corrupt".into()],
-            Err(refusal) => vec![format!("error: {refusal:?}")],
-        };
-        if deletes_by_lease {
-            for set in &applied.changes {
-                let keys: Vec<String> = set.changes.iter().map(|change| kv::show(&change.key)).collect();
-                lines.push(format!("{} deleted {}", set.revision, keys.join(" ")));
+fn renew(world: &mut World, id: LeaseId) -> Vec<String> {
+    let line = match world.lessor.renew(id, world.now) {
+        Renewed::Ttl(ttl) => format!("ttl={ttl}"),
+        Renewed::Unknown => "unknown".into(),
+        Renewed::NeedsLog => {
+            let leases = vec![Remaining { id: id.0, remaining_ms: 0 }];
+            world.apply(vec![Kind::LeaseRemaining(LeaseRemaining { term: world.term, leases })]);
+            match world.lessor.renew(id, world.now) {
+                Renewed::Ttl(ttl) => format!("ttl={ttl} through the log"),
+                other => panic!("{other:?} after the record was cleared"),
             }
         }
-        lines
-    }
+    };
+    vec![line]
+}
 
-    fn apply(&mut self, kind: Kind) -> Applied {
-        self.index += 1;
-        let command = Command { kind: Some(kind), ..Default::default() };
-        let (index, term) = (Index(self.index), Term(self.term));
-        let applied = self.state.apply(index, term, &command, &mut self.batch).unwrap();
-        self.state.finish_entry(index, term, &mut self.batch);
-        for change in &applied.leases {
-            match *change {
-                LeaseChange::Granted { id, ttl } => self.lessor.granted(id, ttl, self.now),
-                LeaseChange::Revoked { id } => self.lessor.revoked(id),
-                LeaseChange::Remaining { id, rest_ms } => self.lessor.remaining_changed(id, rest_ms, self.now),
-            }
-        }
-        applied
+fn tick(world: &mut World) -> Vec<String> {
+    let mut lines = Vec::new();
+    let expired = world.lessor.expired(world.now, 100);
+    if !expired.is_empty() {
+        let ids: Vec<i64> = expired.iter().map(|id| id.0).collect();
+        lines.push(format!("expire {ids:?}"));
+        lines.extend(world.propose(Kind::LeaseExpire(LeaseExpire { term: world.term, ids })));
     }
-
-    fn renew(&mut self, id: LeaseId) -> Vec<String> {
-        let line = match self.lessor.renew(id, self.now) {
-            Renewed::Ttl(ttl) => format!("ttl={ttl}"),
-            Renewed::Unknown => "unknown".into(),
-            Renewed::NeedsLog => {
-                let leases = vec![Remaining { id: id.0, remaining_ms: 0 }];
-                self.apply(Kind::LeaseRemaining(LeaseRemaining { term: self.term, leases }));
-                match self.lessor.renew(id, self.now) {
-                    Renewed::Ttl(ttl) => format!("ttl={ttl} through the log"),
-                    other => panic!("{other:?} after the record was cleared"),
-                }
-            }
-        };
-        vec![line]
+    let rests = world.lessor.checkpoints(world.now, 100);
+    if !rests.is_empty() {
+        lines.extend(rests.iter().map(|(id, ms)| format!("record {}={}", id.0, Secs(*ms))));
+        let leases = rests.iter().map(|(id, ms)| Remaining { id: id.0, remaining_ms: *ms }).collect();
+        world.apply(vec![Kind::LeaseRemaining(LeaseRemaining { term: world.term, leases })]);
     }
+    lines
+}
 
-    fn tick(&mut self) -> Vec<String> {
-        let mut lines = Vec::new();
-        let expired = self.lessor.expired(self.now, 100);
-        if !expired.is_empty() {
-            let ids: Vec<i64> = expired.iter().map(|id| id.0).collect();
-            lines.push(format!("expire {ids:?}"));
-            lines.extend(self.propose(Kind::LeaseExpire(LeaseExpire { term: self.term, ids })));
-        }
-        let rests = self.lessor.checkpoints(self.now, 100);
-        if !rests.is_empty() {
-            lines.extend(rests.iter().map(|(id, ms)| format!("record {}={}", id.0, Secs(*ms))));
-            let leases = rests.iter().map(|(id, ms)| Remaining { id: id.0, remaining_ms: *ms }).collect();
-            self.apply(Kind::LeaseRemaining(LeaseRemaining { term: self.term, leases }));
-        }
-        lines
-    }
+fn ttl(world: &World, id: LeaseId) -> String {
+    let state = world.state();
+    let (Some(left), Some(lease)) = (world.lessor.remaining(id, world.now), state.leases.get(id)) else {
+        return "unknown".into();
+    };
+    let keys: String = lease.keys().map(|key| format!(" {}", kv::show(key))).collect();
+    format!("left={} of {}{keys}", Secs(left.as_millis() as u64), lease.ttl)
+}
 
-    fn ttl(&self, id: LeaseId) -> String {
-        let (Some(left), Some(lease)) = (self.lessor.remaining(id, self.now), self.state.leases.get(id)) else {
-            return "unknown".into();
-        };
+fn leases(world: &World) -> Vec<String> {
+    let show = |(id, lease): (LeaseId, &everwatch::lease::Lease)| {
+        let rest = lease.rest_ms.map_or(String::new(), |ms| format!(" rest={}", Secs(ms)));
         let keys: String = lease.keys().map(|key| format!(" {}", kv::show(key))).collect();
-        format!("left={} of {}{keys}", Secs(left.as_millis() as u64), lease.ttl)
-    }
-
-    fn leases(&self) -> Vec<String> {
-        let show = |(id, lease): (LeaseId, &everwatch::lease::Lease)| {
-            let rest = lease.rest_ms.map_or(String::new(), |ms| format!(" rest={}", Secs(ms)));
-            let keys: String = lease.keys().map(|key| format!(" {}", kv::show(key))).collect();
-            format!("{} ttl={}{rest}{keys}", id.0, lease.ttl)
-        };
-        self.state.leases.iter().map(show).collect()
-    }
+        format!("{} ttl={}{rest}{keys}", id.0, lease.ttl)
+    };
+    world.state().leases.iter().map(show).collect()
 }
 
 /// Milliseconds, shown as seconds.

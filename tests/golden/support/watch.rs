@@ -4,11 +4,10 @@
 //! watch RANGE [from=N] [id=N] [prev] [progress] [noput] [nodelete]
 //! cancel ID
 //! progress                                  asks how far the stream is
-//! tick                                      of the stream's progress ticker
+//! ticker                                    the stream's progress ticker ticks
 //! leave                                     the client ends the stream
 //! stall, resume                             the client stops reading, and reads again
 //! flood KEY N                               N puts of 100,000 bytes
-//! expire KEY KEY …                          what the end of a lease does to its keys
 //! late, catch up                            history is not read for late watchers, and is again
 //! forget                                    what the backend has is not kept in memory too
 //! cut off, install                          this member hears of nothing, and then gets a snapshot
@@ -21,11 +20,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use everwatch::mvcc::change::Change;
-use everwatch::mvcc::{History, Store};
+use everwatch::mvcc::Store;
 use everwatch::pb::etcdserverpb::{PutRequest, WatchResponse};
 use everwatch::pb::mvccpb::{Event, KeyValue};
 use everwatch::server::watch_loop::{StoreAccess, turn};
+use everwatch::state::command::Kind;
 use everwatch::types::{KeyRange, Revision};
 use everwatch::watch::{Filters, Hub, Next, Outbox, Outgoing, Spec, StreamId};
 use prost::Message;
@@ -61,11 +60,8 @@ impl Watches {
         Watches { hub, streams: BTreeMap::new(), late: false, cut_off: false }
     }
 
-    /// Tells watchers what has happened in the store since the last call; returns what their clients read.
+    /// Catches up those who are behind; returns what clients have read since the last call.
     pub(crate) fn follow(&mut self, kv: &Store) -> Vec<String> {
-        if !self.cut_off {
-            self.publish(kv);
-        }
         let mut lines = Vec::new();
         loop {
             while !self.late && turn(&self.hub, &InPlainSight(kv)).unwrap() {}
@@ -82,18 +78,9 @@ impl Watches {
         }
     }
 
-    fn publish(&self, kv: &Store) {
-        let mut hub = self.hub.lock().unwrap();
-        if hub.published() < kv.revision() {
-            let History::Ready(sets) = kv.history(hub.published().next(), usize::MAX) else {
-                panic!("what was just written is in memory")
-            };
-            for set in &sets {
-                let mut previous = |change: &Change| kv.previous(&change.key, set.revision).unwrap();
-                hub.publish(set, &mut previous);
-            }
-        }
-        hub.compacted(kv.compacted());
+    /// The hub, unless this member hears of nothing.
+    pub(crate) fn hub(&self) -> Option<&Mutex<Hub>> {
+        (!self.cut_off).then_some(&self.hub)
     }
 
     fn client(&mut self, name: &str) -> &mut Client {
@@ -111,25 +98,19 @@ pub(crate) fn run(world: &mut World, words: &[&str]) -> Option<Vec<String>> {
     match words {
         ["late"] => watches.late = true,
         ["catch", "up"] => watches.late = false,
-        ["forget"] => world.kv.limit_recent(0),
+        ["forget"] => world.state_mut().0.kv.limit_recent(0),
         ["cut", "off"] => watches.cut_off = true,
         ["install"] => {
             watches.cut_off = false;
-            watches.hub.lock().unwrap().restored(world.kv.revision(), world.kv.compacted());
+            let (revision, compacted) = (world.state().kv.revision(), world.state().kv.compacted());
+            world.watches.hub.lock().unwrap().restored(revision, compacted);
         }
         ["flood", key, count] => {
             let value = Bytes::from(vec![b'x'; 100_000]);
             for _ in 0..kv::number(count) {
                 let request = PutRequest { key: kv::bytes(key), value: value.clone(), ..Default::default() };
-                let changes = world.kv.put(&request).unwrap().changes;
-                kv::keep(world, &changes);
+                world.propose(Kind::Put(request));
             }
-        }
-        ["expire", keys @ ..] => {
-            let mut keys: Vec<Bytes> = keys.iter().map(|key| kv::bytes(key)).collect();
-            keys.sort();
-            let changes = world.kv.delete_keys(&keys).unwrap().changes;
-            kv::keep(world, &changes);
         }
         _ => return on_stream(watches, words),
     }
@@ -141,7 +122,7 @@ fn on_stream(watches: &mut Watches, words: &[&str]) -> Option<Vec<String>> {
         Some((last, rest)) => last.strip_prefix("on=").map_or(("", words), |name| (name, rest)),
         None => ("", words),
     };
-    if !matches!(words[0], "watch" | "cancel" | "progress" | "tick" | "leave" | "stall" | "resume") {
+    if !matches!(words[0], "watch" | "cancel" | "progress" | "ticker" | "leave" | "stall" | "resume") {
         return None;
     }
     let stream = watches.client(name).stream;
@@ -149,7 +130,7 @@ fn on_stream(watches: &mut Watches, words: &[&str]) -> Option<Vec<String>> {
         ["watch", range, options @ ..] => watches.hub.lock().unwrap().create(stream, spec(range, options)),
         ["cancel", id] => watches.hub.lock().unwrap().cancel(stream, kv::number(id)),
         ["progress"] => watches.hub.lock().unwrap().progress(stream),
-        ["tick"] => watches.hub.lock().unwrap().tick_progress(stream),
+        ["ticker"] => watches.hub.lock().unwrap().tick_progress(stream),
         ["leave"] => {
             watches.hub.lock().unwrap().close_stream(stream);
             watches.streams.remove(name);

@@ -1,32 +1,82 @@
-//! What a script talks to: a store over a backend in memory.
+//! What a script talks to: one member, with its state machine, its hub and its leader's lessor, over a backend in memory.
+//!
+//! Commands that change something go the way they go in the server: encoded into an entry, and through the server's own
+//! [`apply_loop::turn`], which changes the state, tells the hub and answers. What is missing is raft, and any waiting.
 
-use std::sync::Arc;
+use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
-use everwatch::mvcc::Store;
-use everwatch::storage::backend::Batch;
+use everwatch::lease::Lessor;
+use everwatch::mvcc::History;
+use everwatch::pb::etcdserverpb::LeaseGrantRequest;
+use everwatch::pb::everwatchpb::ConfState;
+use everwatch::raft::Entry;
+use everwatch::server::apply_loop::{self, Proposer};
+use everwatch::state::StateMachine;
+use everwatch::state::applied::{LeaseChange, Refusal, Reply};
+use everwatch::state::command::{Command, Kind, ProposalWriter, encode_command};
+use everwatch::storage::backend::memory::MemoryBackend;
+use everwatch::storage::backend::{Backend, Batch};
+use everwatch::types::LeaseId;
+use everwatch::watch::Hub;
 
-use crate::kv;
-use crate::memory::Rows;
 use crate::watch_commands::{self, Watches};
+use crate::{kv, lease_commands};
 
-/// The state of one script.
+/// The member that proposes what scripts say.
+const OWN: Proposer = Proposer { member: 1, boot: 1 };
+
+/// The state of one script. The member leads in term 1, at second 0, when it begins.
 pub(crate) struct World {
     /// What survives `restart`: what was flushed.
-    pub(crate) rows: Rows,
-    /// What the store has done and the backend does not have yet.
+    backend: MemoryBackend,
+    /// What was done and the backend does not have yet.
     pub(crate) batch: Batch,
-    /// The store.
-    pub(crate) kv: Store,
+    state: RwLock<StateMachine>,
     /// Those who are told.
     pub(crate) watches: Watches,
+    /// The leader's clock half of leases.
+    pub(crate) lessor: Lessor,
+    /// The leader's clock.
+    pub(crate) now: Duration,
+    pub(crate) term: u64,
+    index: u64,
 }
 
 impl World {
     pub(crate) fn new() -> World {
-        let rows = Rows::default();
-        let (kv, _) = Store::open(Arc::new(rows.clone())).unwrap();
-        let watches = Watches::new(&kv);
-        World { rows, batch: Batch::default(), kv, watches }
+        let backend = MemoryBackend::new();
+        backend.commit(&StateMachine::founding_rows(&[], &ConfState::default())).unwrap();
+        let state = StateMachine::open(backend.reader().unwrap()).unwrap();
+        let mut lessor = Lessor::default();
+        lessor.promote(&state.leases, Duration::ZERO, Duration::ZERO);
+        World {
+            watches: Watches::new(&state.kv),
+            state: RwLock::new(state),
+            backend,
+            batch: Batch::default(),
+            lessor,
+            now: Duration::ZERO,
+            term: 1,
+            index: 1,
+        }
+    }
+
+    /// A world for scripts that are not about leases: those below 100 exist, for ever.
+    pub(crate) fn with_leases() -> World {
+        let mut world = World::new();
+        let grant = |id| Kind::LeaseGrant(LeaseGrantRequest { id, ttl: 1_000_000 });
+        world.apply((1..100).map(grant).collect());
+        world
+    }
+
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, StateMachine> {
+        self.state.read().unwrap()
+    }
+
+    /// For what the server does beside applying: removing rows, forgetting what the backend has.
+    pub(crate) fn state_mut(&mut self) -> (RwLockWriteGuard<'_, StateMachine>, &mut Batch) {
+        (self.state.write().unwrap(), &mut self.batch)
     }
 
     /// Carries out a command, given as its line and the indented lines below it, and says what came of it.
@@ -37,29 +87,95 @@ impl World {
                 self.flush();
                 Vec::new()
             }
-            // An orderly stop: everything is flushed.
-            "restart" => {
-                self.flush();
-                let (kv, attached) = Store::open(Arc::new(self.rows.clone())).unwrap();
-                self.kv = kv;
-                self.watches = Watches::new(&self.kv);
-                let leases = attached.iter().map(|(key, lease)| format!("{}={lease}", kv::show(key)));
-                [format!("rev={} compacted={}", self.kv.revision(), self.kv.compacted())]
-                    .into_iter()
-                    .chain(leases.map(|lease| format!("leased {lease}")))
-                    .collect()
-            }
+            "restart" => self.restart(),
             _ => kv::run(self, &words, &command[1..])
+                .or_else(|| lease_commands::run(self, &words))
                 .or_else(|| watch_commands::run(self, &words))
                 .unwrap_or_else(|| panic!("no command {:?}; the areas' commands are in golden/support/", command[0])),
         };
-        lines.extend(self.watches.follow(&self.kv));
+        lines.extend(self.watches.follow(&self.state.read().unwrap().kv));
         lines
     }
 
+    /// An entry with one command: what its proposer is told, then what became of leases' keys.
+    pub(crate) fn propose(&mut self, kind: Kind) -> Vec<String> {
+        let deletes_by_lease = matches!(kind, Kind::LeaseRevoke(_) | Kind::LeaseExpire(_));
+        let before = self.state().kv.revision();
+        let reply = self.apply(vec![kind]).remove(0);
+        let mut lines = match &reply {
+            Ok(Reply::Put(response)) => kv::show_put(response),
+            Ok(Reply::DeleteRange(response)) => kv::show_delete(response),
+            Ok(Reply::Txn(response)) => kv::show_txn(response, ""),
+            Ok(Reply::LeaseGrant(response)) => {
+                vec![format!("rev={} id={} ttl={}", kv::revision(&response.header), response.id, response.ttl)]
+            }
+            Ok(Reply::LeaseRevoke(response)) => vec![format!("rev={}", kv::revision(&response.header))],
+            Ok(_) => Vec::new(),
+            Err(refusal) => vec![show_refusal(refusal)],
+        };
+        if deletes_by_lease && let History::Ready(sets) = self.state().kv.history(before.next(), usize::MAX) {
+            for set in &sets {
+                let keys: Vec<String> = set.changes.iter().map(|change| kv::show(&change.key)).collect();
+                lines.push(format!("{} deleted {}", set.revision, keys.join(" ")));
+            }
+        }
+        lines
+    }
+
+    /// An entry with these commands, one after the other.
+    pub(crate) fn apply(&mut self, kinds: Vec<Kind>) -> Vec<Result<Reply, Refusal>> {
+        self.index += 1;
+        let mut proposal = ProposalWriter::new(OWN.member, OWN.boot, 0);
+        for (id, kind) in (1..).zip(kinds) {
+            proposal.push(&encode_command(&Command { id, kind: Some(kind), ..Default::default() }));
+        }
+        let entry = Entry { index: self.index, term: self.term, data: proposal.finish(), ..Default::default() };
+        let elsewhere = Mutex::new(Hub::new(self.state().kv.revision(), self.state().kv.compacted()));
+        let hub = self.watches.hub().unwrap_or(&elsewhere);
+        let batch = &mut self.batch;
+        let submit = &mut |rows: Batch| batch.rows.extend(rows.rows);
+        let turn = apply_loop::turn(&self.state, hub, OWN, vec![entry], submit).unwrap();
+        for change in turn.leases {
+            match change {
+                LeaseChange::Granted { id, ttl } => self.lessor.granted(id, ttl, self.now),
+                LeaseChange::Revoked { id } => self.lessor.revoked(id),
+                LeaseChange::Remaining { id, rest_ms } => self.lessor.remaining_changed(id, rest_ms, self.now),
+            }
+        }
+        turn.replies.into_iter().map(|(_, reply)| reply).collect()
+    }
+
     fn flush(&mut self) {
-        self.kv.meta_rows(&mut self.batch);
-        self.rows.commit(&std::mem::take(&mut self.batch));
-        self.kv.flushed(Arc::new(self.rows.clone())).unwrap();
+        self.backend.commit(&std::mem::take(&mut self.batch)).unwrap();
+        self.state.write().unwrap().kv.flushed(self.backend.reader().unwrap()).unwrap();
+    }
+
+    /// An orderly stop: everything is flushed. The member comes back from its rows, not leading.
+    fn restart(&mut self) -> Vec<String> {
+        self.flush();
+        let state = StateMachine::open(self.backend.reader().unwrap()).unwrap();
+        self.watches = Watches::new(&state.kv);
+        self.lessor.demote();
+        let of_lease = |(id, lease): (LeaseId, &everwatch::lease::Lease)| -> Vec<String> {
+            lease.keys().map(|key| format!("leased {}={id}", kv::show(key))).collect()
+        };
+        let mut leased: Vec<String> = state.leases.iter().flat_map(of_lease).collect();
+        leased.sort();
+        let is = format!("rev={} compacted={}", state.kv.revision(), state.kv.compacted());
+        *self.state.write().unwrap() = state;
+        [is].into_iter().chain(leased).collect()
+    }
+}
+
+fn show_refusal(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Compacted(at) => format!("error: compacted at {at}"),
+        Refusal::FutureRevision => "error: future revision".into(),
+        Refusal::KeyNotFound => "error: key not found".into(),
+        Refusal::LeaseNotFound => "error: lease not found".into(),
+        Refusal::LeaseExists => "error: lease exists".into(),
+        Refusal::NoSpace => "error: no space".into(),
+        Refusal::Corrupt => "error: corrupt".into(),
+        Refusal::InvalidSort => "error: invalid sort".into(),
     }
 }
