@@ -45,7 +45,11 @@ healthy() {
 start() {
     [ -x "$binary" ] || { echo "no binary: run cargo build --release first" >&2; exit 1; }
     mkdir -p "$dir"
-    for n in "${members[@]}"; do pid_of "$n" >/dev/null || start_one "$n"; done
+    for n in "${members[@]}"; do
+        pid_of "$n" >/dev/null && continue
+        ! healthy "$n" || { echo "another server answers on port ${client_ports[$n]}" >&2; exit 1; }
+        start_one "$n"
+    done
     for n in "${members[@]}"; do
         for _ in $(seq 150); do
             healthy "$n" && break

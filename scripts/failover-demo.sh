@@ -22,10 +22,10 @@ for tool in etcdctl python3; do
 done
 case $mode in
 --local)
-    up() { scripts/cluster.sh start; }
-    down() { scripts/cluster.sh clean; }
-    kill_member() { scripts/cluster.sh kill "$1"; }
-    revive() { scripts/cluster.sh start >/dev/null; }
+    up() { quietly scripts/cluster.sh start; }
+    down() { quietly scripts/cluster.sh clean; }
+    kill_member() { quietly scripts/cluster.sh kill "$1"; }
+    revive() { quietly scripts/cluster.sh start; }
     ;;
 containers)
     docker info >/dev/null 2>&1 || { echo "there is no Docker here; try $0 --local" >&2; exit 77; }
@@ -33,10 +33,10 @@ containers)
     command -v docker-compose >/dev/null || compose="docker compose"
     export COMPOSE_PROJECT_NAME=everwatch-demo-$$
     docker image inspect everwatch:local >/dev/null 2>&1 || scripts/image.sh
-    up() { $compose up -d; }
-    down() { $compose down --volumes; }
-    kill_member() { $compose kill -s SIGKILL "m$1"; }
-    revive() { $compose up -d; }
+    up() { quietly $compose up -d; }
+    down() { quietly $compose down --volumes; }
+    kill_member() { quietly $compose kill -s SIGKILL "m$1"; }
+    revive() { quietly $compose up -d; }
     ;;
 *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
@@ -57,11 +57,13 @@ finish() {
     local code=$?
     for child in ${children[@]+"${children[@]}"}; do kill "$child" 2>/dev/null || true; done
     say "removing the cluster"
-    down >"$work/down" 2>&1 || { cat "$work/down" >&2; code=1; }
+    down || code=1
     rm -rf "$work"
     exit "$code"
 }
 
+# Runs a command, and shows what it says only if it fails.
+quietly() { "$@" >"$work/said" 2>&1 || { cat "$work/said" >&2; return 1; }; }
 say() { printf '\n== %s\n' "$*"; }
 ctl() { local n=$1; shift; etcdctl --endpoints "http://127.0.0.1:${ports[$n]}" --dial-timeout=2s "$@"; }
 field() { python3 -c "import json, sys; answer = json.load(sys.stdin); print($1)"; }
@@ -150,7 +152,7 @@ done
 until_it_works has_received "$work/before" "$first"
 
 echo "kill -9 of m$leader after $(acknowledged) acknowledged writes"
-kill_member "$leader" 2>"$work/kill" || { cat "$work/kill" >&2; exit 1; }
+kill_member "$leader"
 end_watch "$work/before"
 last=$(tail -n 1 "$work/before.events" | cut -d' ' -f1)
 
@@ -198,7 +200,7 @@ sys.exit(not exact)
 PYTHON
 
 say "m$leader comes back"
-revive 2>"$work/revive" || { cat "$work/revive" >&2; result=1; }
+revive || result=1
 until_it_works ctl "$leader" endpoint health || result=1
 hashes=
 for n in 1 2 3; do

@@ -31,6 +31,9 @@ const INFLIGHT_MAX: usize = 256;
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of committed entries in one output. Beyond this they come with the next one, so that apply works in portions.
 const COMMITTED_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of log that are kept for peers that receive a snapshot. Beyond this the log is truncated although they will need a
+/// snapshot again: a peer that stands still must not fill the leader's memory.
+const HELD_BYTES_MAX: u64 = 256 << 20;
 /// Reads that wait for a new leader's first commit. Beyond this they are dropped: whoever asked asks again.
 const HELD_READS_MAX: usize = 4096;
 /// Heartbeats that commit what this log lacks, after which the log counts as lost. One could be a mistake of the
@@ -541,8 +544,10 @@ impl Node {
         if index > self.applied() {
             return Err(Rejected::Invalid("truncation of entries that are not applied"));
         }
-        // A peer that receives a snapshot needs what follows it.
-        let needed = self.peers().into_iter().filter_map(|peer| peer.snapshot).filter(|index| index.0 > 0).min();
+        // A peer that receives a snapshot needs what follows it; one that does not get on with it will need another.
+        let holds = self.log_bytes() <= HELD_BYTES_MAX;
+        let needed =
+            self.peers().into_iter().filter_map(|peer| peer.snapshot).filter(|index| holds && index.0 > 0).min();
         let index = needed.map_or(index, |needed| index.min(needed));
         self.raw.mut_store().truncate(index.0);
         Ok(())

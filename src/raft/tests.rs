@@ -456,8 +456,8 @@ fn a_member_behind_the_log_is_given_a_snapshot() {
     }
 }
 
-#[test]
-fn the_log_is_kept_for_a_member_that_receives_a_snapshot() {
+/// A leader, a member behind its log, and the snapshot that it has offered to that one, of this index.
+fn snapshot_on_its_way() -> (Cluster, u64, u64, Message, Index) {
     let mut cluster = Cluster::three(9);
     let leader = cluster.elect();
     let behind = leader % 3 + 1;
@@ -476,6 +476,12 @@ fn the_log_is_kept_for_a_member_that_receives_a_snapshot() {
     }
     let offer = cluster.network.iter().position(|m| m.get_msg_type() == MessageType::MsgSnapshot);
     let offer = cluster.network.remove(offer.expect("the log does not reach back"));
+    (cluster, leader, behind, offer, index)
+}
+
+#[test]
+fn the_log_is_kept_for_a_member_that_receives_a_snapshot() {
+    let (mut cluster, leader, behind, offer, index) = snapshot_on_its_way();
     cluster.propose(leader, "y").expect("a leader");
     cluster.settle();
     assert_eq!(cluster.node(leader).applied().0, index.0 + 1);
@@ -487,6 +493,20 @@ fn the_log_is_kept_for_a_member_that_receives_a_snapshot() {
     assert_eq!(cluster.applied(behind), cluster.applied(leader));
     cluster.handle(leader, Input::TruncateLog(Index(index.0 + 1))).expect("applied");
     assert_eq!(cluster.node(leader).base().0.0, index.0 + 1);
+}
+
+#[test]
+fn a_snapshot_that_does_not_arrive_holds_the_log_only_so_far() {
+    let (mut cluster, leader, _, _, index) = snapshot_on_its_way();
+    let large = Bytes::from(vec![1; 60 << 20]);
+    for _ in 0..5 {
+        assert_eq!(cluster.node(leader).base().0, index);
+        cluster.handle(leader, Input::Propose(large.clone())).expect("a leader");
+        cluster.settle();
+        let applied = cluster.node(leader).applied();
+        cluster.handle(leader, Input::TruncateLog(applied)).expect("applied");
+    }
+    assert_eq!(cluster.node(leader).base().0.0, index.0 + 5);
 }
 
 /// The disk would end with the middle one of three writes if the power failed after the second.
