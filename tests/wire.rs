@@ -661,6 +661,19 @@ wire!(alone s06_streams_that_come_and_go_disturb_nobody, |c| {
     assert_eq!(said.iter().flat_map(|r| &r.events).map(modified).collect::<Vec<_>>(), written);
 });
 
+wire!(s07_a_stream_that_its_client_ends_harms_nothing, |c| {
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(c.one("k"))) };
+    let requests = tokio_stream::once(create).chain(tokio_stream::pending());
+    let mut stream = WatchClient::new(c.channel.clone()).watch(requests).await.expect("watch").into_inner();
+    assert!(stream.message().await.expect("the stream goes on").expect("created").created);
+    // The call is cancelled, not half-closed.
+    drop(stream);
+    let mut other = c.stream();
+    other.create_as(c.one("k"), 0).await;
+    c.put("k", "1").await;
+    assert_eq!(other.events().await.len(), 1);
+});
+
 wire!(s08_answers_come_in_the_order_of_the_requests, |c| {
     let mut stream = c.stream();
     for _ in 0..100 {
@@ -955,6 +968,28 @@ wire!(e10_a_range_deletion_is_one_revision_in_key_order, |c| {
     assert_eq!(stream.events().await, ["a", "b", "c"].map(|key| format!("delete {key} @{at}")));
 });
 
+wire!(alone e12_what_changes_no_key_is_not_told, |c| {
+    let mut stream = c.stream();
+    stream.create_as(c.everything(), 0).await;
+    let at = c.put("k", "1").await;
+    assert_eq!(stream.events().await.len(), 1);
+    let lease = c.grant(60).await;
+    let once = tokio_stream::once(pb::LeaseKeepAliveRequest { id: lease });
+    let mut renewals = c.lease.lease_keep_alive(once).await.expect("keep alive").into_inner();
+    assert_eq!(renewals.message().await.expect("the stream goes on").expect("an answer").ttl, 60);
+    c.compact(at).await;
+    pb::cluster_client::ClusterClient::new(c.channel.clone())
+        .member_list(pb::MemberListRequest::default())
+        .await
+        .expect("member list");
+    let mut maintenance = pb::maintenance_client::MaintenanceClient::new(c.channel.clone());
+    maintenance.status(pb::StatusRequest::default()).await.expect("status");
+    maintenance.hash_kv(pb::HashKvRequest { revision: 0 }).await.expect("hash");
+    maintenance.alarm(pb::AlarmRequest::default()).await.expect("alarm");
+    c.assert_quiet(&mut stream).await;
+    assert_eq!(c.revision().await, at + 1, "the marker alone");
+});
+
 wire!(e13_a_thousand_puts_are_a_thousand_events, |c| {
     let mut stream = c.stream();
     stream.create_as(c.everything(), 0).await;
@@ -1149,6 +1184,14 @@ wire!(alone v06_prev_kv_below_the_compaction_is_absent_or_right, |c| {
     assert!(event == bare || event == format!("{bare} <- 1@{first}"), "{event}");
 });
 
+wire!(v07_a_put_that_is_filtered_is_not_told_with_prev_kv_either, |c| {
+    c.put("k", "1").await;
+    let mut stream = c.stream();
+    stream.create_as(WatchCreateRequest { prev_kv: true, filters: vec![0], ..c.one("k") }, 0).await;
+    c.txn(vec![put_op(c.put_request("k", "2"))]).await.expect("txn");
+    c.assert_quiet(&mut stream).await;
+});
+
 // ---- P: progress ---------------------------------------------------------------------------------------------------
 
 wire!(alone p01_progress_on_request, |c| {
@@ -1159,6 +1202,19 @@ wire!(alone p01_progress_on_request, |c| {
     let (revision, before) = stream.progress().await;
     assert_eq!((revision, before.len()), (at, 0));
     c.assert_quiet(&mut stream).await;
+});
+
+wire!(alone p02_one_answer_to_one_question, |c| {
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    stream.create_as(c.one("l"), 1).await;
+    stream.progress().await;
+    for _ in 0..3 {
+        stream.ask_progress();
+        let response = stream.next().await;
+        assert!(is_progress(&response) && response.watch_id == -1, "{response:?}");
+        c.assert_quiet(&mut stream).await;
+    }
 });
 
 wire!(p03_p12_progress_never_overtakes_an_event_and_never_falls, |c| {
@@ -1253,6 +1309,16 @@ wire!(with ["--experimental-watch-progress-notify-interval=500ms"] p08_periodic_
     panic!("20 streams are always told at the same moment");
 });
 
+wire!(with ["--experimental-watch-progress-notify-interval=200ms"] p09_periodic_progress_is_for_those_who_asked, |c| {
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    stream.create_as(WatchCreateRequest { progress_notify: true, ..c.one("k") }, 1).await;
+    for _ in 0..5 {
+        let response = stream.next().await;
+        assert!(is_progress(&response) && response.watch_id == 1, "{response:?}");
+    }
+});
+
 wire!(with ["--experimental-watch-progress-notify-interval=1s"] p10_no_periodic_progress_beside_events, |c| {
     let interval = Duration::from_secs(1);
     for _ in 0..5 {
@@ -1289,6 +1355,19 @@ wire!(p11_no_progress_before_all_of_history, |c| {
     stream.create_as(WatchCreateRequest { start_revision: 1, ..c.everything() }, 0).await;
     let (_, before) = stream.progress().await;
     assert_eq!(before.iter().map(|r| r.events.len()).sum::<usize>(), 1001);
+});
+
+wire!(p14_progress_after_the_only_late_watcher_is_cancelled, |c| {
+    for n in 0..1001 {
+        c.put(&format!("k{n}"), "v").await;
+    }
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    stream.ask(WatchCreateRequest { start_revision: 1, ..c.everything() });
+    stream.ask_cancel(1);
+    stream.until(|r| r.canceled).await;
+    let revision = c.revision().await;
+    assert!(stream.progress().await.0 >= revision);
 });
 
 wire!(alone p15_progress_in_spite_of_a_watcher_the_compaction_ended, |c| {
