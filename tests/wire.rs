@@ -73,7 +73,7 @@ impl Server {
             .arg(data.join("data"))
             .args(flags)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(data.join("log")).expect("a file"))
             .spawn()
             .expect("the server's binary starts")
     }
@@ -118,9 +118,17 @@ impl Drop for Server {
     }
 }
 
+/// An address nobody listens on. Below the ports that the system gives to outgoing connections: one of those may take a port
+/// between our look at it and the server's.
 fn free_url() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    format!("http://{}", listener.local_addr().expect("it is bound"))
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let offset = u64::from(std::process::id()) * 199 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", 10_000 + offset % 20_000);
+        if TcpListener::bind(&address).is_ok() {
+            return format!("http://{address}");
+        }
+    }
 }
 
 /// One test's view of a server: clients and a prefix of its own.
@@ -136,7 +144,7 @@ struct Client {
 impl Client {
     async fn on(server: Arc<Server>) -> Client {
         static TESTS: AtomicU64 = AtomicU64::new(0);
-        let channel = Client::connect(&server.url).await;
+        let channel = Client::connect(&server).await;
         Client {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             lease: LeaseClient::new(channel.clone()),
@@ -148,22 +156,25 @@ impl Client {
     }
 
     /// Connects once the server answers a linearizable read, which is what "ready to serve client requests" means.
-    async fn connect(url: &str) -> Channel {
+    async fn connect(server: &Server) -> Channel {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(channel) = Channel::from_shared(url.to_owned()).expect("our own url").connect().await {
+            if let Ok(channel) = Channel::from_shared(server.url.clone()).expect("our own url").connect().await {
                 let probe = RangeRequest { key: "probe".into(), ..Default::default() };
                 if KvClient::new(channel.clone()).range(probe).await.is_ok() {
                     return channel;
                 }
             }
-            assert!(Instant::now() < deadline, "the server does not come up");
+            if Instant::now() > deadline {
+                let log = std::fs::read_to_string(server.data.path().join("log")).unwrap_or_default();
+                panic!("the server does not come up; its log:\n{log}");
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     async fn reconnect(&mut self) {
-        self.channel = Client::connect(&self.server.url).await;
+        self.channel = Client::connect(&self.server).await;
         self.kv = KvClient::new(self.channel.clone());
         self.lease = LeaseClient::new(self.channel.clone());
     }
@@ -580,9 +591,9 @@ wire!(alone s05_watchers_of_a_client_that_dies_are_forgotten, |c| {
     const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
     let before = c.server.metric(WATCHERS);
     let dying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let (url, key) = (c.server.url.clone(), c.key("k"));
+    let (server, key) = (c.server.clone(), c.key("k"));
     let opened = dying.spawn(async move {
-        let channel = Client::connect(&url).await;
+        let channel = Client::connect(&server).await;
         let mut streams = Vec::new();
         for _ in 0..1000 {
             let create = WatchCreateRequest { key: key.clone(), ..Default::default() };
