@@ -84,7 +84,7 @@
 //! | `raft`            | `types`                                                                                    | yes  |
 //! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
 //! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
-//! | `api`             | `types` `pb` `version` `server` `state` `watch` `mvcc` `storage::Error` `storage::backend::Bucket` `config` `metrics` | no |
+//! | `api`             | `types` `pb` `version` `server` `state` `watch` `mvcc` `config` `metrics` | no |
 //! | `http`            | `version` `server::handle` `state` `api`                                                   | no   |
 //! | `listen`          | `config`                                                                                   | no   |
 //! | `member`          | `config` `version` `server` `api` `http` `listen`                                          | no   |

@@ -10,7 +10,6 @@ use crate::server::handle::Handle;
 use crate::state::AlarmKind;
 use crate::state::applied::Reply;
 use crate::state::command::Kind;
-use crate::storage::backend::Bucket;
 use crate::types::{MemberId, Revision};
 use crate::version;
 
@@ -81,19 +80,7 @@ impl Maintenance for MaintenanceService {
     /// is of its file); `HashKV` is the one that members and etcd have in common.
     async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
         let header = self.header();
-        let reader = self.handle.view(|state| state.kv.reader());
-        let hashed = tokio::task::spawn_blocking(move || {
-            let mut crc = 0;
-            for bucket in Bucket::ALL {
-                reader.scan(bucket, &[], None, &mut |key, value| {
-                    crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
-                    true
-                })?;
-            }
-            Ok::<_, crate::storage::Error>(crc)
-        });
-        let hashed = hashed.await.map_err(|error| Status::internal(error.to_string()))?;
-        let hash = hashed.map_err(|error| status(self.handle.fail(&error)))?;
+        let hash = self.handle.hash().await.map_err(status)?;
         Ok(Response::new(pb::HashResponse { header: Some(header), hash }))
     }
 

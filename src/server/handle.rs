@@ -35,6 +35,7 @@ use crate::peer::{Remaining, Renewal, Transport};
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
 use crate::state::{AlarmKind, StateMachine};
+use crate::storage::backend::Bucket;
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
 use crate::watch::Hub;
 
@@ -212,6 +213,22 @@ impl Handle {
     /// Carries out a txn that only reads.
     pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
         self.read(|state| state.kv.read_txn(request))
+    }
+
+    /// The hash of every row of the backend.
+    pub async fn hash(&self) -> Result<u32, Error> {
+        let reader = self.view(|state| state.kv.reader());
+        let hashed = tokio::task::spawn_blocking(move || {
+            let mut crc = 0;
+            for bucket in Bucket::ALL {
+                reader.scan(bucket, &[], None, &mut |key, value| {
+                    crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
+                    true
+                })?;
+            }
+            Ok::<_, crate::storage::Error>(crc)
+        });
+        hashed.await.map_err(|_| Error::Stopped)?.map_err(|error| self.fail(&error))
     }
 
     /// The hash of the history up to a revision (0: all of it), and the revision of the store.

@@ -9,6 +9,7 @@ import pathlib
 import shlex
 import shutil
 import signal
+import random
 import socket
 import subprocess
 import tempfile
@@ -19,13 +20,18 @@ READY_S = 30
 
 
 def free_ports(count):
-    """Ports nobody listens on just now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
+    """Ports nobody listens on just now, all different, below those that the system gives to outgoing connections: between
+    this look and the server's own, no client of somebody else's can take one."""
+    ports = []
+    while len(ports) < count:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
     return ports
 
 
