@@ -756,7 +756,7 @@ def fatal_to_etcd(t):
 SECTIONS = (empty_store, put, range_fill, range_shapes, range_options, delete, txn_compares, txn_ops, txn_errors, lease,
             lease_expiry, watch_create, watch_ranges, watch_starts, watch_events, watch_progress, watch_fragment, compaction,
             tombstone_at_compaction, alarms, cluster_and_maintenance, auth_off, malformed, oversize, the_end)
-LATER_SECTIONS = (lock_and_election,)  # services that come with a later issue
+LATER_SECTIONS = (lock_and_election,)  # services that are not there yet
 
 
 def speak(t, sections=SECTIONS):

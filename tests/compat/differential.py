@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--flag", action="append", default=[], help="one more flag for both servers")
     parser.add_argument("--show", type=int, default=40, help="print at most this many differences")
     parser.add_argument("--dump", help="write the right side's transcript to this file")
-    parser.add_argument("--later", action="store_true", help="with the services of later issues")
+    parser.add_argument("--later", action="store_true", help="with services that are not there yet")
     arguments = parser.parse_args()
 
     if arguments.seed is not None:
