@@ -547,6 +547,22 @@ wire!(lease_revoke_deletes_keys_and_is_then_unknown, |c| {
     assert_eq!((status.code(), status.message()), (Code::NotFound, "etcdserver: requested lease not found"));
 });
 
+wire!(keepalives_of_one_stream_are_answered_in_their_order, |c| {
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(c.grant(60).await);
+        // Nobody has this one.
+        ids.push(1);
+    }
+    let requests = tokio_stream::iter(ids.clone().into_iter().map(|id| pb::LeaseKeepAliveRequest { id }));
+    let mut renewals = c.lease.lease_keep_alive(requests).await.expect("keep alive").into_inner();
+    for id in ids {
+        let renewal = renewals.message().await.expect("renewal").expect("one answer each");
+        assert_eq!((renewal.id, renewal.ttl), (id, if id == 1 { 0 } else { 60 }));
+    }
+    assert!(renewals.message().await.expect("end").is_none());
+});
+
 wire!(a_client_we_did_not_write_puts_gets_and_watches, |c| {
     let mut client = etcd_client::Client::connect([c.server.url.clone()], None).await.expect("connect");
     let key = c.key("a").to_vec();

@@ -2,7 +2,8 @@
 
 use std::pin::Pin;
 
-use tokio_stream::{Stream, StreamExt};
+use futures_util::StreamExt;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::intercept::too_long;
@@ -20,6 +21,8 @@ use crate::types::{LeaseId, Revision};
 const TTL_MAX: i64 = 9_000_000_000;
 /// What a lease costs in etcd's reckoning of the quota.
 const LEASE_BYTES: usize = 64;
+/// Keepalives of one stream that are under way at once.
+const RENEWALS_AT_ONCE: usize = 256;
 /// Ids drawn before giving up on finding a free one. A second draw is already rarer than a broken disk.
 const DRAWS_MAX: usize = 8;
 
@@ -103,7 +106,7 @@ impl Lease for LeaseService {
         if needs_leader && self.handle.leader().is_none() {
             return Err(status(Error::NoLeader));
         }
-        let renewals = request.into_inner().then(move |request| {
+        let renewals = request.into_inner().map(move |request| {
             let service = service.clone();
             async move {
                 let id = request.map_err(|error| too_long(&error).unwrap_or(error))?.id;
@@ -114,7 +117,8 @@ impl Lease for LeaseService {
                 Ok(pb::LeaseKeepAliveResponse { header: Some(header), id, ttl })
             }
         });
-        Ok(Response::new(Box::pin(renewals)))
+        // A client keeps all its leases alive on one stream: one at a time they would come as often as a quorum answers.
+        Ok(Response::new(Box::pin(renewals.buffered(RENEWALS_AT_ONCE))))
     }
 
     async fn lease_time_to_live(
