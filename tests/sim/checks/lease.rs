@@ -109,10 +109,9 @@ impl Leases {
     /// May the lease exist for a write that makes `revision` and was seen by `by`, after these ends?
     pub fn may_exist(&self, id: i64, revision: i64, by: u64, ends: &[End]) -> bool {
         let Some(lease) = self.leases.get(&id) else { return false };
-        lease.grants.iter().any(|grant| {
-            let in_time = grant.call <= by && grant.revision.is_none_or(|granted| granted < revision);
-            in_time && ends.iter().filter(|end| end.revision < revision).all(|end| may_follow(grant, end))
-        })
+        let ends: Vec<&End> = ends.iter().filter(|end| end.revision < revision).collect();
+        let in_time = |grant: &&Life| grant.call <= by && grant.revision.is_none_or(|granted| granted < revision);
+        granted_after(lease.grants.iter().filter(in_time), &ends)
     }
 
     /// How often the lease may have been granted.
@@ -127,8 +126,8 @@ impl Leases {
                 let by = renewal.ret.unwrap_or(u64::MAX);
                 let over = ends.get(id).into_iter().flatten().filter(|end| end.over < renewal.call);
                 let over: Vec<&End> = over.collect();
-                let mut grants = lease.grants.iter().filter(|grant| grant.call <= by);
-                if !grants.any(|grant| over.iter().all(|end| may_follow(grant, end))) {
+                let grants = lease.grants.iter().filter(|grant| grant.call <= by);
+                if !granted_after(grants, &over) {
                     let what = format!("lease {id} renewed at {}, but not granted since its end", renewal.call);
                     return Err(Violation { rule: "lease", what, op: None, watch: None });
                 }
@@ -175,6 +174,12 @@ pub fn put_lease(op: &TxnOp) -> Option<i64> {
         TxnOp::Put { lease, .. } if *lease != 0 => Some(*lease),
         _ => None,
     }
+}
+
+/// May one of the grants come after all those ends, of which each took a grant of its own?
+fn granted_after<'a>(grants: impl Iterator<Item = &'a Life>, ends: &[&End]) -> bool {
+    let grants: Vec<&Life> = grants.collect();
+    grants.len() > ends.len() && grants.iter().any(|grant| ends.iter().all(|end| may_follow(grant, end)))
 }
 
 /// May the grant come after that end?

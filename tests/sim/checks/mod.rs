@@ -302,9 +302,17 @@ pub fn check(history: &History) -> Result<Summary, Violation> {
     let order = Order::new(history)?;
     let leases = Leases::new(history);
     leases.check_refusals(history)?;
-    let replayed = Replay::new(history, &order, &leases).run()?;
-    leases.check_renewals(&replayed.ends)?;
-    let places = watch::check_all(history, &replayed.model)?;
+    let judge = |strict| {
+        let replayed = Replay::new(history, &order, &leases, strict).run()?;
+        leases.check_renewals(&replayed.ends)?;
+        let places = watch::check_all(history, &replayed.model)?;
+        Ok::<_, Violation>((replayed, places))
+    };
+    let (replayed, places) = match judge(true) {
+        // It is wrong either way; the judge of watches may say it better.
+        Err(violation) if violation.rule == replay::SHOWN => return Err(judge(false).err().unwrap_or(violation)),
+        judged => judged?,
+    };
 
     let ops = &history.ops;
     let unknown = |writer: &&Writer| matches!(writer, Writer::Op(op) if ops[*op].outcome == Outcome::Unknown);

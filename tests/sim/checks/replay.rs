@@ -17,6 +17,9 @@ use super::*;
 /// over all keys needs next to none.
 const SEARCH_STEPS_MAX: usize = 100_000;
 
+/// The rule broken where reads and watches showed something else than the call that carries a revision made.
+pub const SHOWN: &str = "shown";
+
 /// What made a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
@@ -38,6 +41,9 @@ pub struct Replay<'a> {
     unknown: Vec<usize>,
     /// Key-values that replies showed, by revision of their last write.
     read: BTreeMap<i64, BTreeMap<&'a [u8], &'a KeyValue>>,
+    /// What was shown of a revision must also agree with the call that carries it. (Otherwise left to `watch`, which
+    /// can tell better what is wrong.)
+    strict: bool,
     /// Before this instant the revision had certainly not been made.
     began: Vec<u64>,
     /// State: all that follows is taken back when an explanation turns out wrong.
@@ -60,7 +66,7 @@ pub struct Replayed {
 
 impl<'a> Replay<'a> {
     /// Prepares the replay of a history.
-    pub fn new(history: &'a History, order: &'a Order, leases: &'a Leases) -> Replay<'a> {
+    pub fn new(history: &'a History, order: &'a Order, leases: &'a Leases, strict: bool) -> Replay<'a> {
         let mut at: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
         let mut unknown = Vec::new();
         let mut read = BTreeMap::new();
@@ -76,6 +82,11 @@ impl<'a> Replay<'a> {
                 }
                 Outcome::Unknown if may_write(&op.request) => unknown.push(index),
                 _ => {}
+            }
+        }
+        for (_, message) in history.watches.iter().flat_map(|watch| &watch.messages) {
+            for prev in message.events().iter().filter_map(|event| event.prev.as_ref()) {
+                read.entry(prev.mod_revision).or_insert_with(BTreeMap::new).insert(&prev.key, prev);
             }
         }
         unknown.sort_by_key(|index| history.ops[*index].call);
@@ -98,6 +109,7 @@ impl<'a> Replay<'a> {
             at,
             unknown,
             read,
+            strict,
             began,
             model: Model::default(),
             writers: Vec::new(),
@@ -235,6 +247,10 @@ impl<'a> Replay<'a> {
                 }
                 if self.order.floors[index] >= revision {
                     return Err(broken("real time", format!("made revision {revision}, seen before the call"), index));
+                }
+                if self.strict && !self.explains(revision, &effect.events) {
+                    let what = format!("made revision {revision}, but not what was shown of it{}", self.told(revision));
+                    return Err(broken(SHOWN, what, index));
                 }
                 for event in effect.events.iter().filter(|event| event.kv.lease != 0) {
                     self.must_exist(event.kv.lease, revision, by, index)?;

@@ -253,8 +253,10 @@ impl World {
         self.history.ops.push(Op { client, call: now, ret: None, request, outcome: Outcome::Unknown });
         let takes = 1 + self.rng.below(40 * MS);
         let plain = matches!(self.history.ops[op].request, Request::Put { .. });
+        // Nobody could use a lease whose id the server chose and did not tell.
+        let nameless = matches!(self.history.ops[op].request, Request::Grant { id: 0, .. });
         // A flaw must not be explained away by a call that might have been carried out.
-        if self.rng.chance(15) && (self.flaw.is_none() || plain) {
+        if self.rng.chance(15) && !nameless && (self.flaw.is_none() || plain) {
             if self.rng.chance(60) {
                 let takes = takes * (1 + self.rng.below(8));
                 self.later(now + takes, Turn::Effect(op));
@@ -597,7 +599,8 @@ impl World {
         let mut batch: Vec<Event> = Vec::new();
         let mut reached = header;
         while next <= self.revision() {
-            let (made, events) = self.log.get(next as usize - 2).cloned().unwrap_or_default();
+            let (made, events) =
+                usize::try_from(next - 2).ok().and_then(|at| self.log.get(at)).cloned().unwrap_or_default();
             now = now.max(made + 1) + self.rng.below(MS);
             let filtered = |event: &Event| match event.kind {
                 EventKind::Put => record.no_put,
