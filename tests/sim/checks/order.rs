@@ -1,0 +1,198 @@
+//! Real time: who had seen what by when, and what follows for every call.
+//!
+//! A revision that someone saw (in a reply, or in a message of a watch) had been produced by then. So whoever calls
+//! later must write a higher one, and must read at least that one unless he asked for a local read. With every call
+//! pinned to its revision this is the whole of the real-time order.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// The highest value reported so far, as a function of time.
+pub struct Highest {
+    /// Strictly rising in both.
+    steps: Vec<(u64, i64)>,
+}
+
+impl Highest {
+    /// From reports in any order.
+    pub fn new(mut reports: Vec<(u64, i64)>) -> Highest {
+        reports.sort_unstable();
+        let mut steps: Vec<(u64, i64)> = Vec::new();
+        for (time, value) in reports {
+            match steps.last_mut() {
+                Some((_, highest)) if *highest >= value => {}
+                Some((at, highest)) if *at == time => *highest = value,
+                _ => steps.push((time, value)),
+            }
+        }
+        Highest { steps }
+    }
+
+    /// The highest reported before `time`; `none` if there was no report.
+    pub fn before(&self, time: u64, none: i64) -> i64 {
+        let after = self.steps.partition_point(|(at, _)| *at < time);
+        self.steps[..after].last().map_or(none, |(_, value)| *value)
+    }
+
+    /// When `value`, or a higher one, was first reported.
+    pub fn reached(&self, value: i64) -> u64 {
+        let at = self.steps.partition_point(|(_, highest)| *highest < value);
+        self.steps.get(at).map_or(u64::MAX, |(time, _)| *time)
+    }
+
+    /// The highest of all.
+    pub fn last(&self, none: i64) -> i64 {
+        self.steps.last().map_or(none, |(_, value)| *value)
+    }
+}
+
+/// What the history says of time before anything is replayed.
+pub struct Order {
+    /// Revisions seen.
+    pub seen: Highest,
+    /// Revisions compacted for certain: acknowledged.
+    pub compacted: Highest,
+    /// Of each call the highest revision that someone had seen when it was made.
+    pub floors: Vec<i64>,
+}
+
+impl Order {
+    /// Takes the times from a history, and holds every call against them.
+    pub fn new(history: &History) -> Result<Order, Violation> {
+        let mut seen = Vec::new();
+        let mut compacted = Vec::new();
+        for (index, op) in history.ops.iter().enumerate() {
+            if op.ret.is_some_and(|ret| ret < op.call) {
+                return Err(broken("record", "a call returned before it was made".into(), index));
+            }
+            if let Outcome::Ok { revision, .. } = op.outcome {
+                let Some(ret) = op.ret else {
+                    return Err(broken("record", "acknowledged, but without a time".into(), index));
+                };
+                seen.push((ret, revision));
+                if let Request::Compact { revision } = op.request {
+                    compacted.push((ret, revision));
+                }
+            }
+        }
+        for record in &history.watches {
+            for (time, message) in &record.messages {
+                match message {
+                    WatchMessage::Created { revision } | WatchMessage::Progress { revision } => {
+                        seen.push((*time, *revision))
+                    }
+                    WatchMessage::Events { header_revision, events, .. } => {
+                        seen.push((*time, *header_revision));
+                        seen.extend(events.iter().map(|event| (*time, event.kv.mod_revision)));
+                    }
+                    WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
+                }
+            }
+        }
+        let (seen, compacted) = (Highest::new(seen), Highest::new(compacted));
+        let floors = floors(history, &seen);
+        let order = Order { seen, compacted, floors };
+        for (index, op) in history.ops.iter().enumerate() {
+            order.judge(history, index, op)?;
+        }
+        Ok(order)
+    }
+
+    fn judge(&self, history: &History, index: usize, op: &Op) -> Result<(), Violation> {
+        let floor = self.floors[index];
+        match &op.outcome {
+            Outcome::Ok { revision, reply } => {
+                if certainly_writes(reply) && *revision <= floor {
+                    let what = format!("written at revision {revision}, called when {floor} had been seen");
+                    return Err(broken("real time", what, index));
+                }
+                if linearizable(&op.request) && *revision < floor {
+                    let what = format!("answered at revision {revision}, called when {floor} had been seen");
+                    return Err(broken("stale", what, index));
+                }
+                match op.request {
+                    Request::Range { revision: asked, serializable, .. } if asked > 0 => {
+                        let compacted = self.compacted.before(op.call, -1);
+                        if asked > *revision {
+                            return Err(broken("future", format!("read {asked} at revision {revision}"), index));
+                        }
+                        if asked < compacted && !serializable {
+                            return Err(broken("compaction", format!("read {asked}, compacted at {compacted}"), index));
+                        }
+                    }
+                    Request::Compact { revision: asked } => {
+                        let compacted = self.compacted.before(op.call, -1);
+                        if asked > *revision || asked <= compacted {
+                            let what = format!("compacted {asked} at revision {revision}, after {compacted}");
+                            return Err(broken("compaction", what, index));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            Outcome::Refused(text) => {
+                let (asked, local, compacts) = match op.request {
+                    Request::Range { revision, serializable, .. } => (revision, serializable, false),
+                    Request::Compact { revision } => (revision, false, true),
+                    _ => return Ok(()),
+                };
+                let until = op.ret.unwrap_or(u64::MAX);
+                let least = if compacts { asked } else { asked + 1 };
+                if text.contains("compacted") && !may_be_compacted(history, least, until, Some(index)) {
+                    return Err(broken("compaction", format!("refused {asked}: {text}"), index));
+                }
+                if text.contains("future revision") && asked <= floor && !local {
+                    return Err(broken("stale", format!("refused {asked}, {floor} had been seen: {text}"), index));
+                }
+            }
+            Outcome::Unknown => {}
+        }
+        Ok(())
+    }
+}
+
+/// May there have been a compaction at `least` or above, by this time? (Other than by that call itself.)
+pub fn may_be_compacted(history: &History, least: i64, until: u64, other_than: Option<usize>) -> bool {
+    history.ops.iter().enumerate().any(|(index, op)| {
+        let compacts = matches!(op.request, Request::Compact { revision } if revision >= least);
+        compacts && op.call <= until && !matches!(op.outcome, Outcome::Refused(_)) && Some(index) != other_than
+    })
+}
+
+/// Does the reply show that something was written?
+pub fn certainly_writes(reply: &Reply) -> bool {
+    match reply {
+        Reply::Put { .. } => true,
+        Reply::Delete { deleted, .. } => *deleted > 0,
+        Reply::Txn { replies, .. } => replies.iter().any(certainly_writes),
+        _ => false,
+    }
+}
+
+/// Must the reply know everything seen before the call? Not so: local reads; a transaction that does nothing; renewals,
+/// answered by the leader's clock; compactions, answered when they are on disk.
+fn linearizable(request: &Request) -> bool {
+    match request {
+        Request::Range { serializable, .. } => !serializable,
+        Request::Txn { then, otherwise, .. } => !(then.is_empty() && otherwise.is_empty()),
+        Request::KeepAlive { .. } | Request::Compact { .. } => false,
+        Request::Put { .. } | Request::Delete { .. } | Request::Grant { .. } | Request::Revoke { .. } => true,
+    }
+}
+
+/// Seen strictly before the call; and, at the very instant of the call, what the caller itself had got until then.
+fn floors(history: &History, seen: &Highest) -> Vec<i64> {
+    let mut own: BTreeMap<u32, (u64, i64)> = BTreeMap::new();
+    let mut floors = Vec::with_capacity(history.ops.len());
+    for op in &history.ops {
+        let (returned, revision) = own.entry(op.client).or_insert((0, 1));
+        let of_own = if *returned <= op.call { *revision } else { 1 };
+        floors.push(seen.before(op.call, 1).max(of_own));
+        *returned = (*returned).max(op.ret.unwrap_or(0));
+        if let Outcome::Ok { revision: got, .. } = op.outcome {
+            *revision = (*revision).max(got);
+        }
+    }
+    floors
+}

@@ -1,0 +1,4 @@
+//! The judge judged: the checkers of recorded histories pass what is right and reject what is wrong.
+
+#[path = "sim/checks/mod.rs"]
+pub mod checks;
