@@ -4,6 +4,7 @@
 //! cargo test --test sim                                            a few seeds of everything
 //! SEEDS=1000 FIRST_SEED=5000 cargo test --test sim swarm           many
 //! SEED=42 SCENARIO=swarm cargo test --test sim scenario            one again, as a failure says
+//! TRACE=1 SEED=42 cargo test --test sim scenario -- --nocapture    with everything that happens
 //! ```
 
 #![allow(unreachable_pub)]

@@ -284,6 +284,8 @@ pub struct World {
     transfers: BTreeMap<(usize, usize), u64>,
     healed: bool,
     asking: bool,
+    /// Every event is printed.
+    tells_all: bool,
     report: Report,
     trace: VecDeque<Traced>,
 }
@@ -318,6 +320,7 @@ impl World {
             transfers: BTreeMap::new(),
             healed: false,
             asking: true,
+            tells_all: std::env::var_os("TRACE").is_some(),
             report: Report::default(),
             trace: VecDeque::new(),
         };
@@ -460,6 +463,9 @@ impl World {
             hash = hash_on(hash, &number.to_le_bytes());
         }
         self.report.trace = hash_on(hash, text.as_bytes());
+        if self.tells_all {
+            println!("{:>12.6} {what} {numbers:?} {text}", self.now as f64 / SECOND as f64);
+        }
         if self.trace.len() == TRACE_SHOWN {
             self.trace.pop_front();
         }
