@@ -823,11 +823,11 @@ impl Member {
         Ok(())
     }
 
-    /// The state as it stands: applied index, revision, hash of all content.
-    pub fn standing(&self) -> Option<(u64, i64, u64)> {
+    /// The state as it stands: applied index, revision, all content.
+    pub fn standing(&self) -> Option<(u64, i64, Content)> {
         let running = self.running.as_ref()?;
         let state = running.state.read().unwrap_or_else(PoisonError::into_inner);
-        Some((state.applied().0, state.kv.revision().0, content_hash(&state)))
+        Some((state.applied().0, state.kv.revision().0, content(&state)))
     }
 
     /// Watchers that are not at the end of what is published.
@@ -855,21 +855,21 @@ impl Member {
     }
 }
 
-/// A hash of everything replicated that clients could ever see.
-fn content_hash(state: &StateMachine) -> u64 {
+/// Everything replicated that clients could ever see: hash of history, its revisions, number of keys, hash of leases.
+pub type Content = (u32, i64, i64, usize, u64);
+
+fn content(state: &StateMachine) -> Content {
     let hash = state.kv.hash_kv(everwatch::types::Revision(0)).expect("the newest revision can be hashed");
-    let mut out = hash_on(hash.hash.into(), &hash.compact_revision.to_le_bytes());
-    out = hash_on(out, &hash.hash_revision.to_le_bytes());
-    out = hash_on(out, &(state.kv.keys_total() as u64).to_le_bytes());
+    let mut leases = 0;
     for (id, lease) in state.leases.iter() {
-        out = hash_on(out, &id.0.to_le_bytes());
-        out = hash_on(out, &lease.ttl.to_le_bytes());
-        out = hash_on(out, &lease.rest_ms.unwrap_or(0).to_le_bytes());
+        leases = hash_on(leases, &id.0.to_le_bytes());
+        leases = hash_on(leases, &lease.ttl.to_le_bytes());
+        leases = hash_on(leases, &lease.rest_ms.unwrap_or(0).to_le_bytes());
         for key in lease.keys() {
-            out = hash_on(out, key);
+            leases = hash_on(leases, key);
         }
     }
-    out
+    (hash.hash, hash.compact_revision, hash.hash_revision, state.kv.keys_total(), leases)
 }
 
 impl Running {
@@ -1005,8 +1005,11 @@ impl Running {
             self.waiters.complete(id, outcome);
         }
         if last.0.is_multiple_of(HASH_EVERY) {
-            let hash = content_hash(&self.state.read().unwrap_or_else(PoisonError::into_inner));
-            cx.ledger.content(last.0, hash, self.node.id().0);
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            // A watcher being caught up may have let the next entry in.
+            if state.applied().0 == last.0 {
+                cx.ledger.content(last.0, content(&state), self.node.id().0);
+            }
         }
         Ok(())
     }

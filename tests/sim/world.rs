@@ -20,7 +20,7 @@ use crate::checks::{self, Event, EventKind, History, KeyValue, Op, Outcome, Requ
 use crate::clients::{self, Knowledge, Mix};
 use crate::dice::{Dice, hash_on};
 use crate::disk::Loss;
-use crate::member::{Context, Effect, Member, MemberEvent, place_of};
+use crate::member::{Content, Context, Effect, Member, MemberEvent, place_of};
 use crate::network::{Link, Network};
 
 pub const MILLI: u64 = 1_000_000;
@@ -117,7 +117,7 @@ pub struct Ledger {
     /// By revision: the entry that made it, and when it was first carried out.
     revisions: BTreeMap<i64, u64>,
     changes: BTreeMap<i64, (u64, Vec<Event>)>,
-    contents: BTreeMap<u64, (u64, u64)>,
+    contents: BTreeMap<u64, (Content, u64)>,
     leaders: BTreeMap<u64, u64>,
     pub installs: u64,
     now: u64,
@@ -187,11 +187,11 @@ impl Ledger {
     }
 
     /// A member's content at an index.
-    pub fn content(&mut self, index: u64, hash: u64, member: u64) {
-        let (known, by) = *self.contents.entry(index).or_insert((hash, member));
-        if known != hash {
+    pub fn content(&mut self, index: u64, content: Content, member: u64) {
+        let (known, by) = *self.contents.entry(index).or_insert((content, member));
+        if known != content {
             let (a, b) = (place_of(by), place_of(member));
-            self.violated(format!("agreement: m{a} and m{b} hold different content at {index}"));
+            self.violated(format!("agreement at {index}: m{a} holds {known:?}, m{b} {content:?}"));
         }
     }
 
@@ -398,7 +398,7 @@ impl World {
         if let Some(member) = self.members.iter().find(|member| member.slow_watchers() > 0) {
             return Err(format!("liveness: m{} still has watchers to catch up", member.place));
         }
-        self.mark("content", [standing[0].2, standing[0].0, self.history.ops.len() as u64, 0], String::new());
+        self.mark("content", [standing[0].2.0.into(), standing[0].0, self.history.ops.len() as u64, 0], String::new());
         let revision = standing[0].1;
 
         // What was carried out, as a watcher would see it that misses nothing.
