@@ -61,7 +61,7 @@ fn summary(what: &str, seeds: u64, total: &Report) {
     let hours = total.virtual_ns as f64 / 3.6e12;
     println!(
         "sim: {what}: {seeds} seeds, {hours:.2} cluster-hours, {} faults, {} crashes, {} snapshots adopted, {} operations \
-         ({} acknowledged), {} watch events, {} events of the world, 0 violations",
+         ({} acknowledged), {} watch events, {} events of the world",
         total.faults, total.crashes, total.installs, total.ops, total.acknowledged, total.watch_events, total.events
     );
 }
@@ -70,10 +70,35 @@ fn summary(what: &str, seeds: u64, total: &Report) {
 fn swarm() {
     let (first, seeds) = (number("FIRST_SEED").unwrap_or(1), number("SEEDS").unwrap_or(8));
     let mut total = Report::default();
+    let mut violations = 0;
     for seed in first..first + seeds {
-        add(&mut total, &run(seed, scenarios::swarm(seed)));
+        match World::new(seed, scenarios::swarm(seed)).run() {
+            Ok(report) => add(&mut total, &report),
+            Err(failure) => {
+                violations += 1;
+                println!("{failure}");
+            }
+        }
     }
     summary("swarm", seeds, &total);
+    assert_eq!(violations, 0, "violations, each told above");
+}
+
+/// Each command of the log's disk is the last one before a crash, and the crash takes nothing, everything or something.
+#[test]
+fn a_crash_at_any_disk_command_loses_nothing() {
+    let stride = number("STRIDE").unwrap_or(14);
+    let mut total = Report::default();
+    let mut runs = 0;
+    for (at, command) in (0..200).step_by(stride as usize).enumerate() {
+        for loss in [disk::Loss::Process, disk::Loss::All, disk::Loss::Mixed] {
+            let members = if at % 4 == 3 { 3 } else { 1 };
+            add(&mut total, &run(command, scenarios::sweep(members, command, loss)));
+            runs += 1;
+        }
+    }
+    assert!(total.crashes >= runs, "every run has its crash");
+    summary("sweep", runs, &total);
 }
 
 #[test]

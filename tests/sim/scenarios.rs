@@ -2,6 +2,7 @@
 
 use crate::clients::Mix;
 use crate::dice::Dice;
+use crate::disk::Loss;
 use crate::world::{Faults, MILLI, Options, SECOND, Scenario};
 
 const CALM: Faults = Faults {
@@ -43,6 +44,7 @@ const BASE: Scenario = Scenario {
     faults: EVERYTHING,
     think: 300 * MILLI,
     options: None,
+    breaks: None,
 };
 
 /// Everything at once, drawn from the seed.
@@ -151,4 +153,21 @@ pub fn named() -> Vec<Scenario> {
         },
         Scenario { name: "watchers", watch_clients: 16, mix: Mix { keys: 3, ..MIX }, think: 40 * MILLI, ..BASE },
     ]
+}
+
+/// A short life in which every disk breaks at one particular command, and the crash takes what is said.
+pub fn sweep(members: usize, command: u64, loss: Loss) -> Scenario {
+    Scenario {
+        name: "sweep",
+        members,
+        kv_clients: 3,
+        watch_clients: 1,
+        faulty: 6 * SECOND,
+        every: 0,
+        faults: CALM,
+        think: 200 * MILLI,
+        options: Some(Options { backend_rows: 10, ..TINY }),
+        breaks: Some((command, loss)),
+        ..BASE
+    }
 }
