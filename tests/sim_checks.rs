@@ -1,4 +1,6 @@
 //! The judge judged: the checkers of recorded histories pass what is right and reject what is wrong.
 
 #[path = "sim/checks/mod.rs"]
-pub mod checks;
+mod checks;
+#[path = "sim/checks/selftest.rs"]
+mod selftest;

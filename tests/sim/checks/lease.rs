@@ -61,11 +61,10 @@ impl Leases {
                 (Request::Grant { id, ttl_s }, Outcome::Unknown) if *id != 0 => {
                     leases.entry(*id).or_default().grants.push(Life { ret: None, ..life(*ttl_s, None) })
                 }
-                (Request::KeepAlive { id }, Outcome::Ok { revision, reply: Reply::KeepAlive { ttl_s } }) => {
-                    if *ttl_s > 0 {
-                        leases.entry(*id).or_default().renewals.push(life(*ttl_s, Some(*revision)))
-                    }
-                }
+                (
+                    Request::KeepAlive { id },
+                    Outcome::Ok { revision, reply: Reply::KeepAlive { ttl_s: ttl_s @ 1.. } },
+                ) => leases.entry(*id).or_default().renewals.push(life(*ttl_s, Some(*revision))),
                 (Request::Revoke { id }, _) => leases.entry(*id).or_default().revokes.push(op.call),
                 _ => {}
             }

@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use super::*;
+use crate::checks::*;
 
 const MS: u64 = 1_000_000;
 const KEYS: [&[u8]; 6] = [b"a", b"a/1", b"a/2", b"b", b"b/1", b"c"];
@@ -657,7 +657,7 @@ impl World {
 
 fn floor(history: &History, op: &Op) -> i64 {
     let before = history.ops.iter().filter(|other| other.ret.is_some_and(|ret| ret < op.call));
-    before.filter_map(|other| revision_of(other)).max().unwrap_or(1)
+    before.filter_map(revision_of).max().unwrap_or(1)
 }
 
 fn revision_of(op: &Op) -> Option<i64> {
@@ -818,7 +818,7 @@ fn early_event(case: &mut Case, rng: &mut Rng) -> Option<()> {
         _ => case.history.watches[w].start,
     };
     let all = case.history.watches[0].messages.iter().flat_map(|(_, message)| message.events());
-    let event = all.filter(|event| event.kv.mod_revision < start).last()?.clone();
+    let event = all.rev().find(|event| event.kv.mod_revision < start)?.clone();
     sent(case, w, m).insert(0, event);
     Some(())
 }
