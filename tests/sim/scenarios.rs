@@ -104,6 +104,7 @@ const TINY: Options = Options {
 /// All named ones.
 pub fn named() -> Vec<Scenario> {
     vec![
+        // Seed 1: a range in slices that a compaction overtook answered with newer keys than its header said.
         Scenario { name: "calm", every: 0, faults: CALM, ..BASE },
         Scenario { name: "alone", members: 1, faults: Faults { crash: 3, disk_breaks: 3, ..CALM }, ..BASE },
         // etcd #20418: reads in flight when the leader stands still, and answers that come late.
