@@ -537,6 +537,8 @@ impl Harness {
         // What is committed or removed now is too late to matter.
         let revision = scan.revision().0;
         assert!(request.revision <= 0 || revision == request.revision);
+        // The header says so too, even when a compaction made it begin again.
+        assert!(if request.revision > 0 { scan.began_at().0 >= revision } else { scan.began_at().0 == revision });
         let expected = range_of(&self.model.at(revision), &request, revision);
         self.commit(3);
         assert_eq!(scan.finish().unwrap().into_response(Revision(revision)), expected);

@@ -30,6 +30,8 @@ pub struct Scan {
     revision: Revision,
     /// It asked for whatever is newest.
     newest: bool,
+    /// The newest revision when it began, or began again.
+    began: Revision,
     /// 0: none.
     limit: usize,
     count_only: bool,
@@ -93,7 +95,7 @@ impl Store {
             if !scan.newest {
                 return Err(Error::Compacted { at: self.compacted });
             }
-            (scan.revision, scan.after, scan.count) = (self.revision, None, 0);
+            (scan.revision, scan.began, scan.after, scan.count) = (self.revision, self.revision, None, 0);
             scan.found.clear();
         }
         Ok(self.scan_slice(scan, keys_max, &|_| None))
@@ -136,6 +138,7 @@ impl Store {
             range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()),
             revision: if request.revision > 0 { asked } else { newest },
             newest: request.revision <= 0,
+            began: newest,
             limit,
             count_only: request.count_only,
             keys_only: request.keys_only,
@@ -177,6 +180,12 @@ impl Scan {
     /// The revision it sees.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// What the header of its reply says: the newest revision when it began. Not known before the last slice, for it may
+    /// have begun again.
+    pub fn began_at(&self) -> Revision {
+        self.began
     }
 
     /// How many records [`Scan::finish`] has to do with, as far as is known.

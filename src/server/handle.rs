@@ -198,10 +198,11 @@ impl Handle {
     /// Reads keys, with the revision of the store at that moment. Long ranges are read in slices; what they see is fixed by the
     /// revision.
     pub async fn range(&self, request: &RangeRequest) -> Result<(Revision, RangeResult), Error> {
-        let (revision, mut scan) = self.read(|state| Ok((state.kv.revision(), state.kv.scan(request)?)))?;
+        let mut scan = self.read(|state| state.kv.scan(request))?;
         while self.read(|state| state.kv.scan_more(&mut scan, SLICE_KEYS))? {
             tokio::task::yield_now().await;
         }
+        let revision = scan.began_at();
         let result = if scan.found() > RECORDS_READ_HERE {
             tokio::task::spawn_blocking(move || scan.finish()).await.map_err(|_| Error::Stopped)?
         } else {

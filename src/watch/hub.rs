@@ -180,10 +180,10 @@ impl Hub {
 
     /// Forgets a stream and its watchers. What waits in its outbox stays readable.
     pub fn close_stream(&mut self, stream: StreamId) {
-        let Some(watchers) = self.streams.get(&stream).map(|stream| stream.ids.values().copied().collect::<Vec<_>>())
-        else {
-            return;
-        };
+        let Some(home) = self.streams.get(&stream) else { return };
+        let mut watchers: Vec<WatcherKey> = home.ids.values().copied().collect();
+        // Their keys are used again in the order in which they come free, and that order reaches clients.
+        watchers.sort_unstable();
         for key in watchers {
             self.remove(key);
         }

@@ -1,0 +1,133 @@
+//! The deterministic simulator: a whole cluster in one thread, under virtual time, with faults, out of a seed.
+//!
+//! ```text
+//! cargo test --test sim                                            a few seeds of everything
+//! SEEDS=1000 FIRST_SEED=5000 cargo test --test sim swarm           many
+//! SEED=42 SCENARIO=swarm cargo test --test sim scenario            one again, as a failure says
+//! TRACE=1 SEED=42 cargo test --test sim scenario -- --nocapture    with everything that happens
+//! ```
+
+#![allow(unreachable_pub)]
+
+#[path = "sim/checks/mod.rs"]
+mod checks;
+#[path = "sim/clients.rs"]
+mod clients;
+#[path = "sim/dice.rs"]
+mod dice;
+#[path = "sim/disk.rs"]
+mod disk;
+#[path = "sim/member.rs"]
+mod member;
+#[path = "sim/network.rs"]
+mod network;
+#[path = "sim/scenarios.rs"]
+mod scenarios;
+
+// The server's own queues are private to it; they are compiled here as they are.
+#[allow(unused_imports)]
+use everwatch::{raft, state, types};
+
+#[path = "sim/waiting.rs"]
+mod waiting;
+#[path = "sim/world.rs"]
+mod world;
+
+use world::{Report, Scenario, World};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run(seed: u64, scenario: Scenario) -> Report {
+    match World::new(seed, scenario).run() {
+        Ok(report) => report,
+        Err(failure) => panic!("{failure}"),
+    }
+}
+
+fn add(total: &mut Report, report: &Report) {
+    total.virtual_ns += report.virtual_ns;
+    total.faults += report.faults;
+    total.crashes += report.crashes;
+    total.installs += report.installs;
+    total.events += report.events;
+    total.ops += report.ops;
+    total.acknowledged += report.acknowledged;
+    total.watch_events += report.watch_events;
+}
+
+fn summary(what: &str, seeds: u64, total: &Report) {
+    let hours = total.virtual_ns as f64 / 3.6e12;
+    println!(
+        "sim: {what}: {seeds} seeds, {hours:.2} cluster-hours, {} faults, {} crashes, {} snapshots adopted, {} operations \
+         ({} acknowledged), {} watch events, {} events of the world",
+        total.faults, total.crashes, total.installs, total.ops, total.acknowledged, total.watch_events, total.events
+    );
+}
+
+#[test]
+fn swarm() {
+    let (first, seeds) = (number("FIRST_SEED").unwrap_or(1), number("SEEDS").unwrap_or(8));
+    let mut total = Report::default();
+    let mut violations = 0;
+    for seed in first..first + seeds {
+        match World::new(seed, scenarios::swarm(seed)).run() {
+            Ok(report) => add(&mut total, &report),
+            Err(failure) => {
+                violations += 1;
+                println!("{failure}");
+            }
+        }
+    }
+    summary("swarm", seeds, &total);
+    assert_eq!(violations, 0, "violations, each told above");
+}
+
+/// Each command of the log's disk is the last one before a crash, and the crash takes nothing, everything or something.
+#[test]
+fn a_crash_at_any_disk_command_loses_nothing() {
+    let stride = number("STRIDE").unwrap_or(14);
+    let mut total = Report::default();
+    let mut runs = 0;
+    for (at, command) in (0..200).step_by(stride as usize).enumerate() {
+        for loss in [disk::Loss::Process, disk::Loss::All, disk::Loss::Mixed] {
+            let members = if at % 4 == 3 { 3 } else { 1 };
+            add(&mut total, &run(command, scenarios::sweep(members, command, loss)));
+            runs += 1;
+        }
+    }
+    assert!(total.crashes >= runs, "every run has its crash");
+    summary("sweep", runs, &total);
+}
+
+#[test]
+fn named_scenarios() {
+    let (first, seeds) = (number("FIRST_SEED").unwrap_or(1), number("SEEDS").unwrap_or(1));
+    for scenario in scenarios::named() {
+        let mut total = Report::default();
+        for seed in first..first + seeds {
+            add(&mut total, &run(seed, scenario.clone()));
+        }
+        summary(scenario.name, seeds, &total);
+    }
+}
+
+/// One seed, as a failure names it. Without SEED there is nothing to do.
+#[test]
+fn scenario() {
+    let Some(seed) = number("SEED") else { return };
+    let name = std::env::var("SCENARIO").unwrap_or_else(|_| "swarm".into());
+    let found = scenarios::named().into_iter().find(|scenario| scenario.name == name);
+    let report = run(seed, found.unwrap_or_else(|| scenarios::swarm(seed)));
+    println!("{report:?}");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let seeds = number("TWICE").unwrap_or(2);
+    for seed in 1..=seeds {
+        let scenario = Scenario { faulty: 20 * world::SECOND, ..scenarios::swarm(seed) };
+        assert_eq!(run(seed, scenario.clone()), run(seed, scenario), "seed {seed}");
+    }
+}

@@ -1,0 +1,449 @@
+//! Clients: what they ask for, and how what they ask and hear is put into the words of the judge.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use everwatch::mvcc;
+use everwatch::pb::etcdserverpb as pb;
+use everwatch::pb::mvccpb;
+use everwatch::server::error::Error;
+use everwatch::state::applied::{Refusal, Reply as StateReply};
+use everwatch::state::command::Kind;
+use everwatch::types::{KeyRange, Revision};
+use everwatch::watch::{Filters, Outgoing, Spec};
+use prost::Message as _;
+
+use crate::checks::{
+    Compare, Event, EventKind, KeyValue, Outcome, Relation, Reply, Request, Target, TxnOp, WatchMessage, WatchRecord,
+};
+use crate::dice::Dice;
+use crate::member::Death;
+
+/// What clients have learned, all of them together: they gossip, so that they get in each other's way.
+#[derive(Default)]
+pub struct Knowledge {
+    /// The newest revision anybody saw.
+    pub revision: i64,
+    pub compacted: i64,
+    /// Leases that were granted and not known to be revoked.
+    pub leases: Vec<i64>,
+    leases_made: i64,
+    values_made: u64,
+    /// The last revision and value seen of a key.
+    keys: BTreeMap<Vec<u8>, (i64, Vec<u8>)>,
+}
+
+impl Knowledge {
+    pub fn learn(&mut self, request: &Request, outcome: &Outcome) {
+        let Outcome::Ok { revision, reply } = outcome else { return };
+        self.revision = self.revision.max(*revision);
+        match (request, reply) {
+            (_, Reply::Range { kvs, .. }) => {
+                for kv in kvs {
+                    self.keys.insert(kv.key.clone(), (kv.mod_revision, kv.value.clone()));
+                }
+            }
+            (Request::Put { key, value, .. }, _) => {
+                self.keys.insert(key.clone(), (*revision, value.clone()));
+            }
+            (_, Reply::Grant { id, .. }) => self.leases.push(*id),
+            (Request::Revoke { id }, _) => self.leases.retain(|known| known != id),
+            (Request::KeepAlive { id }, Reply::KeepAlive { ttl_s: 0 }) => self.leases.retain(|known| known != id),
+            (Request::Compact { revision }, _) => self.compacted = self.compacted.max(*revision),
+            _ => {}
+        }
+    }
+
+    fn key(dice: &mut Dice, keys: u64) -> Vec<u8> {
+        format!("k{:02}", dice.skewed(0, keys - 1)).into_bytes()
+    }
+
+    fn range(dice: &mut Dice, keys: u64) -> (Vec<u8>, Vec<u8>) {
+        match dice.below(10) {
+            0..5 => (Self::key(dice, keys), Vec::new()),
+            5..7 => (b"k".to_vec(), b"l".to_vec()),
+            7 => (vec![0], vec![0]),
+            _ => {
+                let (a, b) = (Self::key(dice, keys), Self::key(dice, keys));
+                if a < b { (a, b) } else { (a, vec![0]) }
+            }
+        }
+    }
+
+    /// Every value names itself.
+    fn value(&mut self, dice: &mut Dice, client: u32) -> Vec<u8> {
+        self.values_made += 1;
+        let mut value = format!("c{client}v{}", self.values_made).into_bytes();
+        if dice.chance(20) {
+            value.resize(dice.between(100, 5000) as usize, b'.');
+        }
+        value
+    }
+
+    fn lease(&self, dice: &mut Dice) -> i64 {
+        match self.leases.len() as u64 {
+            0 => 0,
+            n if dice.chance(250) => self.leases[(n - 1 - dice.below(n.min(6))) as usize],
+            _ => 0,
+        }
+    }
+
+    /// The next request of a client.
+    pub fn request(&mut self, dice: &mut Dice, client: u32, mix: &Mix) -> Request {
+        let keys = mix.keys;
+        let total = mix.range + mix.put + mix.delete + mix.txn + mix.lease + mix.compact;
+        let mut roll = dice.below(total);
+        let mut is = |weight: u64| {
+            let hit = roll < weight;
+            roll = roll.wrapping_sub(weight);
+            hit
+        };
+        if is(mix.range) {
+            let (key, end) = Self::range(dice, keys);
+            let limit = if dice.chance(200) { dice.between(1, 5) as i64 } else { 0 };
+            let revision = match dice.below(10) {
+                0 => (self.revision - dice.below(50) as i64).max(0),
+                1 if dice.chance(200) => self.revision + 5,
+                _ => 0,
+            };
+            return Request::Range { key, end, limit, revision, serializable: dice.chance(200) };
+        }
+        if is(mix.put) {
+            let (key, value, lease) = (Self::key(dice, keys), self.value(dice, client), self.lease(dice));
+            return Request::Put { key, value, lease, prev_kv: dice.chance(300) };
+        }
+        if is(mix.delete) {
+            let (key, end) = if dice.chance(800) { (Self::key(dice, keys), vec![]) } else { Self::range(dice, keys) };
+            return Request::Delete { key, end, prev_kv: dice.chance(300) };
+        }
+        if is(mix.txn) {
+            return self.txn(dice, client, keys);
+        }
+        if is(mix.lease) {
+            let known = (!self.leases.is_empty()).then(|| {
+                let n = self.leases.len() as u64;
+                self.leases[dice.below(n) as usize]
+            });
+            return match (dice.below(10), known) {
+                (0..6, Some(id)) => Request::KeepAlive { id },
+                (6, Some(id)) => Request::Revoke { id },
+                (7, Some(id)) if dice.chance(100) => Request::Grant { id, ttl_s: 5 },
+                _ => {
+                    self.leases_made += 1;
+                    Request::Grant { id: 1000 + self.leases_made, ttl_s: dice.skewed(2, 30) as i64 }
+                }
+            };
+        }
+        let back = dice.skewed(0, 60) as i64;
+        Request::Compact { revision: (self.revision - back + if dice.chance(30) { 70 } else { 0 }).max(1) }
+    }
+
+    fn txn(&mut self, dice: &mut Dice, client: u32, keys: u64) -> Request {
+        let key = Self::key(dice, keys);
+        let known = self.keys.get(&key).cloned();
+        let target = match (dice.below(5), known) {
+            (0..3, Some((revision, _))) => Target::ModRevision(revision),
+            (3, Some((_, value))) => Target::Value(value),
+            (4, _) => Target::Version(dice.below(4) as i64),
+            _ => Target::CreateRevision(0),
+        };
+        let is = dice.pick(&[
+            Relation::Equal,
+            Relation::Equal,
+            Relation::Equal,
+            Relation::NotEqual,
+            Relation::Greater,
+            Relation::Less,
+        ]);
+        let compares = vec![Compare { key: key.clone(), target, is }];
+        let branch = |dice: &mut Dice, this: &mut Knowledge| {
+            // A key is changed once in a transaction.
+            let mut free: Vec<u64> = (0..keys).collect();
+            let count = dice.skewed(0, 4);
+            let mut ops = Vec::new();
+            for n in 0..count {
+                let at = dice.below(free.len() as u64) as usize;
+                let other = format!("k{:02}", free.swap_remove(at)).into_bytes();
+                let key = if n == 0 && dice.chance(700) {
+                    free.retain(|n| format!("k{n:02}").into_bytes() != key);
+                    key.clone()
+                } else {
+                    other
+                };
+                if free.len() < 2 {
+                    break;
+                }
+                let prev_kv = dice.chance(200);
+                ops.push(match dice.below(10) {
+                    0..6 => TxnOp::Put { key, value: this.value(dice, client), lease: this.lease(dice), prev_kv },
+                    6..8 => TxnOp::Delete { key, end: Vec::new(), prev_kv },
+                    _ => {
+                        let (key, end) = Self::range(dice, keys);
+                        TxnOp::Range { key, end, limit: 0, revision: 0 }
+                    }
+                });
+            }
+            ops
+        };
+        let then = branch(dice, self);
+        let otherwise = branch(dice, self);
+        Request::Txn { compares, then, otherwise }
+    }
+
+    /// What a watch client asks for.
+    pub fn watch(&self, dice: &mut Dice, client: u32, member: u64, keys: u64) -> WatchRecord {
+        let (key, end) = Self::range(dice, keys);
+        let start = match dice.below(8) {
+            0..3 => 0,
+            3 => 1.max(self.compacted),
+            4 => self.compacted + 1,
+            5 => self.revision + dice.below(20) as i64,
+            _ => (self.revision - dice.below(60) as i64).max(1),
+        };
+        let filter = dice.below(12);
+        WatchRecord {
+            client,
+            member,
+            key,
+            end,
+            start,
+            prev_kv: dice.chance(400),
+            progress: dice.chance(400),
+            no_put: filter == 0,
+            no_delete: filter == 1,
+            ..WatchRecord::default()
+        }
+    }
+}
+
+/// How often clients ask for what, and among how many keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub keys: u64,
+    pub range: u64,
+    pub put: u64,
+    pub delete: u64,
+    pub txn: u64,
+    pub lease: u64,
+    pub compact: u64,
+}
+
+pub fn spec(record: &WatchRecord) -> Spec {
+    Spec {
+        range: KeyRange::from_wire(record.key.clone().into(), record.end.clone().into()),
+        start: Revision(record.start),
+        filters: Filters { no_put: record.no_put, no_delete: record.no_delete },
+        prev_kv: record.prev_kv,
+        progress_notify: record.progress,
+        fragment: record.fragment,
+        id: None,
+    }
+}
+
+fn put(key: &[u8], value: &[u8], lease: i64, prev_kv: bool) -> pb::PutRequest {
+    let (key, value) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+    pb::PutRequest { key, value, lease, prev_kv, ..Default::default() }
+}
+
+fn delete(key: &[u8], end: &[u8], prev_kv: bool) -> pb::DeleteRangeRequest {
+    let (key, range_end) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(end));
+    pb::DeleteRangeRequest { key, range_end, prev_kv }
+}
+
+fn range_of(key: &[u8], end: &[u8], limit: i64, revision: i64) -> pb::RangeRequest {
+    let (key, range_end) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(end));
+    pb::RangeRequest { key, range_end, limit, revision, ..Default::default() }
+}
+
+pub fn range(request: &Request) -> Option<pb::RangeRequest> {
+    match request {
+        Request::Range { key, end, limit, revision, .. } => Some(range_of(key, end, *limit, *revision)),
+        _ => None,
+    }
+}
+
+pub fn txn(request: &Request) -> Option<pb::TxnRequest> {
+    let Request::Txn { compares, then, otherwise } = request else { return None };
+    let op = |op: &TxnOp| {
+        let request = match op {
+            TxnOp::Range { key, end, limit, revision } => {
+                pb::request_op::Request::RequestRange(range_of(key, end, *limit, *revision))
+            }
+            TxnOp::Put { key, value, lease, prev_kv } => {
+                pb::request_op::Request::RequestPut(put(key, value, *lease, *prev_kv))
+            }
+            TxnOp::Delete { key, end, prev_kv } => {
+                pb::request_op::Request::RequestDeleteRange(delete(key, end, *prev_kv))
+            }
+        };
+        pb::RequestOp { request: Some(request) }
+    };
+    let compare = |compare: &Compare| {
+        use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+        let (target, union) = match &compare.target {
+            Target::ModRevision(n) => (CompareTarget::Mod, TargetUnion::ModRevision(*n)),
+            Target::CreateRevision(n) => (CompareTarget::Create, TargetUnion::CreateRevision(*n)),
+            Target::Version(n) => (CompareTarget::Version, TargetUnion::Version(*n)),
+            Target::Value(value) => (CompareTarget::Value, TargetUnion::Value(value.clone().into())),
+        };
+        let result = match compare.is {
+            Relation::Equal => CompareResult::Equal,
+            Relation::NotEqual => CompareResult::NotEqual,
+            Relation::Greater => CompareResult::Greater,
+            Relation::Less => CompareResult::Less,
+        };
+        pb::Compare {
+            result: result as i32,
+            target: target as i32,
+            key: compare.key.clone().into(),
+            target_union: Some(union),
+            ..Default::default()
+        }
+    };
+    Some(pb::TxnRequest {
+        compare: compares.iter().map(compare).collect(),
+        success: then.iter().map(op).collect(),
+        failure: otherwise.iter().map(op).collect(),
+    })
+}
+
+/// The command that a request is proposed as; nothing for those that only read.
+pub fn command(request: &Request) -> Option<Kind> {
+    Some(match request {
+        Request::Range { .. } | Request::KeepAlive { .. } => return None,
+        Request::Put { key, value, lease, prev_kv } => Kind::Put(put(key, value, *lease, *prev_kv)),
+        Request::Delete { key, end, prev_kv } => Kind::DeleteRange(delete(key, end, *prev_kv)),
+        Request::Txn { .. } => {
+            let txn = txn(request)?;
+            if mvcc::txn_is_read_only(&txn) {
+                return None;
+            }
+            Kind::Txn(txn)
+        }
+        Request::Grant { id, ttl_s } => Kind::LeaseGrant(pb::LeaseGrantRequest { id: *id, ttl: *ttl_s }),
+        Request::Revoke { id } => Kind::LeaseRevoke(pb::LeaseRevokeRequest { id: *id }),
+        Request::Compact { revision } => {
+            Kind::Compaction(pb::CompactionRequest { revision: *revision, ..Default::default() })
+        }
+    })
+}
+
+fn revision(header: &Option<pb::ResponseHeader>) -> i64 {
+    header.as_ref().map_or(0, |header| header.revision)
+}
+
+pub fn key_value(kv: &mvccpb::KeyValue) -> KeyValue {
+    KeyValue {
+        key: kv.key.to_vec(),
+        value: kv.value.to_vec(),
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+        lease: kv.lease,
+    }
+}
+
+fn put_part(response: &pb::PutResponse) -> Reply {
+    Reply::Put { prev: response.prev_kv.as_ref().map(key_value) }
+}
+
+fn delete_part(response: &pb::DeleteRangeResponse) -> Reply {
+    Reply::Delete { deleted: response.deleted, prevs: response.prev_kvs.iter().map(key_value).collect() }
+}
+
+fn range_part(response: &pb::RangeResponse) -> Reply {
+    Reply::Range { kvs: response.kvs.iter().map(key_value).collect(), more: response.more, count: response.count }
+}
+
+pub fn range_reply(response: pb::RangeResponse) -> Outcome {
+    Outcome::Ok { revision: revision(&response.header), reply: range_part(&response) }
+}
+
+pub fn txn_reply(response: pb::TxnResponse) -> Outcome {
+    let part = |op: &pb::ResponseOp| match &op.response {
+        Some(pb::response_op::Response::ResponseRange(response)) => range_part(response),
+        Some(pb::response_op::Response::ResponsePut(response)) => put_part(response),
+        Some(pb::response_op::Response::ResponseDeleteRange(response)) => delete_part(response),
+        _ => panic!("no client asks for nested transactions"),
+    };
+    let replies = response.responses.iter().map(part).collect();
+    let reply = Reply::Txn { succeeded: response.succeeded, replies };
+    Outcome::Ok { revision: revision(&response.header), reply }
+}
+
+/// What a reply of the state says to the client.
+pub fn outcome(reply: StateReply) -> Outcome {
+    match reply {
+        StateReply::Put(response) => Outcome::Ok { revision: revision(&response.header), reply: put_part(&response) },
+        StateReply::DeleteRange(response) => {
+            Outcome::Ok { revision: revision(&response.header), reply: delete_part(&response) }
+        }
+        StateReply::Txn(response) => txn_reply(response),
+        StateReply::Compaction(response) => Outcome::Ok { revision: revision(&response.header), reply: Reply::Compact },
+        StateReply::LeaseGrant(response) => Outcome::Ok {
+            revision: revision(&response.header),
+            reply: Reply::Grant { id: response.id, ttl_s: response.ttl },
+        },
+        StateReply::LeaseRevoke(response) => Outcome::Ok { revision: revision(&response.header), reply: Reply::Revoke },
+        StateReply::Alarm(_) | StateReply::Done => panic!("no client asked for that"),
+    }
+}
+
+fn refusal(refusal: &Refusal) -> Outcome {
+    let text = match refusal {
+        Refusal::Compacted(_) => "etcdserver: mvcc: required revision has been compacted",
+        Refusal::FutureRevision => "etcdserver: mvcc: required revision is a future revision",
+        Refusal::LeaseNotFound => "etcdserver: requested lease not found",
+        Refusal::LeaseExists => "etcdserver: lease already exists",
+        Refusal::KeyNotFound => "etcdserver: key not found",
+        Refusal::NoSpace => "etcdserver: mvcc: database space exceeded",
+        Refusal::Corrupt => "etcdserver: corrupt cluster",
+        Refusal::InvalidSort => "etcdserver: invalid sort option",
+    };
+    Outcome::Refused(text.into())
+}
+
+/// What a failure of the server says to the client.
+pub fn failure(error: &Error) -> Outcome {
+    match error {
+        Error::Refused(reason) => refusal(reason),
+        _ => Outcome::Unknown,
+    }
+}
+
+/// What a read came to.
+pub fn read_outcome<T>(result: Result<T, mvcc::Error>, reply: impl FnOnce(T) -> Outcome) -> Result<Outcome, Death> {
+    match result {
+        Ok(response) => Ok(reply(response)),
+        Err(error) => match Refusal::try_from(error) {
+            Ok(reason) => Ok(refusal(&reason)),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// A message of a stream, as its client understands it.
+pub fn watch_message(message: &Outgoing) -> WatchMessage {
+    match message {
+        Outgoing::Created { revision, .. } => WatchMessage::Created { revision: revision.0 },
+        Outgoing::Refused { .. } => WatchMessage::Ended,
+        Outgoing::Canceled { .. } => WatchMessage::Canceled { compact_revision: 0 },
+        Outgoing::Compacted { at, .. } => WatchMessage::Canceled { compact_revision: at.0 },
+        Outgoing::Progress { revision, .. } => WatchMessage::Progress { revision: revision.0 },
+        Outgoing::Events(events) => {
+            let bytes: Vec<u8> = events.events.as_slice().concat();
+            let response = pb::WatchResponse::decode(&*bytes).expect("the hub wrote it");
+            let event = |event: &mvccpb::Event| Event {
+                kind: if event.r#type == mvccpb::event::EventType::Put as i32 {
+                    EventKind::Put
+                } else {
+                    EventKind::Delete
+                },
+                kv: event.kv.as_ref().map(key_value).unwrap_or_default(),
+                prev: event.prev_kv.as_ref().map(key_value),
+            };
+            let events_seen = response.events.iter().map(event).collect();
+            WatchMessage::Events { header_revision: events.revision.0, fragment: false, events: events_seen }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! A disk that forgets what was not synced.
+//!
+//! Every file has two images: what the process reads back, and what a power cut leaves. A sync carries the written sectors from
+//! the first to the second. A power cut takes, for each sector written since, the new bytes, the old ones, or a first part of the
+//! new; names made, changed or removed since the directory's last sync survive up to some point of their order.
+//!
+//! A disk can be told to break at one of its next commands: from then on nothing works until the crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use everwatch::storage::disk::{Disk, DiskFile};
+
+use crate::dice::Dice;
+
+const SECTOR: usize = 512;
+
+/// How a member dies, seen from its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Only the process: the system writes everything in the end.
+    Process,
+    /// The power: nothing that was not synced survives.
+    All,
+    /// The power: some sectors survive, some do not, some are torn.
+    Mixed,
+}
+
+/// The disk of one member. Clones are the same disk.
+#[derive(Clone, Default)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<u64, Data>,
+    names: BTreeMap<PathBuf, u64>,
+    durable_names: BTreeMap<PathBuf, u64>,
+    /// What was done to names since the last sync of the directory.
+    renames: Vec<Renaming>,
+    files_made: u64,
+    /// Commands until it breaks.
+    fuse: Option<u64>,
+    broken: bool,
+}
+
+#[derive(Default)]
+struct Data {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    /// Sectors written since the last sync.
+    dirty: BTreeSet<usize>,
+}
+
+#[derive(Clone)]
+enum Renaming {
+    Made(PathBuf, u64),
+    Moved(PathBuf, PathBuf),
+    Removed(PathBuf),
+}
+
+fn carry_out(names: &mut BTreeMap<PathBuf, u64>, renaming: &Renaming) {
+    match renaming {
+        Renaming::Made(path, file) => {
+            names.insert(path.clone(), *file);
+        }
+        Renaming::Moved(from, to) => {
+            if let Some(file) = names.remove(from) {
+                names.insert(to.clone(), file);
+            }
+        }
+        Renaming::Removed(path) => {
+            names.remove(path);
+        }
+    }
+}
+
+impl SimDisk {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nobody panics with the disk in hand")
+    }
+
+    /// It breaks after so many more commands.
+    pub fn break_after(&self, commands: u64) {
+        self.lock().fuse = Some(commands);
+    }
+
+    /// Whether it has broken.
+    pub fn is_broken(&self) -> bool {
+        self.lock().broken
+    }
+
+    /// The process or the machine dies; the disk works again.
+    pub fn crash(&self, loss: Loss, dice: &mut Dice) {
+        let state = &mut *self.lock();
+        (state.fuse, state.broken) = (None, false);
+        if loss == Loss::Process {
+            return;
+        }
+        let kept = match loss {
+            Loss::Mixed => dice.below(state.renames.len() as u64 + 1) as usize,
+            _ => 0,
+        };
+        for renaming in state.renames.drain(..).take(kept) {
+            carry_out(&mut state.durable_names, &renaming);
+        }
+        state.names = state.durable_names.clone();
+        let alive: BTreeSet<u64> = state.names.values().copied().collect();
+        state.files.retain(|file, _| alive.contains(file));
+        for data in state.files.values_mut() {
+            data.crash(loss, dice);
+        }
+    }
+}
+
+impl Data {
+    fn crash(&mut self, loss: Loss, dice: &mut Dice) {
+        let (before, reached) = (self.durable.len(), self.now.len());
+        if loss == Loss::Mixed {
+            let kept_of_thousand = dice.pick(&[100, 500, 900]);
+            let mut len = if dice.chance(500) { reached } else { before.min(reached) };
+            self.durable.resize(before.max(reached), 0);
+            for sector in &self.dirty {
+                if !dice.chance(kept_of_thousand) {
+                    continue;
+                }
+                let start = sector * SECTOR;
+                let whole = (start + SECTOR).min(reached);
+                let end = if dice.chance(100) { start + dice.below((whole - start) as u64) as usize } else { whole };
+                self.durable[start..end].copy_from_slice(&self.now[start..end]);
+                len = len.max(end);
+            }
+            self.durable.truncate(len);
+        }
+        self.dirty.clear();
+        self.now = self.durable.clone();
+    }
+}
+
+impl State {
+    /// One command; an error when the disk is broken or breaks now.
+    fn command(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.fuse {
+            if *left == 0 {
+                self.broken = true;
+            } else {
+                *left -= 1;
+            }
+        }
+        if self.broken { Err(io::Error::other("the disk broke")) } else { Ok(()) }
+    }
+
+    fn rename(&mut self, renaming: Renaming) -> io::Result<()> {
+        // It may survive, like a write, even when the command failed.
+        carry_out(&mut self.names, &renaming);
+        self.renames.push(renaming);
+        self.command()
+    }
+
+    fn file(&self, path: &Path) -> io::Result<u64> {
+        self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_dir(&self, _: &Path) -> io::Result<()> {
+        self.lock().command()
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.lock();
+        let inside = state.names.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let mut state = self.lock();
+        state.files_made += 1;
+        let file = state.files_made;
+        state.files.insert(file, Data::default());
+        state.rename(Renaming::Made(path.to_owned(), file))?;
+        Ok(Box::new(SimFile { disk: self.clone(), file }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let file = self.lock().file(path)?;
+        Ok(Box::new(SimFile { disk: self.clone(), file }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.file(from)?;
+        state.rename(Renaming::Moved(from.to_owned(), to.to_owned()))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.file(path)?;
+        state.rename(Renaming::Removed(path.to_owned()))
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        let state = &mut *self.lock();
+        state.command()?;
+        for renaming in state.renames.drain(..) {
+            carry_out(&mut state.durable_names, &renaming);
+        }
+        Ok(())
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    file: u64,
+}
+
+impl SimFile {
+    fn with<T>(&self, work: impl FnOnce(&mut State, u64) -> io::Result<T>) -> io::Result<T> {
+        let state = &mut *self.disk.lock();
+        if !state.files.contains_key(&self.file) {
+            return Err(io::Error::other("a file of before the crash"));
+        }
+        work(state, self.file)
+    }
+}
+
+fn data(state: &mut State, file: u64) -> &mut Data {
+    state.files.get_mut(&file).expect("checked by the caller")
+}
+
+impl DiskFile for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        self.with(|state, file| Ok(data(state, file).now.len() as u64))
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        self.with(|state, file| {
+            let now = &data(state, file).now;
+            let start = (offset as usize).min(now.len());
+            let count = into.len().min(now.len() - start);
+            into[..count].copy_from_slice(&now[start..start + count]);
+            Ok(count)
+        })
+    }
+
+    fn write_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        self.with(|state, file| {
+            if state.broken {
+                return state.command();
+            }
+            let data = data(state, file);
+            let mut at = offset as usize;
+            let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+            if len > 0 {
+                if data.now.len() < at + len {
+                    data.now.resize(at + len, 0);
+                }
+                data.dirty.extend(at / SECTOR..=(at + len - 1) / SECTOR);
+            }
+            for piece in pieces {
+                data.now[at..at + piece.len()].copy_from_slice(piece);
+                at += piece.len();
+            }
+            // Some of it may be there even if the command fails.
+            state.command()
+        })
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        self.with(|state, file| {
+            state.command()?;
+            let data = data(state, file);
+            if data.now.len() < len as usize {
+                data.now.resize(len as usize, 0);
+            }
+            Ok(())
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|state, file| {
+            state.command()?;
+            let data = data(state, file);
+            data.durable.resize(data.now.len(), 0);
+            for sector in std::mem::take(&mut data.dirty) {
+                let range = sector * SECTOR..((sector + 1) * SECTOR).min(data.now.len());
+                data.durable[range.clone()].copy_from_slice(&data.now[range]);
+            }
+            Ok(())
+        })
+    }
+}
