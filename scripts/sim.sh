@@ -23,7 +23,7 @@ while [ "$at" -lt "$seeds" ]; do
 done | xargs -P "$cores" -L 1 sh -c '
     FIRST_SEED=$1 SEEDS=$2 RUST_BACKTRACE=0 cargo test --quiet --test sim -- --exact swarm --nocapture >"$0/$1" 2>&1 || true
 ' "$out"
-cat "$out"/* | grep -v '^sim: \|^running \|^test ' | grep . || true
+cat "$out"/* | grep -v '^sim: \|^running \|^test \|^[.]*$' | grep . || true
 cat "$out"/* | awk -v seeds="$seeds" '
     /^sim: swarm: / { runs += $3; hours += $5; faults += $7; ops += $14; events += $18 }
     /^scenario ".*" seed / { violations++ }

@@ -35,6 +35,11 @@ pub struct Knowledge {
 
 impl Knowledge {
     pub fn learn(&mut self, request: &Request, outcome: &Outcome) {
+        // Whether it is gone nobody knows. If it were used on, a key deleted by somebody who never heard of that either could
+        // have gone with the lease, and the judge would have to guess.
+        if let (Request::Revoke { id }, Outcome::Unknown) = (request, outcome) {
+            self.leases.retain(|known| known != id);
+        }
         let Outcome::Ok { revision, reply } = outcome else { return };
         self.revision = self.revision.max(*revision);
         match (request, reply) {

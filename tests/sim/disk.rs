@@ -1,8 +1,9 @@
 //! A disk that forgets what was not synced.
 //!
 //! Every file has two images: what the process reads back, and what a power cut leaves. A sync carries the written sectors from
-//! the first to the second. A power cut takes, for each sector written since, the new bytes, the old ones, or a first part of the
-//! new; names made, changed or removed since the directory's last sync survive up to some point of their order.
+//! the first to the second. A power cut takes, for each sector written since, the new bytes or the old ones, so that what was
+//! written is torn at sectors; names made, changed or removed since the directory's last sync survive up to some point of
+//! their order.
 //!
 //! A disk can be told to break at one of its next commands: from then on nothing works until the crash.
 
@@ -24,7 +25,7 @@ pub enum Loss {
     Process,
     /// The power: nothing that was not synced survives.
     All,
-    /// The power: some sectors survive, some do not, some are torn.
+    /// The power: some sectors survive, some do not, so that what was written is torn.
     Mixed,
 }
 
@@ -126,8 +127,7 @@ impl Data {
                     continue;
                 }
                 let start = sector * SECTOR;
-                let whole = (start + SECTOR).min(reached);
-                let end = if dice.chance(100) { start + dice.below((whole - start) as u64) as usize } else { whole };
+                let end = (start + SECTOR).min(reached);
                 self.durable[start..end].copy_from_slice(&self.now[start..end]);
                 len = len.max(end);
             }
