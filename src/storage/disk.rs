@@ -3,8 +3,8 @@
 //! There are two implementations: [`RealDisk`] here, and the simulator's, which forgets what was not synced. So the promises
 //! are only these:
 //!   * after a successful [`DiskFile::sync`] the file's bytes and length survive a power cut; before it any sectors of what
-//!     was written since may be there and others not (a sector: 512 bytes at a multiple of 512 of the file, or a first
-//!     part of one);
+//!     was written since may be there and others not (a sector: 512 bytes at a multiple of 512 of the file, whole, or of the
+//!     last one that was written a first part: disks do not tear a sector inside);
 //!   * a created, renamed or removed name survives a power cut only after [`Disk::sync_dir`] on its directory;
 //!   * after an error nothing is known about what the call was to write. Nobody retries.
 
