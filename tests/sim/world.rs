@@ -398,13 +398,19 @@ impl World {
 
     fn judge(&mut self) -> Result<(), String> {
         let mut standing = self.standing()?;
-        // Leases still have rests recorded: there is a moment without an entry on its way.
+        // Leases still run out, and have their rests recorded: there is a moment without an entry on its way, and without a
+        // change that watchers are about to be told of.
+        let mut unchanged = (standing[0].1, self.now);
         for _ in 0..500 {
-            if standing.iter().all(|other| other == &standing[0]) {
+            let together = standing.iter().all(|other| other == &standing[0]);
+            if together && self.now >= unchanged.1 + 200 * MILLI {
                 break;
             }
             self.run_until(self.now + 10 * MILLI)?;
             standing = self.standing()?;
+            if standing[0].1 != unchanged.0 {
+                unchanged = (standing[0].1, self.now);
+            }
         }
         if standing.iter().any(|other| other != &standing[0]) {
             let all: Vec<String> = self.members.iter().map(Member::describe).collect();
