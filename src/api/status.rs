@@ -38,10 +38,18 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
         Refusal::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         Refusal::InvalidSort => return Mistake::InvalidSort.into(),
+        Refusal::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
+        Refusal::MemberExists => (Code::FailedPrecondition, "etcdserver: member ID already exist"),
+        Refusal::PeerUrlExists => (Code::FailedPrecondition, "etcdserver: Peer URLs already exists"),
+        Refusal::NotLearner => (Code::FailedPrecondition, "etcdserver: can only promote a learner member"),
+        Refusal::TooManyLearners => (Code::FailedPrecondition, "etcdserver: too many learner members in cluster"),
+        Refusal::LastVoter => (Code::Unknown, NOT_ENOUGH_STARTED),
     };
     Status::new(code, text)
 }
 
+/// A change of members would leave no majority that has been started. (Like "too many requests" it travels as Unknown.)
+const NOT_ENOUGH_STARTED: &str = "etcdserver: re-configuration failed due to not enough started members";
 /// The member knows no leader.
 pub(crate) const NO_LEADER: &str = "etcdserver: no leader";
 /// The member is going down. Clients of watches take this as "resume elsewhere".

@@ -12,7 +12,6 @@
 
 use ::raft::{Changer, Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
 use bytes::Bytes;
-use protobuf::Message as _;
 
 use super::check::{self, Standing};
 use super::conf_change;
@@ -427,9 +426,7 @@ impl Node {
         if self.is_leader() {
             self.check_conf_change(change)?;
         }
-        let data = change.write_to_bytes().map_err(|_| Rejected::Invalid("a change that cannot be written"))?;
-        let mut entry = Entry { data: data.into(), context, ..Entry::default() };
-        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        let entry = conf_change::encode(change, context);
         if conf_change::decode(&entry).is_none() {
             return Err(Rejected::Invalid("a change that cannot be read"));
         }
