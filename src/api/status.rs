@@ -4,7 +4,7 @@
 
 use tonic::{Code, Status};
 
-use crate::server::error::Error;
+use crate::server::error::{Error, Unwise};
 use crate::state::applied::Refusal;
 use crate::watch;
 
@@ -22,6 +22,11 @@ pub(crate) fn status(error: Error) -> Status {
         Error::TransferTimeout => (Code::Unknown, "etcdserver: request timed out, leader transfer took too long"),
         Error::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
         Error::TooManyRequests => (Code::Unknown, "etcdserver: too many requests"),
+        Error::Unwise(Unwise::NotEnoughStarted) => (Code::Unknown, NOT_ENOUGH_STARTED),
+        Error::Unwise(Unwise::Unhealthy) => (Code::Unavailable, "etcdserver: unhealthy cluster"),
+        Error::Unwise(Unwise::LearnerNotReady) => {
+            (Code::FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader")
+        }
         Error::Stopped => (Code::Unavailable, STOPPED),
         Error::Refused(refusal) => return refused(&refusal),
     };
@@ -121,6 +126,8 @@ pub(crate) enum Mistake {
     InvalidSort,
     /// There are no users.
     AuthNotEnabled,
+    /// Peer URLs that nobody could be reached at.
+    MemberUrls,
     /// A lease longer than 9,000,000,000 s.
     TtlTooLarge,
 }
@@ -136,6 +143,7 @@ impl From<Mistake> for Status {
             Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
             Mistake::AuthNotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
+            Mistake::MemberUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         };
         Status::new(code, text)

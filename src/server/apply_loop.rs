@@ -89,14 +89,15 @@ impl Turn {
             let outcome = node.apply_conf_change(change);
             assert!(outcome.is_ok(), "the state allowed at entry {index} what raft does not: {outcome:?}");
         }
-        if let Some(conf_state) = &self.conf_state {
-            assert_same_configuration(node, conf_state);
+        if let Some(Err(difference)) = self.conf_state.as_ref().map(|state| same_configuration(node, state)) {
+            panic!("{difference}");
         }
     }
 }
 
-/// Raft and the state must count the same votes. To be called, too, when both were replaced by a snapshot.
-pub fn assert_same_configuration(node: &Node, state: &ConfState) {
+/// Raft and the state must count the same votes; the error says how they differ. To be asked, too, when both were replaced by a
+/// snapshot.
+pub fn same_configuration(node: &Node, state: &ConfState) -> Result<(), String> {
     let sorted = |ids: &[u64]| {
         let mut ids = ids.to_vec();
         ids.sort_unstable();
@@ -106,7 +107,10 @@ pub fn assert_same_configuration(node: &Node, state: &ConfState) {
     let of_raft = [&raft.voters, &raft.learners, &raft.voters_outgoing, &raft.learners_next].map(|ids| sorted(ids));
     let of_state =
         [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next].map(|ids| sorted(ids));
-    assert!(of_raft == of_state, "raft's configuration is {of_raft:?} and the state's {of_state:?}");
+    if of_raft == of_state {
+        return Ok(());
+    }
+    Err(format!("raft's configuration is {of_raft:?} and the state's {of_state:?}"))
 }
 
 /// Whether both change the same, whatever their contexts say.
