@@ -1545,10 +1545,10 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, Status>) -> (Code, String) {
 struct Members(ClusterClient<Channel>);
 
 impl Members {
-    fn add(&self, url: &str, is_learner: bool) -> impl Future<Output = Result<pb::MemberAddResponse, Status>> {
-        let request = MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner };
-        let mut client = self.0.clone();
-        async move { client.member_add(request).await.map(tonic::Response::into_inner) }
+    async fn add(&self, urls: &[&str], is_learner: bool) -> Result<pb::MemberAddResponse, Status> {
+        let peer_ur_ls = urls.iter().map(|url| (*url).to_owned()).collect();
+        let request = MemberAddRequest { peer_ur_ls, is_learner };
+        self.0.clone().member_add(request).await.map(tonic::Response::into_inner)
     }
 
     async fn remove(&self, id: u64) -> Result<pb::MemberRemoveResponse, Status> {
@@ -1582,7 +1582,7 @@ async fn m1_members_are_changed_and_refused_as_etcd_does() {
 
     let bad_urls = (Code::InvalidArgument, "etcdserver: given member URLs are invalid".to_owned());
     for bad in ["127.0.0.1:1", "http://127.0.0.1", "http://127.0.0.1:1/path"] {
-        assert_eq!(refusal(members.add(bad, false).await), bad_urls, "{bad}");
+        assert_eq!(refusal(members.add(&[bad], false).await), bad_urls, "{bad}");
     }
     let too_few = "etcdserver: re-configuration failed due to not enough started members".to_owned();
     assert_eq!(refusal(members.remove(own).await), (Code::Unknown, too_few));
@@ -1593,15 +1593,15 @@ async fn m1_members_are_changed_and_refused_as_etcd_does() {
     assert_eq!(refusal(members.update(7, "http://127.0.0.1:9").await), not_found);
 
     let url = free_url();
-    let added = members.add(&url, true).await.expect("a learner is added");
+    let added = members.add(&[&url], true).await.expect("a learner is added");
     let learner = added.member.expect("it is told");
     assert_eq!((&learner.peer_ur_ls, learner.is_learner, &learner.name[..]), (&vec![url.clone()], true, ""));
     assert_eq!((added.members.len(), added.header.expect("a header").revision), (2, 0));
     let taken = (Code::FailedPrecondition, "etcdserver: Peer URLs already exists".to_owned());
-    assert_eq!(refusal(members.add(&url, false).await), taken);
+    assert_eq!(refusal(members.add(&["http://127.0.0.1:9", &url], false).await), taken);
     assert_eq!(refusal(members.update(own, &url).await), taken);
     let too_many = (Code::FailedPrecondition, "etcdserver: too many learner members in cluster".to_owned());
-    assert_eq!(refusal(members.add("http://127.0.0.1:9", true).await), too_many);
+    assert_eq!(refusal(members.add(&["http://127.0.0.1:9"], true).await), too_many);
     let behind = "etcdserver: can only promote a learner member which is in sync with leader".to_owned();
     assert_eq!(refusal(members.promote(learner.id).await), (Code::FailedPrecondition, behind));
 

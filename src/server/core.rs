@@ -502,7 +502,11 @@ impl Core {
             let refused = match self.node.handle(Input::ProposeConfChange { change, context }) {
                 // It waits for a leader, or until the change before it is carried out.
                 Err(Rejected::ProposalDropped | Rejected::ConfChangePending) => return,
-                Err(Rejected::LearnerBehind) => Some(Error::Unwise(Unwise::LearnerNotReady)),
+                Err(Rejected::LearnerBehind) => Some(match command.change {
+                    Some(Change::Promote(_)) => Error::Unwise(Unwise::LearnerNotReady),
+                    // The same URLs in the same second: raft cannot tell that nobody is to be promoted.
+                    _ => Error::Refused(Refusal::MemberExists),
+                }),
                 // Raft lets everybody in and out, but for the last voter.
                 Err(Rejected::Invalid(_)) => Some(Error::Refused(Refusal::LastVoter)),
                 Ok(()) | Err(Rejected::ReadDropped) => None,
