@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Mutex;
 
+use super::record::TRAILER_BYTES;
 use super::*;
 
 /// A disk in memory. `crash` keeps what was synced and an arbitrary part of the rest, sector by sector.
@@ -410,19 +411,85 @@ fn a_last_record_cut_anywhere_is_left_out_and_the_log_goes_on() {
     // With all but zeros of its body and nothing else missing, the record is whole.
     let whole = disk.content(&tail)[..seal - 8].iter().rposition(|byte| *byte != 0).unwrap() + 1;
     for cut in last_record..=seal {
-        for shorten in [false, true] {
-            let torn = disk.copy();
-            torn.tamper(&tail, |data| if shorten { data.truncate(cut) } else { data[cut..].fill(0) });
-            let (mut wal, replayed) = open(&torn).unwrap_or_else(|e| panic!("cut at {cut}: {e}"));
-            let kept = if cut >= whole && (cut >= seal - 8 || !shorten) { &log } else { &before };
-            assert!(&replayed == kept, "cut at {cut}, {shorten}: last {}", last(&replayed));
-            // What is appended next is shorter than the traces of the record, and must not bring them back.
-            let hard_state = hard_state(50, 3);
-            let append = Append { hard_state: Some(&hard_state), ..Append::default() };
-            wal.append(&append).unwrap();
-            wal.sync().unwrap();
-            assert_eq!(open(&torn).unwrap().1, modelled(kept, &append), "cut at {cut}");
+        let torn = disk.copy();
+        torn.tamper(&tail, |data| data[cut..].fill(0));
+        let (mut wal, replayed) = open(&torn).unwrap_or_else(|e| panic!("cut at {cut}: {e}"));
+        let kept = if cut >= whole { &log } else { &before };
+        assert!(&replayed == kept, "cut at {cut}: last {}", last(&replayed));
+        // What is appended next is shorter than the traces of the record, and must not bring them back.
+        let hard_state = hard_state(50, 3);
+        let append = Append { hard_state: Some(&hard_state), ..Append::default() };
+        wal.append(&append).unwrap();
+        wal.sync().unwrap();
+        assert_eq!(open(&torn).unwrap().1, modelled(kept, &append), "cut at {cut}");
+    }
+}
+
+/// No crash shortens a segment, so records that are not there because the file ends were there.
+#[test]
+fn a_shortened_file_is_refused_unless_nothing_stood_in_what_is_missing() {
+    let disk = Arc::new(TestDisk::default());
+    let (_, log) = sample(&disk);
+    let (tail, _, seal) = tail_of(&disk);
+    let len = disk.content(&tail).len();
+    for cut in (0..seal + 2 * HEADER_BYTES).chain([len - 1]) {
+        let hurt = disk.copy();
+        hurt.tamper(&tail, |data| data.truncate(cut));
+        match open(&hurt) {
+            Err(Error::Corrupt { path, .. }) if cut < seal + HEADER_BYTES => assert!(path.ends_with(&tail)),
+            Ok((_, replayed)) if cut >= seal + HEADER_BYTES => {
+                assert_eq!(replayed, log);
+                assert_eq!(hurt.content(&tail).len(), len, "the file has its length back");
+            }
+            other => panic!("cut at {cut}, sealed at {seal}: {:?}", other.map(|(_, replayed)| last(&replayed))),
         }
+    }
+}
+
+/// The hardest place: a last record of many sectors, in a used segment, without the seal that proves it.
+#[test]
+fn a_wrong_bit_in_a_long_last_record_is_never_taken_for_a_torn_write() {
+    for recycled in [false, true] {
+        let disk = Arc::new(TestDisk::default());
+        let (mut wal, _) = open_with(&disk, 16 << 10).unwrap();
+        let mut next = 1;
+        while wal.tail.place.sequence < if recycled { 3 } else { 2 } {
+            wal.append(&Append { entries: &[entry(next, 1, 900)], ..Append::default() }).unwrap();
+            wal.sync().unwrap();
+            next += 1;
+            if next % 30 == 0 {
+                wal.truncate_front(base(next - 2, 1)).unwrap();
+            }
+        }
+        // In the middle of the value a sector of zeros, which in a fresh segment could be one that was not written.
+        let mut long = entry(next, 1, 4000);
+        let mut data = long.data.to_vec();
+        data[1000..2500].fill(0);
+        long.data = data.into();
+        let start = wal.tail.position as usize;
+        wal.append(&Append { entries: &[long], ..Append::default() }).unwrap();
+        wal.sync().unwrap();
+        let (tail, _, seal) = tail_of(&disk);
+        let used = SegmentHeader::decode(&disk.content(&tail)).unwrap().recycled;
+        assert_eq!(used, recycled);
+        disk.tamper(&tail, |data| data[seal..seal + HEADER_BYTES].fill(0));
+        let log = open_with(&disk.copy(), 16 << 10).unwrap().1;
+        for at in start..seal {
+            let hurt = disk.copy();
+            hurt.tamper(&tail, |data| data[at] ^= 1 << (at % 8));
+            match open_with(&hurt, 16 << 10) {
+                Err(Error::Corrupt { path, offset, .. }) if at < seal - TRAILER_BYTES => {
+                    assert!(path.ends_with(&tail) && offset == start as u64);
+                }
+                Ok((_, replayed)) if at >= seal - TRAILER_BYTES => assert_eq!(replayed, log),
+                other => panic!("byte {at}: {:?}", other.map(|(_, replayed)| last(&replayed))),
+            }
+        }
+        // A sector that was not written shows what was there before. That is still a torn write.
+        let torn = disk.copy();
+        let sector = (start + 512).next_multiple_of(512);
+        torn.tamper(&tail, |data| data[sector..sector + 512].fill(if recycled { 0x77 } else { 0 }));
+        assert_eq!(last(&open_with(&torn, 16 << 10).unwrap().1), next - 1);
     }
 }
 
@@ -436,6 +503,21 @@ fn a_missing_or_foreign_file_is_refused() {
         hurt.remove(&Path::new("wal").join(gone)).unwrap();
         assert!(matches!(open(&hurt), Err(Error::Corrupt { .. })), "without {gone}");
     }
+    // A crash between the making of a segment and the mark at the end of the one before leaves no mark. An opening does.
+    let crashed = disk.copy();
+    let (before_last, gone) = (&names[names.len() - 2], &names[names.len() - 1]);
+    let place = SegmentHeader::decode(&disk.content(before_last)).unwrap().place();
+    let end = SegmentHeader::decode(&disk.content(gone)).unwrap().previous_end as usize;
+    let marked = |disk: &TestDisk| {
+        let data = disk.content(before_last);
+        Header::decode(&data[end..], end as u64, &place).is_some_and(|mark| mark.kind == Kind::End)
+    };
+    assert!(marked(&crashed));
+    crashed.tamper(before_last, |data| data[end..end + HEADER_BYTES].fill(0));
+    open(&crashed).unwrap();
+    assert!(marked(&crashed));
+    crashed.remove(&Path::new("wal").join(gone)).unwrap();
+    assert!(matches!(open(&crashed), Err(Error::Corrupt { .. })), "without the last, after a crash");
     let swapped = disk.copy();
     let content = disk.content(&names[0]);
     swapped.tamper(&names[1], |data| *data = content);
