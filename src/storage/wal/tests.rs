@@ -20,6 +20,10 @@ struct Files {
     pending_names: Vec<Vec<(PathBuf, Option<usize>)>>,
     /// Calls that change something until one fails, and what it fails with.
     fail_in: Option<(u64, i32)>,
+    /// Calls that ask something until one fails.
+    fail_asking_in: Option<u64>,
+    /// What the calls were that failed.
+    failed: BTreeSet<&'static str>,
 }
 
 type Names = BTreeMap<PathBuf, usize>;
@@ -41,10 +45,25 @@ struct File {
 }
 
 impl Files {
-    fn change(&mut self) -> io::Result<()> {
+    fn change(&mut self, call: &'static str) -> io::Result<()> {
         match &mut self.fail_in {
-            Some((0, errno)) => return Err(io::Error::from_raw_os_error(*errno)),
+            Some((0, errno)) => {
+                self.failed.insert(call);
+                return Err(io::Error::from_raw_os_error(*errno));
+            }
             Some((left, _)) => *left -= 1,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, call: &'static str) -> io::Result<()> {
+        match &mut self.fail_asking_in {
+            Some(0) => {
+                self.failed.insert(call);
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            Some(left) => *left -= 1,
             None => {}
         }
         Ok(())
@@ -130,14 +149,15 @@ impl Disk for TestDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let files = self.0.lock().unwrap();
+        let mut files = self.0.lock().unwrap();
+        files.ask("list")?;
         let names = files.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(names.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("create")?;
         files.data.push(File::default());
         let id = files.data.len() - 1;
         files.rename(vec![(path.to_owned(), Some(id))]);
@@ -145,13 +165,15 @@ impl Disk for TestDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let id = self.0.lock().unwrap().id(path)?;
+        let mut files = self.0.lock().unwrap();
+        files.ask("open")?;
+        let id = files.id(path)?;
         Ok(Box::new(TestFile(self.0.clone(), id)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("rename")?;
         let id = files.id(from)?;
         files.rename(vec![(from.to_owned(), None), (to.to_owned(), Some(id))]);
         Ok(())
@@ -159,7 +181,7 @@ impl Disk for TestDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("remove")?;
         files.id(path)?;
         files.rename(vec![(path.to_owned(), None)]);
         Ok(())
@@ -167,7 +189,7 @@ impl Disk for TestDisk {
 
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("sync_dir")?;
         files.durable_names = files.names.clone();
         files.pending_names.clear();
         Ok(())
@@ -178,11 +200,14 @@ struct TestFile(Arc<Mutex<Files>>, usize);
 
 impl DiskFile for TestFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().data[self.1].now.len() as u64)
+        let mut files = self.0.lock().unwrap();
+        files.ask("len")?;
+        Ok(files.data[self.1].now.len() as u64)
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let files = self.0.lock().unwrap();
+        let mut files = self.0.lock().unwrap();
+        files.ask("read_at")?;
         let from = files.data[self.1].now.get(offset as usize..).unwrap_or_default();
         let read = from.len().min(into.len());
         into[..read].copy_from_slice(&from[..read]);
@@ -191,7 +216,7 @@ impl DiskFile for TestFile {
 
     fn write_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("write_at")?;
         let bytes = pieces.iter().flat_map(|piece| piece.iter().copied()).collect::<Vec<u8>>();
         let file = &mut files.data[self.1];
         put_at(&mut file.now, offset as usize, &bytes);
@@ -201,7 +226,7 @@ impl DiskFile for TestFile {
 
     fn preallocate(&self, len: u64) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("preallocate")?;
         let file = &mut files.data[self.1];
         if file.now.len() < len as usize {
             let zeros = vec![0; len as usize - file.now.len()];
@@ -213,7 +238,7 @@ impl DiskFile for TestFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("sync")?;
         let file = &mut files.data[self.1];
         file.durable = file.now.clone();
         file.pending.clear();
@@ -604,6 +629,7 @@ fn the_format_is_the_fixture() {
 
 #[test]
 fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
+    let mut failed = BTreeSet::new();
     for errno in [5, 28] {
         for calls in 0..80 {
             let disk = Arc::new(TestDisk::default());
@@ -629,6 +655,7 @@ fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
             };
             assert!(matches!(&error, Error::Io { source, .. } if source.raw_os_error() == Some(errno)), "{error}");
             disk.0.lock().unwrap().fail_in = None;
+            failed.append(&mut disk.0.lock().unwrap().failed);
             let writes = disk.copy().0.lock().unwrap().data.iter().map(|f| f.now.clone()).collect::<Vec<_>>();
             let one = [entry(last(&log) + 1, 1, 1)];
             assert!(matches!(wal.append(&Append { entries: &one, ..Append::default() }), Err(Error::Poisoned)));
@@ -641,6 +668,41 @@ fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
             assert!(replayed == log || replayed == maybe, "call {calls}: {replayed:?}");
         }
     }
+    let all = ["create", "preallocate", "rename", "sync", "sync_dir", "write_at"];
+    assert_eq!(failed.into_iter().collect::<Vec<_>>(), all, "each kind of call has failed");
+}
+
+/// A disk that does not answer is no reason to believe in a shorter log, nor is one that fails while the end is repaired.
+#[test]
+fn an_opening_that_fails_anywhere_changes_nothing_of_what_the_log_says() {
+    let disk = Arc::new(TestDisk::default());
+    let (_, log) = sample(&disk);
+    let (tail, _, seal) = tail_of(&disk);
+    // Traces of a record that was never acknowledged are to be removed, and the mark of an earlier segment to be written again.
+    disk.tamper(&tail, |data| data[seal..].fill(7));
+    let (names, mut failed) = (disk.names(), BTreeSet::new());
+    let before_last = SegmentHeader::decode(&disk.content(&names[names.len() - 1])).unwrap().previous_end as usize;
+    disk.tamper(&names[names.len() - 2], |data| data[before_last..before_last + HEADER_BYTES].fill(0));
+    for changes in [false, true] {
+        for calls in 0.. {
+            let sick = disk.copy();
+            match changes {
+                true => sick.fail_in(calls, 5),
+                false => sick.0.lock().unwrap().fail_asking_in = Some(calls),
+            }
+            let Err(error) = open(&sick) else { break };
+            assert!(matches!(&error, Error::Io { source, .. } if source.raw_os_error() == Some(5)), "{error}");
+            assert!(error.to_string().contains("wal"), "{error}");
+            failed.append(&mut sick.0.lock().unwrap().failed);
+            sick.0.lock().unwrap().fail_asking_in = None;
+            for seed in 1..5 {
+                let after = sick.crash(&mut Random(calls * 9 + seed));
+                assert_eq!(open(&after).unwrap().1, log, "call {calls}");
+            }
+        }
+    }
+    let all = ["len", "list", "open", "preallocate", "read_at", "sync", "write_at"];
+    assert_eq!(failed.into_iter().collect::<Vec<_>>(), all);
 }
 
 /// Power is cut at arbitrary moments, also in the middle of any call, again and again. The log must open, and hold every
