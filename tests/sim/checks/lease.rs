@@ -399,7 +399,8 @@ impl Leases {
             return Ok(());
         }
         // Of each lease the revisions that changed its keys.
-        let mut changes: BTreeMap<i64, Vec<(i64, &[u8], bool)>> = BTreeMap::new();
+        type Change<'a> = (i64, &'a [u8], bool);
+        let mut changes: BTreeMap<i64, Vec<Change<'_>>> = BTreeMap::new();
         for event in (2..=replayed.model.revision()).flat_map(|revision| replayed.model.events(revision)) {
             let mut note = |id: i64, on: bool| {
                 if asked.contains_key(&id) {

@@ -37,10 +37,8 @@ pub fn second_opinion(history: &History) -> Opinion {
     let mut done = [0; OPS_MAX / 64];
     for (index, op) in history.ops.iter().enumerate() {
         match &op.outcome {
-            Outcome::Ok { revision, reply } if writes(reply) => {
-                if !search.written.insert(*revision) {
-                    return Opinion::Wrong;
-                }
+            Outcome::Ok { revision, reply } if writes(reply) && !search.written.insert(*revision) => {
+                return Opinion::Wrong;
             }
             Outcome::Refused(_) => set(&mut done, index),
             _ => {}
