@@ -6,6 +6,7 @@
 #   scripts/torture.sh 1800               half an hour
 #   SEED=7 scripts/torture.sh             other faults in another order
 #   FAULTS="power_one kill_leader" scripts/torture.sh       only these
+#   SERVER=tests/torture/lying_disk.sh FAULTS=power_all scripts/torture.sh 30     must fail: the test of the test
 #   COMPOSE=1 scripts/torture.sh 120      on three containers of docker-compose.yml, with the faults that containers allow
 #
 # SERVER: the binary (default: the static one, built if it is not there). MIN_RATE: acknowledged operations per second, outside
@@ -56,12 +57,11 @@ if [ "$(stat --file-system --format %T "$work")" = tmpfs ]; then
     work=$(mktemp -d -p "$(realpath "$out")")
     [ "$(stat --file-system --format %T "$work")" != tmpfs ] || { rmdir "$work"; cannot "only tmpfs to write to"; }
 fi
-child=
+child= ending=TERM
 finish() {
     local code=$?
     trap - EXIT
-    # Everything in its namespaces ends with the first process in them; with containers it clears up by itself.
-    [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null && wait "$child" 2>/dev/null; } || true
+    [ -z "$child" ] || { kill "-$ending" "$child" 2>/dev/null && wait "$child" 2>/dev/null; } || true
     rm -rf "$work"
     exit "$code"
 }
@@ -80,6 +80,8 @@ arguments=(--seconds "$seconds" --clients "$clients" --work "$work" --out "$out"
 if [ ${#compose[@]} -gt 0 ]; then
     python3 tests/torture/torture.py "${arguments[@]}" "${compose[@]}" &
 else
+    # `unshare` does not heed other signals. When it is gone so is the first process in the namespaces, and with that the rest.
+    ending=KILL
     unshare --net --mount --pid --fork --kill-child --mount-proc \
         python3 tests/torture/torture.py "${arguments[@]}" --server "$(realpath "$server")" &
 fi

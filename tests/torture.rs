@@ -246,6 +246,7 @@ fn judge(run: &Run) {
     let mut ops = std::mem::take(&mut *lock(&run.ops));
     ops.sort_by_key(|op| op.call);
     let watches = std::mem::take(&mut *lock(&run.watches));
+    #[allow(clippy::needless_update)] // the judge may come to look at more
     let history = History { ops, watches, drift_ppm: DRIFT_PPM, ..History::default() };
     let mut wrongs = lock(&run.wrongs).clone();
     let judged = Instant::now();

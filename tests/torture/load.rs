@@ -15,7 +15,7 @@ use crate::{Run, lock};
 
 const KEYS: u64 = 10;
 /// Between two calls of a client, in milliseconds: no faster, or the history outgrows the judge.
-const PACE: (u64, u64) = (5, 30);
+const PACE: (u64, u64) = (2, 20);
 /// How far behind the present history is forgotten, in revisions: watchers that resume should mostly find it.
 const KEPT: u64 = 2000;
 const TTL_MAX_S: u64 = 12;

@@ -98,13 +98,15 @@ class Cluster:
         for n in MEMBERS:
             while not self.serves(n):
                 self.look_after(n)
+                if n in self.down:
+                    return
                 if time.monotonic() > deadline:
                     self.wrong(f"m{n} does not serve {HEALED} s after everything was healed")
                     return
                 time.sleep(0.05)
 
     def look_after(self, n):
-        """Notices a member that has ended by itself."""
+        """Notices a member that has ended by itself. It stays where it is: the round is over."""
 
     def restart_later(self, members):
         """Each starts again by itself after a while."""
@@ -238,11 +240,11 @@ class Processes(Cluster):
     def look_after(self, n):
         if n not in self.down and self.process[n].poll() is not None:
             self.wrong(f"m{n} ended by itself with {self.process[n].returncode}: {self.last_words(n)}")
-            self.start(n)
+            self.down.add(n)
 
     def last_words(self, n):
         with open(f"{self.work}/m{n}.log", "rb") as log:
-            return b" | ".join(log.read().splitlines()[-3:]).decode(errors="replace")
+            return (log.read().splitlines() or [b"nothing"])[-1].decode(errors="replace")
 
     def kill(self, members):
         for n in members:
@@ -459,8 +461,8 @@ class Containers(Cluster):
 
     def look_after(self, n):
         if n not in self.down and run("docker", "inspect", "--format", "{{.State.Status}}", self.name[n]).strip() == "exited":
-            self.wrong(f"m{n} ended by itself: {run('docker', 'logs', '--tail', '3', self.name[n])}")
-            self.start(n)
+            self.wrong(f"m{n} ended by itself: {run('docker', 'logs', '--tail', '1', self.name[n])}")
+            self.down.add(n)
 
     def kill(self, members):
         self.down.update(members)
