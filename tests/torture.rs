@@ -83,7 +83,7 @@ impl Run {
         let outcome = answer.unwrap_or(Outcome::Unknown);
         let ret = (outcome != Outcome::Unknown).then(|| self.now());
         lock(&self.knowledge).learn(&request, &outcome);
-        lock(&self.ops).push(Op { client, call, ret, request, outcome: outcome.clone() });
+        lock(&self.ops).push(Op { client, call, ret, request, outcome: outcome.clone(), ..Op::default() });
         outcome
     }
 
@@ -246,7 +246,6 @@ fn judge(run: &Run) {
     let mut ops = std::mem::take(&mut *lock(&run.ops));
     ops.sort_by_key(|op| op.call);
     let watches = std::mem::take(&mut *lock(&run.watches));
-    #[allow(clippy::needless_update)] // the judge may come to look at more
     let history = History { ops, watches, drift_ppm: DRIFT_PPM, ..History::default() };
     let mut wrongs = lock(&run.wrongs).clone();
     let judged = Instant::now();

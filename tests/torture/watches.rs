@@ -88,7 +88,11 @@ impl Watching {
             WatchMessage::Canceled { compact_revision: response.compact_revision }
         } else if response.events.is_empty() {
             self.next = self.next.max(revision + 1);
-            WatchMessage::Progress { revision }
+            if response.watch_id < 0 {
+                WatchMessage::StreamProgress { revision }
+            } else {
+                WatchMessage::Progress { revision }
+            }
         } else {
             let events: Vec<_> = response.events.iter().map(ask::event).collect();
             self.in_fragments = response.fragment;
