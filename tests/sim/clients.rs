@@ -385,7 +385,7 @@ pub fn outcome(reply: StateReply) -> Outcome {
             reply: Reply::Grant { id: response.id, ttl_s: response.ttl },
         },
         StateReply::LeaseRevoke(response) => Outcome::Ok { revision: revision(&response.header), reply: Reply::Revoke },
-        StateReply::Alarm(_) | StateReply::Done => panic!("no client asked for that"),
+        StateReply::Alarm(_) | StateReply::Members(_) | StateReply::Done => panic!("no client asked for that"),
     }
 }
 
@@ -399,6 +399,12 @@ fn refusal(refusal: &Refusal) -> Outcome {
         Refusal::NoSpace => "etcdserver: mvcc: database space exceeded",
         Refusal::Corrupt => "etcdserver: corrupt cluster",
         Refusal::InvalidSort => "etcdserver: invalid sort option",
+        Refusal::MemberNotFound
+        | Refusal::MemberExists
+        | Refusal::PeerUrlExists
+        | Refusal::NotLearner
+        | Refusal::TooManyLearners
+        | Refusal::LastVoter => panic!("no client asked for that"),
     };
     Outcome::Refused(text.into())
 }
