@@ -33,7 +33,9 @@ mod waiting;
 #[path = "sim/world.rs"]
 mod world;
 
-use world::{Report, Scenario, World};
+use std::time::Instant;
+
+use world::{FAULTS, Report, Scenario, World};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -48,27 +50,42 @@ fn run(seed: u64, scenario: Scenario) -> Report {
 
 fn add(total: &mut Report, report: &Report) {
     total.virtual_ns += report.virtual_ns;
-    total.faults += report.faults;
+    total.faults.iter_mut().zip(report.faults).for_each(|(total, faults)| *total += faults);
     total.crashes += report.crashes;
+    total.power_cuts += report.power_cuts;
+    total.refusals += report.refusals;
     total.installs += report.installs;
+    total.leaders += report.leaders;
+    total.recovery_ms = total.recovery_ms.max(report.recovery_ms);
     total.events += report.events;
     total.ops += report.ops;
     total.acknowledged += report.acknowledged;
     total.watch_events += report.watch_events;
 }
 
-fn summary(what: &str, seeds: u64, total: &Report) {
-    let hours = total.virtual_ns as f64 / 3.6e12;
-    println!(
-        "sim: {what}: {seeds} seeds, {hours:.2} cluster-hours, {} faults, {} crashes, {} snapshots adopted, {} operations \
-         ({} acknowledged), {} watch events, {} events of the world",
-        total.faults, total.crashes, total.installs, total.ops, total.acknowledged, total.watch_events, total.events
+/// What a script reads: a row of names and numbers.
+fn summary(what: &str, seeds: u64, total: &Report, began: Instant) {
+    let faults: u64 = total.faults.iter().sum();
+    print!(
+        "sim: {what}: seeds={seeds} virtual_ms={} wall_ms={}",
+        total.virtual_ns / world::MILLI,
+        began.elapsed().as_millis()
     );
+    print!(" faults={faults} operations={} acknowledged={}", total.ops, total.acknowledged);
+    print!(" watch_events={} world_events={}", total.watch_events, total.events);
+    print!(" crashes={} power_cuts={} refusals={}", total.crashes, total.power_cuts, total.refusals);
+    print!(" snapshots={} leaders={} slowest_recovery_ms={}", total.installs, total.leaders, total.recovery_ms);
+    for (fault, count) in FAULTS.iter().zip(total.faults) {
+        print!(" fault.{}={count}", fault.name());
+    }
+    println!();
 }
 
+/// Runs drawn worlds, and counts those that broke a promise.
 #[test]
 fn swarm() {
-    let (first, seeds) = (number("FIRST_SEED").unwrap_or(1), number("SEEDS").unwrap_or(8));
+    let began = Instant::now();
+    let (first, seeds) = (number("FIRST_SEED").unwrap_or(1), number("SEEDS").unwrap_or(4));
     let mut total = Report::default();
     let mut violations = 0;
     for seed in first..first + seeds {
@@ -80,13 +97,14 @@ fn swarm() {
             }
         }
     }
-    summary("swarm", seeds, &total);
+    summary("swarm", seeds, &total, began);
     assert_eq!(violations, 0, "violations, each told above");
 }
 
 /// Each command of the log's disk is the last one before a crash, and the crash takes nothing, everything or something.
 #[test]
 fn a_crash_at_any_disk_command_loses_nothing() {
+    let began = Instant::now();
     let stride = number("STRIDE").unwrap_or(14);
     let mut total = Report::default();
     let mut runs = 0;
@@ -98,18 +116,19 @@ fn a_crash_at_any_disk_command_loses_nothing() {
         }
     }
     assert!(total.crashes >= runs, "every run has its crash");
-    summary("sweep", runs, &total);
+    summary("sweep", runs, &total, began);
 }
 
 #[test]
 fn named_scenarios() {
     let (first, seeds) = (number("FIRST_SEED").unwrap_or(1), number("SEEDS").unwrap_or(1));
     for scenario in scenarios::named() {
+        let began = Instant::now();
         let mut total = Report::default();
         for seed in first..first + seeds {
             add(&mut total, &run(seed, scenario.clone()));
         }
-        summary(scenario.name, seeds, &total);
+        summary(scenario.name, seeds, &total, began);
     }
 }
 

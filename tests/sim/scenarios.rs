@@ -3,33 +3,31 @@
 use crate::clients::Mix;
 use crate::dice::Dice;
 use crate::disk::Loss;
-use crate::world::{Faults, MILLI, Options, SECOND, Scenario};
+use crate::world::{FAULTS, Fault, Faults, MILLI, Options, SECOND, Scenario};
 
-const CALM: Faults = Faults {
-    crash: 0,
-    crash_all: 0,
-    disk_breaks: 0,
-    pause: 0,
-    partition: 0,
-    one_way: 0,
-    bridge: 0,
-    rough: 0,
-    hand_over: 0,
-    slow_disk: 0,
-};
+const CALM: Faults = Faults::NONE;
 
-const EVERYTHING: Faults = Faults {
-    crash: 6,
-    crash_all: 1,
-    disk_breaks: 4,
-    pause: 4,
-    partition: 4,
-    one_way: 2,
-    bridge: 1,
-    rough: 2,
-    hand_over: 2,
-    slow_disk: 2,
-};
+const EVERYTHING: Faults = CALM
+    .with(Fault::Crash, 6)
+    .with(Fault::CrashAll, 1)
+    .with(Fault::CrashLoop, 1)
+    .with(Fault::DiskBreaks, 4)
+    .with(Fault::DiskError, 3)
+    .with(Fault::DiskFull, 2)
+    .with(Fault::SlowDisk, 2)
+    .with(Fault::BitFlip, 1)
+    .with(Fault::Pause, 4)
+    .with(Fault::Partition, 4)
+    .with(Fault::OneWay, 2)
+    .with(Fault::Bridge, 1)
+    .with(Fault::Isolate, 2)
+    .with(Fault::Ring, 1)
+    .with(Fault::Scatter, 1)
+    .with(Fault::Flap, 2)
+    .with(Fault::Swizzle, 2)
+    .with(Fault::Clog, 2)
+    .with(Fault::Weather, 2)
+    .with(Fault::HandOver, 2);
 
 const MIX: Mix = Mix { keys: 12, range: 30, put: 30, delete: 8, txn: 20, lease: 8, compact: 3 };
 
@@ -45,26 +43,23 @@ const BASE: Scenario = Scenario {
     think: 300 * MILLI,
     options: None,
     breaks: None,
+    drift_ppm: 200,
+    retry_per_mille: 0,
+    core: true,
+    leaders_max: None,
 };
 
 /// Everything at once, drawn from the seed.
 pub fn swarm(seed: u64) -> Scenario {
     let mut dice = Dice::new(seed.wrapping_mul(31).wrapping_add(7));
-    let mut some = |weight: u64| if dice.chance(700) { weight } else { 0 };
-    let faults = Faults {
-        crash: some(6) + 1,
-        crash_all: some(1),
-        disk_breaks: some(4),
-        pause: some(4),
-        partition: some(4),
-        one_way: some(2),
-        bridge: some(1),
-        rough: some(2),
-        hand_over: some(2),
-        slow_disk: some(2),
-    };
+    let mut faults = CALM.with(Fault::Crash, 1);
+    for fault in FAULTS {
+        if dice.chance(600) {
+            faults = faults.with(fault, EVERYTHING.of(fault) * dice.pick(&[1, 1, 3]));
+        }
+    }
     Scenario {
-        members: dice.pick(&[1, 3, 3, 3, 5]),
+        members: dice.pick(&[1, 3, 3, 3, 3, 5]),
         kv_clients: dice.between(2, 8) as u32,
         watch_clients: dice.between(2, 8) as u32,
         mix: Mix {
@@ -76,9 +71,11 @@ pub fn swarm(seed: u64) -> Scenario {
             lease: dice.between(0, 20),
             compact: dice.between(0, 6),
         },
-        faulty: dice.between(20, 60) * SECOND,
-        every: dice.pick(&[500, 1500, 4000]) * MILLI,
-        think: dice.pick(&[50, 300, 1000]) * MILLI,
+        faulty: dice.between(270, 420) * SECOND,
+        every: dice.pick(&[1000, 2500, 6000]) * MILLI,
+        think: dice.pick(&[150, 500, 1500]) * MILLI,
+        drift_ppm: dice.pick(&[200, 1000, 10_000, 100_000]),
+        retry_per_mille: 0,
         faults,
         ..BASE
     }
@@ -106,12 +103,12 @@ pub fn named() -> Vec<Scenario> {
     vec![
         // Seed 1: a range in slices that a compaction overtook answered with newer keys than its header said.
         Scenario { name: "calm", every: 0, faults: CALM, ..BASE },
-        Scenario { name: "alone", members: 1, faults: Faults { crash: 3, disk_breaks: 3, ..CALM }, ..BASE },
+        Scenario { name: "alone", members: 1, faults: CALM.with(Fault::Crash, 3).with(Fault::DiskBreaks, 3), ..BASE },
         // etcd #20418: reads in flight when the leader stands still, and answers that come late.
         Scenario {
             name: "paused member",
             every: 800 * MILLI,
-            faults: Faults { pause: 6, rough: 1, hand_over: 1, ..CALM },
+            faults: CALM.with(Fault::Pause, 6).with(Fault::Weather, 1).with(Fault::HandOver, 1),
             mix: Mix { range: 80, ..MIX },
             ..BASE
         },
@@ -119,7 +116,11 @@ pub fn named() -> Vec<Scenario> {
         Scenario {
             name: "snapshots",
             every: SECOND,
-            faults: Faults { crash: 4, disk_breaks: 4, pause: 4, partition: 3, ..CALM },
+            faults: CALM
+                .with(Fault::Crash, 4)
+                .with(Fault::DiskBreaks, 4)
+                .with(Fault::Pause, 4)
+                .with(Fault::Partition, 3),
             think: 50 * MILLI,
             options: Some(TINY),
             ..BASE
@@ -135,7 +136,7 @@ pub fn named() -> Vec<Scenario> {
         Scenario {
             name: "power",
             every: 700 * MILLI,
-            faults: Faults { crash: 4, crash_all: 4, disk_breaks: 6, ..CALM },
+            faults: CALM.with(Fault::Crash, 4).with(Fault::CrashAll, 4).with(Fault::DiskBreaks, 6),
             options: Some(TINY),
             ..BASE
         },
@@ -143,13 +144,17 @@ pub fn named() -> Vec<Scenario> {
             name: "partitions",
             members: 5,
             every: SECOND,
-            faults: Faults { partition: 5, one_way: 5, bridge: 4, rough: 2, ..CALM },
+            faults: CALM
+                .with(Fault::Partition, 5)
+                .with(Fault::OneWay, 5)
+                .with(Fault::Bridge, 4)
+                .with(Fault::Weather, 2),
             ..BASE
         },
         Scenario {
             name: "leases",
             mix: Mix { lease: 60, ..MIX },
-            faults: Faults { crash: 2, pause: 4, hand_over: 4, partition: 2, ..CALM },
+            faults: CALM.with(Fault::Crash, 2).with(Fault::Pause, 4).with(Fault::HandOver, 4).with(Fault::Partition, 2),
             ..BASE
         },
         Scenario { name: "watchers", watch_clients: 16, mix: Mix { keys: 3, ..MIX }, think: 40 * MILLI, ..BASE },
@@ -169,6 +174,7 @@ pub fn sweep(members: usize, command: u64, loss: Loss) -> Scenario {
         think: 200 * MILLI,
         options: Some(Options { backend_rows: 10, ..TINY }),
         breaks: Some((command, loss)),
+        core: false,
         ..BASE
     }
 }
