@@ -24,12 +24,6 @@ mod network;
 #[path = "sim/scenarios.rs"]
 mod scenarios;
 
-// The server's own queues are private to it; they are compiled here as they are.
-#[allow(unused_imports)]
-use everwatch::{raft, state, types};
-
-#[path = "sim/waiting.rs"]
-mod waiting;
 #[path = "sim/world.rs"]
 mod world;
 

@@ -296,8 +296,8 @@ pub(crate) fn snapshot_meta(reader: &dyn Reader) -> storage::Result<everwatchpb:
     })
 }
 
-/// The same, as raft takes it.
-pub(crate) fn snapshot_point(reader: &dyn Reader) -> storage::Result<SnapshotPoint> {
+/// The place in the log that the rows of `reader` are the state at, as raft takes it.
+pub fn snapshot_point(reader: &dyn Reader) -> storage::Result<SnapshotPoint> {
     let meta = snapshot_meta(reader)?;
     Ok(SnapshotPoint {
         index: Index(meta.index),

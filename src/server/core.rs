@@ -1,79 +1,126 @@
 //! The core: where raft's turn and apply's turn run back to back.
 //!
-//! It takes everything that waits in its inbox, tells raft, carries out what raft has committed, answers whoever waited, and only
-//! then looks at the inbox again. It never waits for a disk or a socket: the log thread and the backend thread do, and report.
+//! It owns the node, and everything that waits for it: commands for a leader, clients for replies, reads for a quorum. It is told
+//! what happened (a command, a peer's message, the log is durable up to here, time passed) and then makes a [turn](Core::turn):
+//! proposals and questions go to raft, what raft says goes where it belongs, what was committed is carried out, whoever waited is
+//! answered. It never waits, and knows neither clock, disk nor socket: all of that is its [`Outside`], which the server and the
+//! simulator each have their own of.
+//!
 //! Everything it does in one turn is bounded: committed entries by their bytes, compaction by keys per step, lease expiry by leases
-//! per tick. What is left over waits until others on this thread have run.
+//! per tick. What is left over is said by the turn's outcome, and done in the next.
+//!
+//! The order of effects is the promise of this file: messages that need no disk leave before anything is carried out; a committed
+//! entry's rows go to the backend before watchers hear of them, watchers hear before the applied index rises, and that rises before
+//! a client has its reply.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
-use slog::{Logger, info, warn};
+use bytes::Bytes;
 use tokio::sync::oneshot;
-use tokio::time::MissedTickBehavior;
 
 use super::apply_loop::{self, Proposer};
-use super::disk_threads::{BackendJob, Failure, LogJob, ToBackend};
 use super::error::Error;
-use super::handle::Shared;
-use super::inbox::Event;
 use super::lease_loop;
+use super::log_writer::LogJob;
 use super::pending::Pending;
 use super::raft_loop;
 use super::reads::Reads;
 use super::waiters::Waiters;
 use super::watch_loop::LeaderMonitor;
+use crate::lease::Lessor;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
-use crate::peer::{FromPeer, Place, Transport};
-use crate::raft::{Entry, Input, Node, Rejected, Role, SnapshotPoint};
-use crate::state::applied::LeaseChange;
+use crate::raft::{Entry, Input, Message, Node, Rejected, Role, SnapshotPoint};
+use crate::state::StateMachine;
+use crate::state::applied::{LeaseChange, Reply};
 use crate::state::command::{Command, Kind, encode_command};
-use crate::storage::backend::Batch;
+use crate::storage::backend::{Batch, Reader};
 use crate::storage::wal::Base;
 use crate::types::{Index, MemberId, Term};
+use crate::watch::Hub;
 
-/// Bytes of entries carried out before others run. After a disk has stood still, all that waited for it is committed at once.
-const APPLY_BYTES: usize = 1 << 20;
 /// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
 /// memory until then.
 const COMPACTION_STEPS_MAX: u32 = 10;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
+/// Ticks after which attributes are proposed again that nobody has applied: the proposal may have been lost with a leader.
+const PUBLISH_TICKS: u64 = 10;
 
 /// What the core is told at its start.
-pub(crate) struct CoreConfig {
-    pub(crate) heartbeat: Duration,
-    pub(crate) election: Duration,
-    pub(crate) snapshot_count: u64,
-    pub(crate) catchup_entries: u64,
+pub struct CoreConfig {
+    /// Drawn at the start of this life: what an earlier one proposed has nobody waiting.
+    pub boot: u64,
+    /// Ticks in an election timeout.
+    pub election_ticks: u64,
+    /// The same as time.
+    pub election: Duration,
+    /// How long a proposal or a read may wait.
+    pub request_timeout: Duration,
+    /// Entries beyond the durably applied ones and the catch-up entries at which the log is truncated.
+    pub snapshot_count: u64,
+    /// Entries kept for members that are a little behind.
+    pub catchup_entries: u64,
     /// Keys that one step of compaction looks at.
-    pub(crate) compaction_keys: usize,
-    /// Carrying out what was committed should not take longer in one turn.
-    pub(crate) warning_apply_duration: Duration,
+    pub compaction_keys: usize,
+    /// Bytes of entries carried out before others run. After a disk has stood still, all that waited for it is committed at once.
+    pub apply_bytes: usize,
     /// This member's own attributes, to be published.
-    pub(crate) attributes: MemberAttributes,
+    pub attributes: MemberAttributes,
+}
+
+/// What the core and those who read beside it share. The hub's lock is taken before the state's where both are needed.
+#[derive(Clone)]
+pub struct Shared {
+    /// Written by the core alone.
+    pub state: Arc<RwLock<StateMachine>>,
+    /// Told by the core, asked by streams.
+    pub hub: Arc<Mutex<Hub>>,
+    /// Leads when this member does.
+    pub lessor: Arc<Mutex<Lessor>>,
+}
+
+/// Everything that is not the core. Calls come in the order in which they have to take effect, and none of them waits.
+pub trait Outside {
+    /// Time since the start of this life.
+    fn now(&self) -> Duration;
+    /// Messages for peers.
+    fn send(&mut self, messages: Vec<Message>);
+    /// A job for the log, after all before it.
+    fn log(&mut self, job: LogJob);
+    /// Rows for the backend, after all before them.
+    fn commit(&mut self, batch: Batch);
+    /// What the backend has gathered is to be committed now; [`Core::flush_done`] says when it is.
+    fn flush(&mut self);
+    /// Raft did not take the snapshot of this index that was offered to it: its file can go.
+    fn discard_snapshot(&mut self, index: Index);
+    /// The log starts after the snapshot of this index now, but the state is still to follow.
+    fn adopting(&mut self, index: Index);
+    /// The snapshot of this index is the state; `old` is of no more use, but may take long to take apart.
+    fn adopted(&mut self, index: Index, old: StateMachine);
+    /// Entries were carried out: said before whoever waited for them is answered. `began` is when that was begun.
+    fn applied(&mut self, turn: &apply_loop::Turn, began: Duration);
+    /// Who leads has changed, or the term.
+    fn role(&mut self, role: Role, before: Option<Role>, learner: bool);
+    /// Leadership goes to this member, or there is nobody to take it.
+    fn handing_over(&mut self, to: Option<MemberId>);
+    /// The others know of this member: it can serve.
+    fn ready(&mut self);
+    /// A turn has ended: the last entry known to be committed, and how many clients wait for a reply.
+    fn turned(&mut self, committed: Index, waiting: usize);
+    /// Something came that made no sense and was dropped.
+    fn dropped(&mut self, reason: &'static str);
+    /// The member may not go on. Nothing that the core does after this counts.
+    fn fail(&mut self, error: &dyn fmt::Display);
 }
 
 /// The owner of the node, and of everything that waits for it.
-pub(crate) struct Core {
-    pub(crate) node: Node,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) transport: Arc<Transport>,
-    pub(crate) log: Sender<LogJob>,
-    pub(crate) backend: ToBackend,
-    pub(crate) config: CoreConfig,
-    pub(crate) logger: Logger,
-    pub(crate) fail: Failure,
-    pub(crate) state: Waiting,
-}
-
-/// What waits, and what is under way.
-#[derive(Default)]
-pub(crate) struct Waiting {
+pub struct Core {
+    node: Node,
+    shared: Shared,
+    config: CoreConfig,
     pending: Pending,
     waiters: Waiters,
     reads: Reads,
@@ -82,116 +129,87 @@ pub(crate) struct Waiting {
     flushing: Vec<oneshot::Sender<()>>,
     /// Steps of compaction since the backend's last commit.
     compaction_steps: u32,
-    /// This turn left work for the next.
-    unfinished: bool,
     /// Committed, and not carried out yet.
     committed: VecDeque<Entry>,
     /// A snapshot is being installed: the state stands still until it is there.
     installing: bool,
     /// What the log reported durable meanwhile. Raft hears of it with the snapshot: it would hand out what follows.
     persisted: u64,
-    /// The last index the backend has durably, and the last the log was truncated to.
-    durable: Index,
     /// Snapshot received and put to raft: if raft does not take it, its file is to go.
-    offered: Option<(Index, Place)>,
+    offered: Option<Index>,
     ticks: u64,
     /// Attributes were proposed at this tick and have not been applied yet.
     published_at: Option<u64>,
     role: Option<Role>,
+    /// The term in which the lessor leads.
     promoted: Option<Term>,
     monitor: LeaderMonitor,
-    stopping: bool,
 }
 
 impl Core {
-    /// Runs until it is told to stop.
-    pub(crate) async fn run(mut self) {
-        let mut events = Vec::new();
-        let mut ticks = tokio::time::interval(self.config.heartbeat);
-        // After a pause raft is told of one tick, not of all that were missed.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// The core over a node and a state that fit together. Raft is told what snapshots it may offer.
+    pub fn new(config: CoreConfig, mut node: Node, shared: Shared, durable: SnapshotPoint) -> Core {
+        // Cannot be refused: it is what the node's log starts from, or later.
+        let _ = node.handle(Input::SnapshotReady(durable));
         // Nobody else could lead: waiting for a leader would be waiting for the clock.
-        if self.node.voters() == [self.shared.member] {
-            self.tell(Input::Campaign);
+        if node.voters() == [node.id()] {
+            let _ = node.handle(Input::Campaign);
         }
-        // Entries known to be committed before the restart need nobody's leave.
-        self.turn();
-        while !self.state.stopping {
-            tokio::select! {
-                () = self.shared.inbox.filled() => {}
-                _ = ticks.tick() => self.tick(),
-            }
-            self.shared.inbox.take(&mut events);
-            for event in events.drain(..) {
-                self.take(event);
-            }
-            self.turn();
-            if std::mem::take(&mut self.state.unfinished) {
-                // There is always an event then: without this nobody else would run on this thread, not even the clock.
-                tokio::task::yield_now().await;
-            }
-        }
-        self.state.waiters.stop();
-        self.state.reads.stop();
-    }
-
-    fn take(&mut self, event: Event) {
-        let now = self.shared.now();
-        match event {
-            Event::Propose { id, command, reply } => {
-                if !self.state.pending.has_room() {
-                    let _ = reply.send(Err(Error::TooManyRequests));
-                    return;
-                }
-                let deadline = now + self.shared.limits.request_timeout;
-                self.state.waiters.add(id, deadline, reply);
-                self.state.pending.push(deadline, command);
-            }
-            Event::Linearize(reader) => self.state.reads.add(now, reader),
-            Event::AwaitCompaction(waiter) => self.state.compactions.push(waiter),
-            Event::Peer(FromPeer::Message(message)) => self.tell(Input::Message(message)),
-            Event::Peer(FromPeer::Unreachable(peer)) => self.tell(Input::Unreachable(peer)),
-            Event::Peer(FromPeer::SnapshotSent { to, ok }) => self.tell(Input::SnapshotStatus { to, ok }),
-            Event::Peer(FromPeer::SnapshotReceived { message, index, place }) => {
-                self.state.offered = Some((index, place));
-                self.tell(Input::Message(message));
-            }
-            Event::Peer(FromPeer::StorageFailed(error)) => (self.fail)(&error),
-            Event::Persisted(number) if self.state.installing => self.state.persisted = number,
-            Event::Persisted(number) => self.tell(Input::Persisted { number }),
-            Event::Flushed { reader } => self.flushed(reader),
-            Event::FlushDone => {
-                for waiter in self.state.flushing.drain(..) {
-                    let _ = waiter.send(());
-                }
-            }
-            Event::Installed { number, state, index } => self.installed(number, *state, index),
-            Event::HandOver(to) => self.hand_over(to),
-            Event::Stop => self.state.stopping = true,
+        Core {
+            node,
+            shared,
+            config,
+            pending: Pending::default(),
+            waiters: Waiters::default(),
+            reads: Reads::default(),
+            compactions: Vec::new(),
+            flushing: Vec::new(),
+            compaction_steps: 0,
+            committed: VecDeque::new(),
+            installing: false,
+            persisted: 0,
+            offered: None,
+            ticks: 0,
+            published_at: None,
+            role: None,
+            promoted: None,
+            monitor: LeaderMonitor::default(),
         }
     }
 
-    /// Asks `to` to lead, or whoever is furthest of the voters that are heard of.
-    fn hand_over(&mut self, to: Option<MemberId>) {
-        if let Some(to) = to {
-            info!(self.logger, "handing over leadership"; "to" => %to);
-            return self.tell(Input::TransferLeader(to));
+    /// A command, encoded for a proposal, and who waits for its reply.
+    pub fn propose(
+        &mut self,
+        id: u64,
+        command: Bytes,
+        reply: oneshot::Sender<Result<Reply, Error>>,
+        out: &dyn Outside,
+    ) {
+        if !self.pending.has_room() {
+            let _ = reply.send(Err(Error::TooManyRequests));
+            return;
         }
-        let others = self.node.peers().into_iter().filter(|peer| peer.id != self.shared.member);
-        let heir = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
-        if let Some(heir) = heir {
-            info!(self.logger, "handing over leadership"; "to" => %heir.id);
-            self.tell(Input::TransferLeader(heir.id));
-        } else {
-            self.shared.progress.leader.store(0, Relaxed);
-        }
+        let deadline = out.now() + self.config.request_timeout;
+        self.waiters.add(id, deadline, reply);
+        self.pending.push(deadline, command);
     }
 
-    fn tell(&mut self, input: Input) {
+    /// Somebody wants to read what is committed by now.
+    pub fn linearize(&mut self, reader: oneshot::Sender<Result<(), Error>>, out: &dyn Outside) {
+        self.reads.add(out.now(), reader);
+    }
+
+    /// Somebody waits until no compaction has rows left to remove and the removals are on disk.
+    pub fn await_compaction(&mut self, waiter: oneshot::Sender<()>) {
+        self.compactions.push(waiter);
+    }
+
+    /// News for raft: a peer's message, what became of one of ours.
+    pub fn tell(&mut self, input: Input, out: &mut dyn Outside) {
         if let Some(reason) = raft_loop::tell(&mut self.node, input) {
-            warn!(self.logger, "dropping what raft cannot use"; "reason" => reason);
+            out.dropped(reason);
             if let Some(commit) = self.node.lost_log() {
-                (self.fail)(&format_args!(
+                out.fail(&format_args!(
                     "the cluster counts on entries up to {commit} that this member has acknowledged and no longer has: \
                      its disk was replaced or rolled back; remove it from the cluster and add it anew"
                 ));
@@ -199,253 +217,279 @@ impl Core {
         }
     }
 
-    fn tick(&mut self) {
-        let now = self.shared.now();
-        self.state.ticks += 1;
-        self.tell(Input::Tick);
-        self.state.pending.expire(now);
-        self.state.waiters.expire(now);
-        self.state.reads.expire(now, self.shared.limits.request_timeout);
-        self.publish();
-        let election_ticks =
-            (self.config.election.as_millis() / self.config.heartbeat.as_millis().max(1)).max(1) as u64;
-        if self.state.ticks.is_multiple_of(election_ticks) && self.state.monitor.tick(self.node.leader().is_some()) {
-            self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).leader_lost();
+    /// A snapshot has been received, and is durable in a file of its own; `message` is what raft is to hear of it.
+    pub fn snapshot_received(&mut self, message: Message, index: Index, out: &mut dyn Outside) {
+        self.offered = Some(index);
+        self.tell(Input::Message(message), out);
+    }
+
+    /// The log holds everything up to and including this output of raft.
+    pub fn persisted(&mut self, number: u64, out: &mut dyn Outside) {
+        if self.installing {
+            self.persisted = number;
+        } else {
+            self.tell(Input::Persisted { number }, out);
+        }
+    }
+
+    /// The backend has committed: `reader` shows what.
+    pub fn flushed(&mut self, reader: &Arc<dyn Reader>, out: &mut dyn Outside) {
+        self.compaction_steps = 0;
+        if self.installing {
+            return;
+        }
+        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let flushed = state.kv.flushed(reader.clone());
+        drop(state);
+        match flushed.and_then(|()| super::snapshot_point(&**reader)) {
+            Ok(point) => self.durable(point, out),
+            Err(error) => out.fail(&error),
+        }
+    }
+
+    /// What the backend was asked to flush is on disk.
+    pub fn flush_done(&mut self) {
+        for waiter in self.flushing.drain(..) {
+            let _ = waiter.send(());
+        }
+    }
+
+    /// A snapshot has taken the backend's place: `number` is the output of raft that brought it, `new` the state it describes.
+    pub fn installed(&mut self, number: u64, new: StateMachine, index: Index, out: &mut dyn Outside) {
+        let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
+        let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
+        self.hub().restored(revision, compacted);
+        self.installing = false;
+        self.offered = None;
+        out.adopted(index, old);
+        self.tell(Input::Persisted { number: number.max(self.persisted) }, out);
+        out.flush();
+    }
+
+    /// Asks `to` to lead, or whoever is furthest of the voters that are heard of.
+    pub fn hand_over(&mut self, to: Option<MemberId>, out: &mut dyn Outside) {
+        let others = self.node.peers().into_iter().filter(|peer| peer.id != self.node.id());
+        let fit = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
+        let heir = to.or(fit.map(|peer| peer.id));
+        out.handing_over(heir);
+        if let Some(heir) = heir {
+            self.tell(Input::TransferLeader(heir), out);
+        }
+    }
+
+    /// A heartbeat's time has passed.
+    pub fn tick(&mut self, out: &mut dyn Outside) {
+        let now = out.now();
+        self.ticks += 1;
+        self.tell(Input::Tick, out);
+        self.pending.expire(now);
+        self.waiters.expire(now);
+        self.reads.expire(now, self.config.request_timeout);
+        self.publish(out);
+        let election = self.ticks.is_multiple_of(self.config.election_ticks.max(1));
+        if election && self.monitor.tick(self.node.leader().is_some()) {
+            self.hub().leader_lost();
         }
         if self.node.is_leader() {
-            let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
-            let commands = lease_loop::turn(&mut lessor, self.node.term(), now);
-            drop(lessor);
+            let commands = lease_loop::turn(&mut self.lessor(), self.node.term(), now);
             for command in commands {
-                self.put_pending(&command);
+                self.put_pending(&command, out);
             }
         }
     }
 
-    /// Tells the others this member's name and client URLs, until they have heard.
-    fn publish(&mut self) {
-        let own = &self.config.attributes;
-        let (published, version_known) = {
-            let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-            let member = state.members.get(self.shared.member);
-            let published = member.is_none_or(|m| m.name == own.name && m.client_urls == own.client_urls);
-            (published, state.cluster_version().is_some())
-        };
-        if published {
-            self.shared.ready();
-        }
-        // Once per second, for a proposal may be lost with a leader.
-        let due = self.state.published_at.is_none_or(|tick| self.state.ticks >= tick + 10);
-        if self.node.leader().is_none() || !due || (published && version_known) {
-            return;
-        }
-        self.state.published_at = Some(self.state.ticks);
-        if !published {
-            self.propose(Kind::MemberAttributes(own.clone()));
-        }
-        if !version_known && self.node.is_leader() {
-            self.propose(Kind::ClusterVersion(ClusterVersion { version: crate::version::CLUSTER.into() }));
-        }
-    }
-
-    fn propose(&mut self, kind: Kind) {
-        self.put_pending(&Command { kind: Some(kind), ..Command::default() });
-    }
-
-    /// A command of the member's own: it is given up like a client's, and made again by whoever wants it.
-    fn put_pending(&mut self, command: &Command) {
-        let deadline = self.shared.now() + self.shared.limits.request_timeout;
-        self.state.pending.push(deadline, encode_command(command));
-    }
-
-    /// One turn: proposals and questions to raft, raft's answers to where they belong, until raft has nothing more to say.
-    fn turn(&mut self) {
-        self.propose_pending();
-        let now = self.shared.now();
-        let Core { node, state, .. } = self;
-        state.reads.ask(now, || {
+    /// One turn: proposals and questions to raft, raft's answers to where they belong, until raft has nothing more to say. Whether
+    /// it left something for the next.
+    pub fn turn(&mut self, out: &mut dyn Outside) -> bool {
+        self.propose_pending(out);
+        let Core { node, reads, .. } = self;
+        reads.ask(out.now(), || {
             node.leader()?;
             let context = node.fresh_read();
             node.handle(Input::Read(context)).ok().map(|()| context)
         });
+        let mut unfinished = false;
         loop {
             let turn = raft_loop::turn(&mut self.node);
             let progress = !turn.writes.is_empty();
             if !turn.messages.is_empty() {
-                self.transport.send(turn.messages);
+                out.send(turn.messages);
             }
             for write in turn.writes {
                 if let Some(base) = write.reset {
-                    info!(self.logger, "adopting a snapshot"; "index" => base.index.0);
-                    self.state.installing = true;
+                    out.adopting(base.index);
+                    self.installing = true;
                     // The snapshot has what they would have done.
-                    self.state.committed.clear();
+                    self.committed.clear();
                 }
-                if self.log.send(LogJob::Write(write)).is_err() {
-                    (self.fail)(&"the log thread is gone");
-                }
+                out.log(LogJob::Write(write));
             }
             // Before the role: a change of it fails reads that have no answer yet.
             for (context, index) in turn.reads {
-                self.state.reads.confirm(&context, index);
+                self.reads.confirm(&context, index);
             }
             if let Some(role) = turn.role {
-                self.role_changed(role);
+                self.role_changed(role, out);
+                // What was asked of the old leader is asked anew in the next turn.
+                unfinished = true;
             }
-            self.state.committed.extend(turn.committed);
-            self.apply();
+            self.committed.extend(turn.committed);
+            self.apply(self.config.apply_bytes, out);
             if !progress {
                 break;
             }
         }
-        if !self.state.committed.is_empty() {
-            self.leave_rest();
-        }
-        if !self.state.installing
-            && let Some((index, place)) = self.state.offered.take()
+        if !self.installing
+            && let Some(index) = self.offered.take()
         {
-            self.backend.send(BackendJob::Discard { index, place });
+            out.discard_snapshot(index);
         }
-        self.state.reads.applied(self.node.applied());
-        self.compact();
-        self.shared.progress.committed.store(self.node.committed().0, Relaxed);
-        self.shared.progress.pending.store(self.state.waiters.len() as u64, Relaxed);
+        self.reads.applied(self.node.applied());
+        unfinished |= self.compact(out);
+        out.turned(self.node.committed(), self.waiters.len());
+        unfinished || !self.committed.is_empty()
     }
 
-    fn propose_pending(&mut self) {
+    /// Carries out what was committed, or as much of it as makes up `bytes`.
+    pub fn apply(&mut self, bytes: usize, out: &mut dyn Outside) {
+        if self.installing {
+            return;
+        }
+        let (mut taken, mut entries) = (0, Vec::new());
+        while taken < bytes
+            && let Some(entry) = self.committed.pop_front()
+        {
+            // An entry without commands is work, too.
+            taken += entry.data.len() + 1;
+            entries.push(entry);
+        }
+        let Some(last) = entries.last().map(|entry| Index(entry.index)) else { return };
+        let began = out.now();
+        let own = Proposer { member: self.node.id().0, boot: self.config.boot };
+        let Shared { state, hub, .. } = &self.shared;
+        let mut turn = match apply_loop::turn(state, hub, own, entries, &mut |batch| out.commit(batch)) {
+            Ok(turn) => turn,
+            Err(error) => return out.fail(&error),
+        };
+        out.applied(&turn, began);
+        self.leases(std::mem::take(&mut turn.leases), turn.term, out);
+        self.tell(Input::Applied(last), out);
+        for (id, outcome) in turn.replies {
+            self.waiters.complete(id, outcome);
+        }
+    }
+
+    /// The member goes down: whoever waits is told so.
+    pub fn stop(&mut self) {
+        self.waiters.stop();
+        self.reads.stop();
+    }
+
+    /// Raft's part of it, to look at.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Whether the state stands still because a snapshot is about to replace it.
+    pub fn is_installing(&self) -> bool {
+        self.installing
+    }
+
+    /// How many clients wait for a reply.
+    pub fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+
+    fn hub(&self) -> std::sync::MutexGuard<'_, Hub> {
+        self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lessor(&self) -> std::sync::MutexGuard<'_, Lessor> {
+        self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> std::sync::RwLockReadGuard<'_, StateMachine> {
+        self.shared.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the others this member's name and client URLs, until they have heard.
+    fn publish(&mut self, out: &mut dyn Outside) {
+        let own = &self.config.attributes;
+        let (published, version_known) = {
+            let state = self.state();
+            let member = state.members.get(MemberId(own.id));
+            let published = member.is_none_or(|m| m.name == own.name && m.client_urls == own.client_urls);
+            (published, state.cluster_version().is_some())
+        };
+        if published {
+            out.ready();
+        }
+        let due = self.published_at.is_none_or(|tick| self.ticks >= tick + PUBLISH_TICKS);
+        if self.node.leader().is_none() || !due || (published && version_known) {
+            return;
+        }
+        self.published_at = Some(self.ticks);
+        if !published {
+            let own = own.clone();
+            self.put_pending(&Command { kind: Some(Kind::MemberAttributes(own)), ..Command::default() }, out);
+        }
+        if !version_known && self.node.is_leader() {
+            let version = ClusterVersion { version: crate::version::CLUSTER.into() };
+            self.put_pending(&Command { kind: Some(Kind::ClusterVersion(version)), ..Command::default() }, out);
+        }
+    }
+
+    /// A command of the member's own: it is given up like a client's, and made again by whoever wants it.
+    fn put_pending(&mut self, command: &Command, out: &dyn Outside) {
+        self.pending.push(out.now() + self.config.request_timeout, encode_command(command));
+    }
+
+    fn propose_pending(&mut self, out: &mut dyn Outside) {
         if self.node.leader().is_none() {
             return;
         }
-        while let Some((entry, taken)) = self.state.pending.entry(self.shared.member.0, self.shared.boot) {
+        while let Some((entry, taken)) = self.pending.entry(self.node.id().0, self.config.boot) {
             match self.node.handle(Input::Propose(entry)) {
                 // Definite: it is in nobody's log. It waits for a leader, or for room, as etcd's clients expect.
                 Err(Rejected::ProposalDropped) => return,
-                Err(Rejected::Invalid(reason)) => {
-                    warn!(self.logger, "raft refused a proposal"; "reason" => reason);
-                    return;
-                }
-                _ => self.state.pending.taken(taken),
+                Err(Rejected::Invalid(reason)) => return out.dropped(reason),
+                _ => self.pending.taken(taken),
             }
-        }
-    }
-
-    /// There is more to do, in the next turn: sockets and the clock come first.
-    fn leave_rest(&mut self) {
-        self.shared.inbox.again();
-        self.state.unfinished = true;
-    }
-
-    /// Carries out what was committed, or a portion of it.
-    fn apply(&mut self) {
-        let mut bytes = 0;
-        let mut committed = Vec::new();
-        while bytes < APPLY_BYTES
-            && let Some(entry) = self.state.committed.pop_front()
-        {
-            bytes += entry.data.len();
-            committed.push(entry);
-        }
-        let Some(last) = committed.last().map(|entry| Index(entry.index)) else { return };
-        assert!(!self.state.installing, "raft commits nothing while a snapshot is being installed");
-        let began = Instant::now();
-        let own = Proposer { member: self.shared.member.0, boot: self.shared.boot };
-        let turn = match apply_loop::turn(&self.shared.state, &self.shared.hub, own, committed, &mut |batch| {
-            self.backend.commit(batch);
-        }) {
-            Ok(turn) => turn,
-            Err(error) => return (self.fail)(&error),
-        };
-        let metrics = &self.shared.metrics;
-        metrics.puts.add(turn.puts as u64);
-        metrics.deletes.add(turn.deletes as u64);
-        let took = began.elapsed();
-        if took > self.config.warning_apply_duration {
-            metrics.slow_apply.inc();
-            warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => last.0);
-        }
-        self.leases(turn.leases, turn.term);
-        self.shared.progress.applied.store(last.0, Release);
-        self.tell(Input::Applied(last));
-        for (id, outcome) in turn.replies {
-            self.state.waiters.complete(id, outcome);
         }
     }
 
     /// The lessor hears of what apply did, and takes over when this member has applied the first entry of its own term: what
     /// earlier leaders recorded is known then.
-    fn leases(&mut self, changes: Vec<LeaseChange>, term: Term) {
-        for change in &changes {
-            match change {
-                LeaseChange::Granted { ttl, .. } => {
-                    self.shared.metrics.leases_granted.inc();
-                    self.shared.metrics.lease_ttl_seconds.observe_value(*ttl as f64);
-                }
-                LeaseChange::Revoked { .. } => self.shared.metrics.leases_revoked.inc(),
-                LeaseChange::Remaining { .. } => {}
-            }
-        }
+    fn leases(&mut self, changes: Vec<LeaseChange>, term: Term, out: &dyn Outside) {
         if !self.node.is_leader() {
             return;
         }
-        let now = self.shared.now();
-        let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.state.promoted == Some(self.node.term()) {
-            lease_loop::follow(&mut lessor, changes, now);
+        if self.promoted == Some(self.node.term()) {
+            lease_loop::follow(&mut self.lessor(), changes, out.now());
         } else if term == self.node.term() {
-            let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-            lessor.promote(&state.leases, now, self.config.election);
-            self.state.promoted = Some(term);
+            self.lessor().promote(&self.state().leases, out.now(), self.config.election);
+            self.promoted = Some(term);
         }
     }
 
-    fn role_changed(&mut self, role: Role) {
-        let before = self.state.role.replace(role);
-        let progress = &self.shared.progress;
-        progress.term.store(role.term.0, Relaxed);
-        progress.learner.store(self.node.is_learner(), Relaxed);
-        progress.leader.store(role.leader.map_or(0, |leader| leader.0), Relaxed);
-        self.shared.metrics.has_leader.set_flag(role.leader.is_some());
-        self.shared.metrics.is_leader.set_flag(role.leads);
-        if role.leader.is_some() && before.and_then(|role| role.leader) != role.leader {
-            self.shared.metrics.leader_changes.inc();
-            info!(self.logger, "leader elected"; "leader" => %role.leader.unwrap_or_default(), "term" => role.term.0);
-        }
+    fn role_changed(&mut self, role: Role, out: &mut dyn Outside) {
+        let before = self.role.replace(role);
+        out.role(role, before, self.node.is_learner());
         if !role.leads {
-            self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner).demote();
-            self.state.promoted = None;
+            self.lessor().demote();
+            self.promoted = None;
         }
-        self.state.reads.leader_changed();
-        // They are asked anew in the next turn.
-        self.shared.inbox.again();
+        self.reads.leader_changed();
         if before.is_some_and(|before| before.leader.is_some() && before.leader != role.leader) {
-            self.state.waiters.leader_lost(self.shared.now() + 2 * self.config.election);
-        }
-    }
-
-    fn flushed(&mut self, reader: Arc<dyn crate::storage::backend::Reader>) {
-        self.state.compaction_steps = 0;
-        if self.state.installing {
-            return;
-        }
-        let point = {
-            let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = state.kv.flushed(reader.clone()) {
-                return (self.fail)(&error);
-            }
-            super::bootstrap::snapshot_point(&*reader)
-        };
-        match point {
-            Ok(point) => self.durable(point),
-            Err(error) => (self.fail)(&error),
+            self.waiters.leader_lost(out.now() + 2 * self.config.election);
         }
     }
 
     /// The backend holds everything up to `point`: that is what a member far behind can be sent, and what the log may forget
     /// (but for a rest that spares members which are little behind a snapshot).
-    fn durable(&mut self, point: SnapshotPoint) {
+    fn durable(&mut self, point: SnapshotPoint, out: &mut dyn Outside) {
         let index = point.index;
-        self.state.durable = index;
-        self.tell(Input::SnapshotReady(point));
+        self.tell(Input::SnapshotReady(point), out);
         let (base, _) = self.node.base();
         let keep = self.config.catchup_entries;
         let long = index.0.saturating_sub(base.0) > self.config.snapshot_count.max(1) + keep;
@@ -457,54 +501,33 @@ impl Core {
             to = to.min(in_flight.0);
         }
         if to > base.0 {
-            self.tell(Input::TruncateLog(Index(to)));
+            self.tell(Input::TruncateLog(Index(to)), out);
             let (index, term) = self.node.base();
-            let _ = self.log.send(LogJob::Truncate(Base { index, term }));
+            out.log(LogJob::Truncate(Base { index, term }));
         }
     }
 
-    fn installed(&mut self, number: u64, new: crate::state::StateMachine, index: Index) {
-        let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
-        let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
-        // Taking millions of keys apart takes long: neither under the lock nor here.
-        tokio::task::spawn_blocking(move || drop(old));
-        self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).restored(revision, compacted);
-        self.shared.progress.applied.store(index.0, Release);
-        self.state.installing = false;
-        self.state.offered = None;
-        self.tell(Input::Persisted { number: number.max(self.state.persisted) });
-        info!(self.logger, "snapshot adopted"; "index" => index.0, "revision" => revision.0);
-        self.backend.send(BackendJob::Flush);
-    }
-
-    fn compacting(&self) -> bool {
-        self.shared.state.read().unwrap_or_else(PoisonError::into_inner).kv.compacting()
-    }
-
-    /// One bounded step of physical compaction, if there is one to do; the rest is left to the next turn.
-    fn compact(&mut self) {
-        if self.state.installing || !self.compacting() {
-            if !self.state.compactions.is_empty() && self.state.flushing.is_empty() {
-                self.state.flushing = std::mem::take(&mut self.state.compactions);
-                self.backend.send(BackendJob::Flush);
+    /// One bounded step of physical compaction, if there is one to do. Whether there may be another.
+    fn compact(&mut self, out: &mut dyn Outside) -> bool {
+        if self.installing || !self.state().kv.compacting() {
+            if !self.compactions.is_empty() && self.flushing.is_empty() {
+                self.flushing = std::mem::take(&mut self.compactions);
+                out.flush();
             }
-            return;
+            return false;
         }
-        if self.state.compaction_steps >= COMPACTION_STEPS_MAX {
-            return;
+        if self.compaction_steps >= COMPACTION_STEPS_MAX {
+            return false;
         }
-        self.state.compaction_steps += 1;
+        self.compaction_steps += 1;
         let mut batch = Batch::default();
-        let more = {
-            let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-            state.kv.compact_step(self.config.compaction_keys, &mut batch)
-        };
-        match more {
-            Ok(_) => {
-                self.backend.commit(batch);
-                self.leave_rest();
-            }
-            Err(error) => (self.fail)(&error),
+        let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        let step = state.kv.compact_step(self.config.compaction_keys, &mut batch);
+        drop(state);
+        match step {
+            Ok(_) => out.commit(batch),
+            Err(error) => out.fail(&error),
         }
+        true
     }
 }

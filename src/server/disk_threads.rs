@@ -4,7 +4,7 @@
 //! last number. While a sync is under way the next batch gathers: batching comes from load.
 //!
 //! *Backend thread*: gathers rows and commits them, with the applied index they belong to, every `interval` or `rows_max` rows
-//! (or [`COMMIT_BYTES`]).
+//! (or so many bytes; see [`gathering`]).
 //! It also swaps the backend for a received snapshot, which is why it owns the backend.
 //!
 //! Rows wait in memory until they are committed, so the log thread waits for a backend that has fallen too far behind: what is not
@@ -18,30 +18,20 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
+use super::gathering::{self, Gathering};
 use super::inbox::{Event, Inbox};
-use super::raft_loop::LogWrite;
+use super::log_writer::{Durable, LogJob, LogWriter};
 use crate::metrics::Metrics;
 use crate::peer::{Place, Transport};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Reader};
-use crate::storage::wal::{Base, Wal};
 use crate::storage::{self, schema};
 use crate::storage::{datadir, snapshot};
 use crate::types::Index;
 
 /// Takes an error after which this member may not go on. It does not return.
 pub(crate) type Failure = Arc<dyn Fn(&dyn fmt::Display) + Send + Sync>;
-
-/// For the log thread.
-pub(crate) enum LogJob {
-    /// Append, sync, send, report.
-    Write(LogWrite),
-    /// Entries up to here are no longer needed.
-    Truncate(Base),
-}
 
 /// For the backend thread.
 pub(crate) enum BackendJob {
@@ -81,10 +71,6 @@ pub(crate) struct Backlog {
 
 /// Bytes of rows that may wait for the backend. Beyond this nothing more is written to the log.
 const BACKLOG_BYTES_MAX: usize = 256 << 20;
-/// Bytes of rows that are committed without waiting for more.
-const COMMIT_BYTES: usize = 32 << 20;
-/// What a row takes in memory besides its bytes.
-const ROW_OVERHEAD_BYTES: usize = 64;
 
 impl ToBackend {
     pub(crate) fn new(jobs: Sender<BackendJob>) -> ToBackend {
@@ -98,8 +84,7 @@ impl ToBackend {
 
     /// Queues rows. Never waits.
     pub(crate) fn commit(&self, batch: Batch) {
-        let size = |key: &Bytes, value: &Option<Bytes>| key.len() + value.as_ref().map_or(0, Bytes::len);
-        let bytes = batch.rows.iter().map(|(_, key, value)| ROW_OVERHEAD_BYTES + size(key, value)).sum();
+        let bytes = gathering::bytes_of(&batch);
         *self.backlog.lock() += bytes;
         self.send(BackendJob::Commit(batch, bytes));
     }
@@ -133,7 +118,7 @@ impl Backlog {
 
 /// What the log thread works with.
 pub(crate) struct LogThread {
-    pub(crate) wal: Wal,
+    pub(crate) log: LogWriter,
     pub(crate) jobs: Receiver<LogJob>,
     pub(crate) backend: ToBackend,
     pub(crate) inbox: Arc<Inbox>,
@@ -156,45 +141,22 @@ impl LogThread {
             let mut batch = vec![job];
             batch.extend(self.jobs.try_iter());
             self.write(batch)?;
-            // Room for the next segment is made between batches, a little at a time. If there is none, the append that needs it
-            // will say so.
-            let _ = self.wal.prepare();
         }
-        // A clean stop leaves nothing for the next start to wonder about.
-        self.wal.sync()
+        self.log.close()
     }
 
     fn write(&mut self, batch: Vec<LogJob>) -> storage::Result<()> {
-        let mut writes = Vec::with_capacity(batch.len());
-        let mut truncate = None;
         let began = Instant::now();
-        for job in batch {
-            match job {
-                LogJob::Write(write) => {
-                    write.append_to(&mut self.wal)?;
-                    writes.push(write);
-                }
-                LogJob::Truncate(base) => truncate = Some(base),
-            }
+        let appended = self.log.append(batch)?;
+        let syncs = appended.must_sync();
+        let written = Instant::now();
+        let Durable { messages, installs, persisted, truncate } = self.log.sync(appended)?;
+        if syncs {
+            self.metrics.wal_write_seconds.observe(written - began);
+            self.metrics.wal_fsync_seconds.observe(written.elapsed());
         }
-        if writes.iter().any(|write| write.must_sync || write.reset.is_some()) {
-            self.metrics.wal_write_seconds.observe(began.elapsed());
-            let began = Instant::now();
-            self.wal.sync()?;
-            self.metrics.wal_fsync_seconds.observe(began.elapsed());
-        }
-        let mut persisted = None;
-        let mut messages = Vec::new();
-        for write in writes {
-            messages.extend(write.then_send);
-            match write.reset {
-                // Reported by the backend thread, when the state is there too.
-                Some(base) => {
-                    let install = BackendJob::Install { number: write.number, index: base.index };
-                    self.backend.send(install);
-                }
-                None => persisted = Some(write.number),
-            }
+        for (number, index) in installs {
+            self.backend.send(BackendJob::Install { number, index });
         }
         if !messages.is_empty() {
             self.transport.send(messages);
@@ -202,10 +164,7 @@ impl LogThread {
         if let Some(number) = persisted {
             self.inbox.put(Event::Persisted(number));
         }
-        if let Some(base) = truncate {
-            self.wal.truncate_front(base)?;
-        }
-        Ok(())
+        self.log.tidy(truncate)
     }
 }
 
@@ -250,30 +209,20 @@ impl BackendThread {
 
     fn serve(&mut self) -> storage::Result<()> {
         self.report_sizes();
-        let (mut gathered, mut bytes) = (Batch::default(), 0);
-        let mut due: Option<Instant> = None;
+        let started = Instant::now();
+        let mut gathering = Gathering::new(self.interval, self.rows_max);
         loop {
-            let job = match due {
+            let job = match gathering.due() {
                 None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(due) => self.jobs.recv_timeout(due.saturating_duration_since(Instant::now())),
+                Some(due) => self.jobs.recv_timeout(due.saturating_sub(started.elapsed())),
             };
-            let mut asked = false;
-            let flush = match job {
-                Ok(BackendJob::Commit(batch, more)) => {
-                    gathered.append(batch);
-                    bytes += more;
-                    due = due.or_else(|| Some(Instant::now() + self.interval));
-                    gathered.rows.len() >= self.rows_max || bytes >= COMMIT_BYTES
-                }
-                Err(RecvTimeoutError::Timeout) => true,
-                Ok(BackendJob::Flush) => {
-                    asked = true;
-                    true
-                }
+            let asked = matches!(job, Ok(BackendJob::Flush));
+            let commit = match job {
+                Ok(BackendJob::Commit(batch, bytes)) => gathering.add(batch, bytes, started.elapsed()),
+                Err(RecvTimeoutError::Timeout) | Ok(BackendJob::Flush) => true,
                 Ok(BackendJob::Install { number, index }) => {
                     // What has gathered is older than the snapshot.
-                    (gathered, due) = (Batch::default(), None);
-                    self.backlog.done(std::mem::take(&mut bytes));
+                    self.backlog.done(gathering.take().1);
                     self.install(number, index)?;
                     false
                 }
@@ -282,12 +231,12 @@ impl BackendThread {
                     drop(place);
                     false
                 }
-                Err(RecvTimeoutError::Disconnected) => return self.commit(&gathered),
+                Err(RecvTimeoutError::Disconnected) => return self.commit(&gathering.take().0),
             };
-            if flush {
-                self.commit(&gathered)?;
-                (gathered, due) = (Batch::default(), None);
-                self.backlog.done(std::mem::take(&mut bytes));
+            if commit {
+                let (rows, bytes) = gathering.take();
+                self.commit(&rows)?;
+                self.backlog.done(bytes);
             }
             if asked {
                 self.inbox.put(Event::FlushDone);

@@ -14,16 +14,17 @@
 //! A handle is cheap to clone and may be used from any thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
 use super::watch_loop::{Standing, StoreAccess, WatchHandle};
-use crate::lease::{Lessor, Renewed};
+use crate::lease::Renewed;
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Store};
 use crate::pb::etcdserverpb::{
@@ -37,7 +38,6 @@ use crate::state::command::{Command, Kind, encode_command};
 use crate::state::{AlarmKind, StateMachine};
 use crate::storage::backend::Bucket;
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
-use crate::watch::Hub;
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
@@ -80,13 +80,9 @@ pub(crate) struct Progress {
 pub(crate) struct Shared {
     pub(crate) cluster: ClusterId,
     pub(crate) member: MemberId,
-    /// Drawn at the start of this process.
-    pub(crate) boot: u64,
     pub(crate) limits: Limits,
-    /// Written by apply alone. Taken after the hub's lock where both are needed.
-    pub(crate) state: RwLock<StateMachine>,
-    pub(crate) hub: Arc<Mutex<Hub>>,
-    pub(crate) lessor: Mutex<Lessor>,
+    /// What the core works on, too.
+    pub(crate) replicated: core::Shared,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
     pub(crate) sizes: Arc<Sizes>,
@@ -113,7 +109,7 @@ impl Shared {
 
 impl StoreAccess for Shared {
     fn with_store<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
-        look(&self.state.read().unwrap_or_else(PoisonError::into_inner).kv)
+        look(&self.replicated.state.read().unwrap_or_else(PoisonError::into_inner).kv)
     }
 }
 
@@ -192,7 +188,7 @@ impl Handle {
 
     /// Reads the state as it is now. Nothing is applied meanwhile: `read` is short.
     pub fn view<T>(&self, read: impl FnOnce(&StateMachine) -> T) -> T {
-        read(&self.shared.state.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.shared.replicated.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads keys, with the revision of the store at that moment. Long ranges are read in slices; what they see is fixed by the
@@ -263,7 +259,7 @@ impl Handle {
             leader: handle.leader(),
             learner: handle.is_learner(),
         };
-        WatchHandle::new(self.shared.hub.clone(), Arc::new(standing))
+        WatchHandle::new(self.shared.replicated.hub.clone(), Arc::new(standing))
     }
 
     /// Returns when no compaction has rows left to remove and the removals are on disk.
@@ -311,7 +307,7 @@ impl Handle {
         while !open.is_empty() {
             let (mut recorded, mut unknown) = (Vec::new(), Vec::new());
             {
-                let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut lessor = self.shared.replicated.lessor.lock().unwrap_or_else(PoisonError::into_inner);
                 if !lessor.leads() {
                     return Err(Error::NotLeader);
                 }
@@ -368,7 +364,7 @@ impl Handle {
     /// As `time_to_live`, as the leader.
     pub(crate) async fn time_to_live_here(&self, id: LeaseId) -> Result<Remaining, Error> {
         self.linearize().await?;
-        let lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+        let lessor = self.shared.replicated.lessor.lock().unwrap_or_else(PoisonError::into_inner);
         if !lessor.leads() {
             return Ok(Remaining::Unavailable);
         }
@@ -468,7 +464,7 @@ impl Handle {
         if let Some(version) = version {
             metrics.set_cluster_version(&version.to_string());
         }
-        let stats = self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner).stats();
+        let stats = self.shared.replicated.hub.lock().unwrap_or_else(PoisonError::into_inner).stats();
         metrics.watchers.set(stats.watchers as i64);
         metrics.watch_streams.set(stats.streams as i64);
         metrics.slow_watchers.set(stats.slow_watchers as i64);

@@ -4,7 +4,7 @@
 //!
 //! | what            | where          | runs on                     | stops when                                   |
 //! |-----------------|----------------|-----------------------------|----------------------------------------------|
-//! | core            | `core`         | the main runtime            | it takes `inbox::Event::Stop`                 |
+//! | core            | `core_loop`    | the main runtime            | it takes `inbox::Event::Stop`                 |
 //! | catch-up        | `watch_loop`   | the main runtime            | the hub is stopped                           |
 //! | log thread      | `disk_threads` | a thread                    | the core drops its queue                     |
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
@@ -32,18 +32,23 @@ use crate::types::{Index, MemberId};
 use crate::watch::Hub;
 
 use self::core::{Core, CoreConfig};
+use self::core_loop::Plumbing;
 use self::disk_threads::{BackendThread, Failure, LogThread, ToBackend};
 use self::handle::{Handle, Limits, Shared};
 use self::inbox::{Event, Inbox};
+use self::log_writer::LogWriter;
 
 pub mod apply_loop;
 mod bootstrap;
-mod core;
+pub mod core;
+mod core_loop;
 mod disk_threads;
 pub mod error;
+pub mod gathering;
 pub mod handle;
 mod inbox;
 pub mod lease_loop;
+pub mod log_writer;
 mod pending;
 pub mod raft_loop;
 mod reads;
@@ -51,28 +56,33 @@ mod waiters;
 pub mod watch_loop;
 
 pub(crate) use bootstrap::refuse_to_found_twice;
+pub use bootstrap::snapshot_point;
 
 /// Starts a member on the current runtime: from now on it follows its peers and answers its [`Handle`]. An error says why it
 /// could not start.
 pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dyn std::error::Error>> {
     let boot = getrandom::u64()?;
     let fail = failure(logger);
-    let mut member = bootstrap::open(config, boot, logger)?;
+    let member = bootstrap::open(config, boot, logger)?;
     let metrics = Arc::new(Metrics::new(config.metrics_extensive));
     metrics.set_member(member.id);
     metrics.quota_bytes.set(config.quota_bytes.map_or(0, |bytes| bytes as i64));
     let (ready, is_ready) = watch::channel(false);
     let inbox = Arc::new(Inbox::default());
     let peers = peers_of(&member);
-    member.node.handle(crate::raft::Input::SnapshotReady(bootstrap::snapshot_point(&*member.state.kv.reader())?)).ok();
+    let durable = snapshot_point(&*member.state.kv.reader())?;
     let newest: Arc<Mutex<Arc<dyn Reader>>> = Arc::new(Mutex::new(member.state.kv.reader()));
+    let applied = member.state.applied();
+    let replicated = core::Shared {
+        hub: Arc::new(Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted()))),
+        state: Arc::new(RwLock::new(member.state)),
+        lessor: Arc::default(),
+    };
     let shared = Arc::new(Shared {
         cluster: member.cluster,
         member: member.id,
-        boot,
         limits: limits(config),
-        hub: Arc::new(Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted()))),
-        lessor: Mutex::default(),
+        replicated: replicated.clone(),
         inbox: inbox.clone(),
         progress: Default::default(),
         sizes: Arc::default(),
@@ -83,12 +93,8 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
         command_ids: AtomicU64::new(1),
         ready,
         stopping: AtomicBool::new(false),
-        state: RwLock::new(member.state),
     });
-    shared
-        .progress
-        .applied
-        .store(shared.state.read().unwrap_or_else(PoisonError::into_inner).applied().0, Ordering::Relaxed);
+    shared.progress.applied.store(applied.0, Ordering::Relaxed);
     let handle = Handle { shared: shared.clone() };
 
     let transport = Arc::new(transport(&shared, newest.clone(), logger));
@@ -99,7 +105,7 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
     let (backend_jobs, backend_queue) = mpsc::channel();
     let to_backend = ToBackend::new(backend_jobs);
     let log = LogThread {
-        wal: member.wal,
+        log: LogWriter::new(member.wal),
         jobs: log_queue,
         backend: to_backend.clone(),
         inbox: inbox.clone(),
@@ -124,35 +130,38 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
     let log = std::thread::Builder::new().name("log".into()).spawn(move || log.run())?;
     let backend = std::thread::Builder::new().name("backend".into()).spawn(move || backend.run())?;
 
-    let core = Core {
-        node: member.node,
+    let config_of_core = CoreConfig {
+        boot,
+        election_ticks: (config.election_timeout.as_millis() / config.heartbeat_interval.as_millis().max(1)) as u64,
+        election: config.election_timeout,
+        request_timeout: shared.limits.request_timeout,
+        snapshot_count: config.snapshot_count,
+        catchup_entries: config.snapshot_catchup_entries,
+        compaction_keys: config.compaction_batch_max,
+        apply_bytes: APPLY_BYTES,
+        attributes: MemberAttributes {
+            id: member.id.0,
+            name: config.name.clone(),
+            client_urls: config.advertise_client_urls.iter().map(ToString::to_string).collect(),
+        },
+    };
+    let plumbing = Plumbing {
         shared: shared.clone(),
         transport: transport.clone(),
         log: log_jobs,
         backend: to_backend,
-        config: CoreConfig {
-            heartbeat: config.heartbeat_interval,
-            election: config.election_timeout,
-            snapshot_count: config.snapshot_count,
-            catchup_entries: config.snapshot_catchup_entries,
-            compaction_keys: config.compaction_batch_max,
-            warning_apply_duration: config.warning_apply_duration,
-            attributes: MemberAttributes {
-                id: member.id.0,
-                name: config.name.clone(),
-                client_urls: config.advertise_client_urls.iter().map(ToString::to_string).collect(),
-            },
-        },
+        place: None,
+        warning_apply_duration: config.warning_apply_duration,
         logger: logger.clone(),
         fail,
-        state: Default::default(),
     };
-    let core = tokio::spawn(core.run());
+    let core = Core::new(config_of_core, member.node, replicated, durable);
+    let core = tokio::spawn(core_loop::run(core, plumbing, config.heartbeat_interval));
     let catch_up = tokio::spawn({
         let handle = handle.clone();
         async move {
             let shared = handle.shared.clone();
-            if let Err(error) = watch_loop::run(shared.hub.clone(), shared).await {
+            if let Err(error) = watch_loop::run(shared.replicated.hub.clone(), shared).await {
                 handle.fail(&error);
             }
         }
@@ -209,7 +218,7 @@ impl Tasks {
     pub async fn retire(&self) {
         let shared = &self.handle.shared;
         shared.stopping.store(true, Ordering::Relaxed);
-        shared.hub.lock().unwrap_or_else(PoisonError::into_inner).stop();
+        shared.replicated.hub.lock().unwrap_or_else(PoisonError::into_inner).stop();
         self.handle.hand_over_leadership().await;
     }
 
@@ -234,6 +243,8 @@ fn failure(logger: &Logger) -> Failure {
     })
 }
 
+/// Bytes of entries that the core carries out before others run on its thread.
+const APPLY_BYTES: usize = 1 << 20;
 /// The longest command, whatever the flags say: an entry that is too long for a message between members could never be committed,
 /// nor could anything after it.
 const COMMAND_BYTES_MAX: usize = 48 << 20;

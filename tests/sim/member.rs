@@ -1,30 +1,31 @@
-//! One member: the same structs as the server's, pumped by the world instead of threads.
+//! One member: the server's own core, pumped by the world instead of threads.
 //!
-//! What the server's core does in one place is done here in the same order and with the same functions (`raft_loop::turn`,
-//! `apply_loop::turn`, `lease_loop::turn`, `watch_loop::turn`, and the queues of proposals, waiters and reads). What its threads
-//! do, an event of the world does later: a write to the log becomes durable, and its messages leave, when `LogDone` comes; a
-//! commit of the backend counts when `BackendDone` comes. A crash in between loses them, or half of them.
+//! [`Core`], the log's [`LogWriter`], the backend's [`Gathering`] and `watch_loop::turn` are the server's; what is here is an
+//! [`Outside`] for them. What the server's threads do, an event of the world does later: a write to the log becomes durable, and its
+//! messages leave, when `LogDone` comes; a commit of the backend counts when `BackendDone` comes. A crash in between loses them,
+//! or half of them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use everwatch::lease::{Lessor, Renewed};
+use everwatch::lease::Renewed;
 use everwatch::mvcc::Store;
 use everwatch::pb::everwatchpb::lease_remaining::Remaining;
 use everwatch::pb::everwatchpb::{self, MemberAttributes, MemberRecord};
-use everwatch::raft::{
-    self, ConfState, Entry, Input, LogStart, Message, MessageType, Node, NodeConfig, Rejected, Role, SnapshotPoint,
-};
-use everwatch::server::apply_loop::{self, Proposer};
+use everwatch::raft::{self, ConfState, Input, LogStart, Message, MessageType, Node, NodeConfig, Role};
+use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
-use everwatch::server::watch_loop::{self, LeaderMonitor, StoreAccess};
-use everwatch::server::{lease_loop, raft_loop};
+use everwatch::server::gathering::{self, Gathering};
+use everwatch::server::log_writer::{Appended, Durable, LogJob, LogWriter};
+use everwatch::server::watch_loop::{self, StoreAccess};
+use everwatch::server::{apply_loop, raft_loop, snapshot_point};
 use everwatch::state::StateMachine;
-use everwatch::state::applied::{LeaseChange, Reply};
+use everwatch::state::applied::Reply;
 use everwatch::state::command::{Command, Kind, LeaseRemaining, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
@@ -39,7 +40,6 @@ use crate::checks::{Outcome, Request};
 use crate::clients;
 use crate::dice::{Dice, hash_on};
 use crate::disk::{Loss, SimDisk};
-use crate::waiting::{Pending, Reads, Waiters};
 use crate::world::{Ledger, MILLI, Options};
 
 const CLUSTER: ClusterId = ClusterId(7);
@@ -47,10 +47,11 @@ const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 /// How often the leader's clock ticks, on a clock that runs right.
 pub const TICK: u64 = 100 * MILLI;
 const ELECTION: Duration = Duration::from_secs(1);
+const ELECTION_TICKS: usize = 10;
 /// How long a client's request may wait on a member.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// As in the server's core.
-const COMPACTION_STEPS_MAX: u32 = 10;
+/// What an entry takes, about, where a portion to be carried out is counted in entries.
+const ENTRY_BYTES: usize = 60;
 
 /// The id of the member at a place.
 pub fn id_of(place: usize) -> MemberId {
@@ -85,6 +86,10 @@ pub enum MemberEvent {
     SnapshotSent {
         to: MemberId,
         ok: bool,
+    },
+    /// A snapshot was not sent at all.
+    SnapshotNotSent {
+        to: MemberId,
     },
     Call {
         call: u64,
@@ -194,46 +199,15 @@ pub struct Member {
 
 /// What a power cut takes.
 pub struct Running {
-    pub node: Node,
-    wal: Wal,
-    state: Arc<RwLock<StateMachine>>,
-    hub: Arc<Mutex<Hub>>,
-    lessor: Lessor,
-    boot: u64,
+    core: Core,
+    shared: core::Shared,
+    shell: Shell,
     born: u64,
-    pending: Pending,
-    waiters: Waiters,
-    reads: Reads,
     commands: u64,
-    committed: VecDeque<Entry>,
-    installing: bool,
-    persisted: u64,
-    offered: Option<u64>,
-    /// A received snapshot is being written or waits to be settled.
-    place_taken: bool,
     receiving: Option<(u64, MemoryBackend)>,
-    sending: BTreeSet<u64>,
-    promoted: Option<Term>,
-    role: Option<Role>,
-    monitor: LeaderMonitor,
-    ticks: u64,
-    published_at: Option<u64>,
-    compaction_steps: u32,
+    unfinished: bool,
     turn_due: bool,
     catch_up_due: bool,
-    /// Everything carried out, hashed.
-    chain: u64,
-    // The log thread.
-    log_queue: Vec<LogJob>,
-    log_busy: Option<Vec<LogJob>>,
-    // The backend thread.
-    backend_queue: VecDeque<BackendJob>,
-    backend_busy: Option<BackendWork>,
-    gathered: Batch,
-    due: Option<u64>,
-    due_missed: bool,
-    dues: u64,
-    newest: Arc<dyn Reader>,
     // Clients.
     calls: Vec<Call>,
     scans: BTreeMap<u64, Scanning>,
@@ -241,9 +215,26 @@ pub struct Running {
     streams: BTreeMap<u64, Stream>,
 }
 
-enum LogJob {
-    Write(raft_loop::LogWrite),
-    Truncate(Base),
+/// The threads and the transport of a member.
+struct Shell {
+    id: MemberId,
+    log: LogWriter,
+    log_queue: Vec<LogJob>,
+    log_busy: Option<Appended>,
+    backend_queue: VecDeque<BackendJob>,
+    backend_busy: Option<BackendWork>,
+    gathering: Gathering,
+    /// Counts the deadlines of what has gathered; and whether the last one has passed while the backend was busy.
+    dues: u64,
+    due_missed: bool,
+    newest: Arc<dyn Reader>,
+    /// Those who are being sent a snapshot.
+    sending: BTreeSet<u64>,
+    /// A received snapshot is being written or waits to be settled.
+    place_taken: bool,
+    /// Everything carried out, hashed.
+    chain: u64,
+    death: Option<String>,
 }
 
 enum BackendJob {
@@ -254,8 +245,111 @@ enum BackendJob {
 }
 
 enum BackendWork {
-    Commit(Batch),
+    Commit { batch: Batch, asked: bool },
     Install { number: u64, index: u64 },
+}
+
+/// A member's outside for the time of one event.
+struct Surroundings<'a, 'b> {
+    shell: &'a mut Shell,
+    state: &'a RwLock<StateMachine>,
+    now: Duration,
+    cx: &'a mut Context<'b>,
+}
+
+impl Outside for Surroundings<'_, '_> {
+    fn now(&self) -> Duration {
+        self.now
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(message);
+            } else {
+                self.cx.effects.push(Effect::Send(message));
+            }
+        }
+    }
+
+    fn log(&mut self, job: LogJob) {
+        self.shell.log_queue.push(job);
+    }
+
+    fn commit(&mut self, batch: Batch) {
+        // What compaction removes, and when, is each member's own affair.
+        if batch.rows.iter().any(|(bucket, key, _)| *bucket == Bucket::Meta && key == schema::APPLIED_INDEX) {
+            self.shell.chain = self.cx.ledger.follow(self.shell.chain, &batch, self.shell.id.0);
+        }
+        self.shell.backend_queue.push_back(BackendJob::Commit(batch));
+    }
+
+    fn flush(&mut self) {
+        self.shell.backend_queue.push_back(BackendJob::Flush);
+    }
+
+    fn discard_snapshot(&mut self, index: Index) {
+        self.shell.backend_queue.push_back(BackendJob::Discard(index.0));
+    }
+
+    fn adopting(&mut self, _: Index) {}
+
+    fn adopted(&mut self, index: Index, _: StateMachine) {
+        self.shell.chain = self.cx.ledger.chain_at(index.0);
+        self.shell.place_taken = false;
+        self.cx.ledger.installs += 1;
+        self.note(format!("adopted the snapshot {index}"));
+    }
+
+    fn applied(&mut self, turn: &apply_loop::Turn, _: Duration) {
+        if turn.applied.0.is_multiple_of(HASH_EVERY) {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            self.cx.ledger.content(turn.applied.0, content(&state), self.shell.id.0);
+        }
+    }
+
+    fn role(&mut self, role: Role, _: Option<Role>, _: bool) {
+        if role.leads {
+            self.cx.ledger.leads(role.term.0, self.shell.id.0);
+            self.note(format!("leads term {}", role.term));
+        }
+    }
+
+    fn handing_over(&mut self, _: Option<MemberId>) {}
+
+    fn ready(&mut self) {}
+
+    fn turned(&mut self, _: Index, _: usize) {}
+
+    fn dropped(&mut self, _: &'static str) {}
+
+    fn fail(&mut self, error: &dyn fmt::Display) {
+        self.shell.death.get_or_insert(error.to_string());
+    }
+}
+
+impl Surroundings<'_, '_> {
+    fn note(&mut self, text: String) {
+        self.cx.effects.push(Effect::Note(text));
+    }
+
+    /// The transport's part: the rows are those of the last commit, whatever raft had in mind.
+    fn send_snapshot(&mut self, mut message: Message) {
+        let to = MemberId(message.to);
+        let rows = self.shell.newest.clone();
+        let point = match snapshot_point(&*rows) {
+            Ok(point) => point,
+            Err(error) => return self.fail(&error),
+        };
+        let asked = message.get_snapshot().get_metadata().index;
+        if point.index.0 < asked || !self.shell.sending.insert(to.0) {
+            return self.cx.later(0, MemberEvent::SnapshotNotSent { to });
+        }
+        let meta = message.mut_snapshot().mut_metadata();
+        (meta.index, meta.term) = (point.index.0, point.term.0);
+        meta.set_conf_state(point.conf_state);
+        self.cx.effects.push(Effect::SendSnapshot { to, message, rows });
+    }
 }
 
 struct Call {
@@ -311,14 +405,6 @@ fn conf_state(reader: &dyn Reader) -> Result<ConfState, Death> {
     Ok(ConfState { voters: stored.voters, learners: stored.learners, ..ConfState::default() })
 }
 
-fn point(reader: &dyn Reader) -> Result<SnapshotPoint, Death> {
-    Ok(SnapshotPoint {
-        index: Index(number(reader, schema::APPLIED_INDEX)?),
-        term: Term(number(reader, schema::APPLIED_TERM)?),
-        conf_state: conf_state(reader)?,
-    })
-}
-
 /// The state behind its lock, with something that happens whenever nobody holds it.
 struct Access<'a> {
     state: &'a RwLock<StateMachine>,
@@ -372,8 +458,8 @@ impl Member {
         self.paused_until = 0;
         let Some(running) = self.running.take() else { return };
         // What the backend was about to do is done or not.
-        match running.backend_busy {
-            Some(BackendWork::Commit(batch)) if dice.chance(500) => {
+        match running.shell.backend_busy {
+            Some(BackendWork::Commit { batch, .. }) if dice.chance(500) => {
                 self.image.commit(&batch).expect("memory takes it");
             }
             Some(BackendWork::Install { index, .. }) if dice.chance(500) => {
@@ -381,7 +467,7 @@ impl Member {
             }
             _ => {}
         }
-        drop(running.wal);
+        drop(running.shell.log);
         self.disk.crash(loss, dice);
     }
 
@@ -418,9 +504,9 @@ impl Member {
             out
         });
         let boot = cx.dice.next();
-        let mut node = Node::new(NodeConfig {
+        let node = Node::new(NodeConfig {
             id: self.id(),
-            election_ticks: 10,
+            election_ticks: ELECTION_TICKS,
             heartbeat_ticks: 1,
             applied: state.applied(),
             seed: boot,
@@ -435,10 +521,7 @@ impl Member {
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         })
         .map_err(|error| Death(error.to_string()))?;
-        node.handle(Input::SnapshotReady(point(&*reader)?)).ok();
-        if node.voters() == [self.id()] {
-            node.handle(Input::Campaign).ok();
-        }
+        let point = snapshot_point(&*reader)?;
         let mut state = state;
         state.kv.limit_recent(cx.options.recent_bytes);
         let chain = cx.ledger.chain_at(state.applied().0);
@@ -451,43 +534,48 @@ impl Member {
             wal.last()
         );
         cx.effects.push(Effect::Note(note));
-        self.running = Some(Box::new(Running {
-            node,
-            wal,
+        let shared = core::Shared {
             state: Arc::new(RwLock::new(state)),
             hub: Arc::new(Mutex::new(hub)),
-            lessor: Lessor::default(),
+            lessor: Arc::default(),
+        };
+        let name = format!("m{}", self.place);
+        let config = CoreConfig {
             boot,
+            election_ticks: ELECTION_TICKS as u64,
+            election: ELECTION,
+            request_timeout: REQUEST_TIMEOUT,
+            snapshot_count: cx.options.snapshot_count,
+            catchup_entries: cx.options.catchup_entries,
+            compaction_keys: cx.options.compaction_keys,
+            apply_bytes: (cx.options.apply_portion as usize - 1) * ENTRY_BYTES + 1,
+            attributes: MemberAttributes { id: self.id().0, client_urls: vec![format!("http://{name}")], name },
+        };
+        self.running = Some(Box::new(Running {
+            core: Core::new(config, node, shared.clone(), point),
+            shared,
+            shell: Shell {
+                id: self.id(),
+                log: LogWriter::new(wal),
+                log_queue: Vec::new(),
+                log_busy: None,
+                backend_queue: VecDeque::new(),
+                backend_busy: None,
+                gathering: Gathering::new(Duration::from_nanos(cx.options.backend_interval), cx.options.backend_rows),
+                dues: 0,
+                due_missed: false,
+                newest: reader,
+                sending: BTreeSet::new(),
+                place_taken: false,
+                chain,
+                death: None,
+            },
             born: cx.now,
-            pending: Pending::default(),
-            waiters: Waiters::default(),
-            reads: Reads::default(),
             commands: 1,
-            committed: VecDeque::new(),
-            installing: false,
-            persisted: 0,
-            offered: None,
-            place_taken: false,
             receiving: None,
-            sending: BTreeSet::new(),
-            promoted: None,
-            role: None,
-            monitor: LeaderMonitor::default(),
-            ticks: 0,
-            published_at: None,
-            compaction_steps: 0,
+            unfinished: false,
             turn_due: true,
             catch_up_due: false,
-            chain,
-            log_queue: Vec::new(),
-            log_busy: None,
-            backend_queue: VecDeque::new(),
-            backend_busy: None,
-            gathered: Batch::default(),
-            due: None,
-            due_missed: false,
-            dues: 0,
-            newest: reader,
             calls: Vec::new(),
             scans: BTreeMap::new(),
             renewals: Vec::new(),
@@ -505,7 +593,6 @@ impl Member {
             return Ok(());
         }
         let now = self.local_now(cx.now);
-        let id = self.id();
         let place = self.place;
         let was_turn = matches!(event, MemberEvent::Turn);
         let running = self.running.as_mut().expect("looked at above");
@@ -513,30 +600,25 @@ impl Member {
             MemberEvent::Tick => {
                 let period = TICK as i64 - TICK as i64 * self.drift_ppm / 1_000_000;
                 cx.later(period as u64, MemberEvent::Tick);
-                running.tick(id, now)?;
+                running.with_core(now, cx, |core, out| core.tick(out));
             }
             MemberEvent::Turn => {
                 running.turn_due = false;
-                self.turn(cx)?;
+                running.unfinished = running.with_core(now, cx, |core, out| core.turn(out));
             }
-            MemberEvent::LogDone => self.log_done(cx)?,
-            MemberEvent::BackendDue(due) => {
-                if running.due == Some(due) {
-                    running.due_missed = true;
-                    running.pump_backend(&mut self.snapshots, cx);
-                }
-            }
-            MemberEvent::BackendDone => self.backend_done(cx)?,
+            MemberEvent::LogDone => self.log_done(now, cx)?,
+            MemberEvent::BackendDue(due) => running.shell.due_missed |= running.shell.dues == due,
+            MemberEvent::BackendDone => self.backend_done(now, cx)?,
             MemberEvent::CatchUp => {
                 running.catch_up_due = false;
-                self.catch_up(cx)?;
+                running.catch_up(now, cx)?;
             }
-            MemberEvent::Message(message) => running.tell(Input::Message(message))?,
+            MemberEvent::Message(message) => running.tell(Input::Message(message), now, cx),
             MemberEvent::SnapshotOffered { from, message, rows } => {
-                if running.place_taken {
+                if running.shell.place_taken {
                     cx.effects.push(Effect::SnapshotAnswer { to: from, ok: false });
                 } else {
-                    running.place_taken = true;
+                    running.shell.place_taken = true;
                     let index = message.get_snapshot().get_metadata().index;
                     let mut batch = Batch::default();
                     for bucket in Bucket::ALL {
@@ -557,15 +639,15 @@ impl Member {
                 let index = message.get_snapshot().get_metadata().index;
                 if let Some((_, backend)) = running.receiving.take_if(|(receiving, _)| *receiving == index) {
                     self.snapshots.insert(index, Arc::new(backend));
-                    running.offered = Some(index);
-                    running.tell(Input::Message(message))?;
+                    running.with_core(now, cx, |core, out| core.snapshot_received(message, Index(index), out));
                     cx.effects.push(Effect::SnapshotAnswer { to: from, ok: true });
                 }
             }
             MemberEvent::SnapshotSent { to, ok } => {
-                running.sending.remove(&to.0);
-                running.tell(Input::SnapshotStatus { to, ok })?;
+                running.shell.sending.remove(&to.0);
+                running.tell(Input::SnapshotStatus { to, ok }, now, cx);
             }
+            MemberEvent::SnapshotNotSent { to } => running.tell(Input::SnapshotStatus { to, ok: false }, now, cx),
             MemberEvent::Call { call, request, deadline } => running.call(place, call, request, deadline, now, cx)?,
             MemberEvent::ReadOn { call } => running.read_on(call, cx)?,
             MemberEvent::RenewFor { origin, call, id, deadline } => {
@@ -573,7 +655,7 @@ impl Member {
             }
             MemberEvent::Renewed { call, id, ttl, deadline } => running.renewed(call, id, ttl, deadline, cx),
             MemberEvent::Open { stream, watches } => {
-                let mut hub = lock(&running.hub);
+                let mut hub = lock(&running.shared.hub);
                 let entry = running.streams.entry(stream).or_insert_with(|| {
                     let (id, outbox) = hub.open_stream();
                     let (creating, watches) = (VecDeque::new(), BTreeMap::new());
@@ -588,22 +670,22 @@ impl Member {
                 if let Some(stream) = running.streams.get(&stream)
                     && let Some((id, _)) = stream.watches.iter().find(|(_, known)| **known == watch)
                 {
-                    lock(&running.hub).cancel(stream.id, *id);
+                    lock(&running.shared.hub).cancel(stream.id, *id);
                 }
             }
             MemberEvent::AskProgress { stream } => {
                 if let Some(stream) = running.streams.get(&stream) {
-                    lock(&running.hub).progress(stream.id);
+                    lock(&running.shared.hub).progress(stream.id);
                 }
             }
             MemberEvent::TickProgress { stream } => {
                 if let Some(stream) = running.streams.get(&stream) {
-                    lock(&running.hub).tick_progress(stream.id);
+                    lock(&running.shared.hub).tick_progress(stream.id);
                 }
             }
             MemberEvent::CloseStream { stream } => {
                 if let Some(stream) = running.streams.remove(&stream) {
-                    lock(&running.hub).close_stream(stream.id);
+                    lock(&running.shared.hub).close_stream(stream.id);
                 }
             }
             MemberEvent::Pace { stream, until } => {
@@ -612,15 +694,17 @@ impl Member {
                 }
             }
             MemberEvent::HandOver => {
-                let others = running.node.peers().into_iter().filter(|peer| peer.id != id);
-                let heir = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
-                if let Some(heir) = heir.filter(|_| running.node.is_leader()) {
-                    running.tell(Input::TransferLeader(heir.id))?;
+                if running.core.node().is_leader() {
+                    running.with_core(now, cx, |core, out| core.hand_over(None, out));
                 }
             }
         }
-        let now = self.local_now(cx.now);
         let running = self.running.as_mut().expect("nobody took it");
+        running.start_log(cx)?;
+        running.pump_backend(&mut self.snapshots, now, cx);
+        if let Some(reason) = running.shell.death.take() {
+            return Err(Death(reason));
+        }
         running.finish_calls(now, cx)?;
         running.drain_streams(cx);
         running.schedule(was_turn, cx);
@@ -632,71 +716,12 @@ impl Member {
         Duration::from_nanos((age as i64 + age as i64 / 1000 * self.drift_ppm / 1000) as u64)
     }
 
-    /// `Core::turn`.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<(), Death> {
-        let now = self.local_now(cx.now);
-        let id = self.id();
-        let running = self.running.as_mut().expect("the caller looked");
-        running.propose_pending(id);
-        {
-            let Running { node, reads, .. } = &mut **running;
-            reads.ask(now, || {
-                node.leader()?;
-                let context = node.fresh_read();
-                node.handle(Input::Read(context)).ok().map(|()| context)
-            });
-        }
-        loop {
-            let turn = raft_loop::turn(&mut running.node);
-            let progress = !turn.writes.is_empty();
-            running.send(turn.messages, cx)?;
-            for write in turn.writes {
-                if write.reset.is_some() {
-                    running.installing = true;
-                    running.committed.clear();
-                }
-                running.log_queue.push(LogJob::Write(write));
-            }
-            for (context, index) in turn.reads {
-                running.reads.confirm(&context, index);
-            }
-            if let Some(role) = turn.role {
-                running.role_changed(role, now, cx);
-            }
-            running.committed.extend(turn.committed);
-            let portion = cx.dice.between(1, cx.options.apply_portion) as usize;
-            running.apply(portion, id, now, cx)?;
-            if !progress {
-                break;
-            }
-        }
-        if !running.installing
-            && let Some(index) = running.offered.take()
-        {
-            running.backend_queue.push_back(BackendJob::Discard(index));
-        }
-        let applied = running.node.applied();
-        running.reads.applied(applied);
-        running.compact(cx)?;
-        running.start_log(cx)?;
-        running.pump_backend(&mut self.snapshots, cx);
-        Ok(())
-    }
-
     /// What the log thread does when its sync returns.
-    fn log_done(&mut self, cx: &mut Context<'_>) -> Result<(), Death> {
+    fn log_done(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
         let running = self.running.as_mut().expect("the caller looked");
-        let Some(batch) = running.log_busy.take() else { return Ok(()) };
-        let (mut writes, mut truncate) = (Vec::new(), None);
-        for job in batch {
-            match job {
-                LogJob::Write(write) => writes.push(write),
-                LogJob::Truncate(base) => truncate = Some(base),
-            }
-        }
-        if writes.iter().any(|write| write.must_sync || write.reset.is_some()) {
-            running.wal.sync()?;
-            for write in &writes {
+        let Some(appended) = running.shell.log_busy.take() else { return Ok(()) };
+        if appended.must_sync() {
+            for write in appended.writes() {
                 if let Some(base) = write.reset {
                     self.durable.clear();
                     self.durable_base = base.index.0;
@@ -707,50 +732,33 @@ impl Member {
                 self.durable.extend(write.entries.iter().map(|entry| (entry.index.0, entry.term.0)));
             }
         }
-        let (mut persisted, mut messages) = (None, Vec::new());
-        for write in writes {
-            messages.extend(write.then_send);
-            match write.reset {
-                Some(base) => {
-                    let install = BackendJob::Install { number: write.number, index: base.index.0 };
-                    running.backend_queue.push_back(install);
-                }
-                None => persisted = Some(write.number),
+        let Durable { messages, installs, persisted, truncate } = running.shell.log.sync(appended)?;
+        for (number, index) in installs {
+            running.shell.backend_queue.push_back(BackendJob::Install { number, index: index.0 });
+        }
+        running.with_core(now, cx, |core, out| {
+            out.send(messages);
+            if let Some(number) = persisted {
+                core.persisted(number, out);
             }
-        }
-        running.send(messages, cx)?;
-        if let Some(number) = persisted {
-            if running.installing {
-                running.persisted = number;
-            } else {
-                running.tell(Input::Persisted { number })?;
-            }
-        }
-        if let Some(base) = truncate {
-            running.wal.truncate_front(base)?;
-        }
-        // As in the server: if there is no room, the append that needs it will say so.
-        let _ = running.wal.prepare();
-        running.start_log(cx)?;
-        running.pump_backend(&mut self.snapshots, cx);
-        Ok(())
+        });
+        Ok(running.shell.log.tidy(truncate)?)
     }
 
     /// What the backend thread does when its commit returns, and the core when it hears of it.
-    fn backend_done(&mut self, cx: &mut Context<'_>) -> Result<(), Death> {
+    fn backend_done(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
         let running = self.running.as_mut().expect("the caller looked");
-        match running.backend_busy.take() {
-            Some(BackendWork::Commit(batch)) => {
+        match running.shell.backend_busy.take() {
+            Some(BackendWork::Commit { batch, asked }) => {
                 self.image.commit(&batch)?;
                 let reader = self.image.reader()?;
-                running.newest = reader.clone();
-                running.compaction_steps = 0;
-                if !running.installing {
-                    let mut state = running.state.write().unwrap_or_else(PoisonError::into_inner);
-                    state.kv.flushed(reader.clone())?;
-                    drop(state);
-                    running.made_durable(point(&*reader)?, cx)?;
-                }
+                running.shell.newest = reader.clone();
+                running.with_core(now, cx, |core, out| {
+                    core.flushed(&reader, out);
+                    if asked {
+                        core.flush_done();
+                    }
+                });
             }
             Some(BackendWork::Install { number, index }) => {
                 self.image = self.snapshots.remove(&index).expect("it was complete");
@@ -759,66 +767,12 @@ impl Member {
                 if applied != index {
                     return Err(Death(format!("the snapshot of {index} describes {applied}")));
                 }
-                running.newest = reader.clone();
+                running.shell.newest = reader.clone();
                 let mut new = StateMachine::open(reader)?;
                 new.kv.limit_recent(cx.options.recent_bytes);
-                let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
-                *running.state.write().unwrap_or_else(PoisonError::into_inner) = new;
-                lock(&running.hub).restored(revision, compacted);
-                running.chain = cx.ledger.chain_at(index);
-                running.installing = false;
-                running.offered = None;
-                running.place_taken = false;
-                let number = number.max(running.persisted);
-                running.tell(Input::Persisted { number })?;
-                running.backend_queue.push_back(BackendJob::Flush);
-                cx.ledger.installs += 1;
-                cx.effects.push(Effect::Note(format!("adopted the snapshot {index}, revision {revision}")));
+                running.with_core(now, cx, |core, out| core.installed(number, new, Index(index), out));
             }
             None => {}
-        }
-        running.pump_backend(&mut self.snapshots, cx);
-        running.start_log(cx)?;
-        Ok(())
-    }
-
-    /// `watch_loop::turn`, with entries being carried out whenever it does not hold the state.
-    fn catch_up(&mut self, cx: &mut Context<'_>) -> Result<(), Death> {
-        let now = self.local_now(cx.now);
-        let id = self.id();
-        let running = self.running.as_mut().expect("the caller looked");
-        let (state, hub) = (running.state.clone(), running.hub.clone());
-        let own = Proposer { member: id.0, boot: running.boot };
-        let mut applied = Vec::new();
-        let mut failed = None;
-        let worked = {
-            let waiting = &mut running.committed;
-            let may = !running.installing;
-            let dice = &mut *cx.dice;
-            let mut meanwhile = || {
-                if may && failed.is_none() && dice.chance(300) {
-                    let Some(entry) = waiting.pop_front() else { return };
-                    let last = (entry.index, entry.term);
-                    let mut batches = Vec::new();
-                    match apply_loop::turn(&state, &hub, own, vec![entry], &mut |batch| batches.push(batch)) {
-                        Ok(turn) => applied.push((turn, batches, last)),
-                        Err(error) => failed = Some(error),
-                    }
-                }
-            };
-            let access = Access { state: &state, meanwhile: RefCell::new(&mut meanwhile) };
-            watch_loop::turn(&hub, &access)?
-        };
-        if let Some(error) = failed {
-            return Err(Death(error.to_string()));
-        }
-        for (turn, batches, last) in applied {
-            running.applied(turn, batches, last, now, cx)?;
-        }
-        if worked {
-            running.catch_up_due = true;
-            let delay = cx.dice.below(cx.options.catch_up_delay);
-            cx.later(delay, MemberEvent::CatchUp);
         }
         Ok(())
     }
@@ -826,31 +780,31 @@ impl Member {
     /// The state as it stands: applied index, revision, all content.
     pub fn standing(&self) -> Option<(u64, i64, Content)> {
         let running = self.running.as_ref()?;
-        let state = running.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = running.state();
         Some((state.applied().0, state.kv.revision().0, content(&state)))
     }
 
     /// Watchers that are not at the end of what is published.
     pub fn slow_watchers(&self) -> usize {
-        self.running.as_ref().map_or(0, |running| lock(&running.hub).stats().slow_watchers)
+        self.running.as_ref().map_or(0, |running| lock(&running.shared.hub).stats().slow_watchers)
     }
 
     /// Where it stands, for a person.
     pub fn describe(&self) -> String {
         let Some(running) = &self.running else { return format!("m{}: down", self.place) };
-        let state = running.state.read().unwrap_or_else(PoisonError::into_inner);
+        let (state, node, shell) = (running.state(), running.core.node(), &running.shell);
         format!(
             "m{}: term {} leader {:?} committed {} applied {} last {} revision {} installing {} log {} backend {}",
             self.place,
-            running.node.term(),
-            running.node.leader().map(|leader| place_of(leader.0)),
-            running.node.committed(),
+            node.term(),
+            node.leader().map(|leader| place_of(leader.0)),
+            node.committed(),
             state.applied(),
-            running.node.last_index(),
+            node.last_index(),
             state.kv.revision(),
-            running.installing,
-            running.log_queue.len() + running.log_busy.as_ref().map_or(0, Vec::len),
-            running.backend_queue.len(),
+            running.core.is_installing(),
+            shell.log_queue.len() + shell.log_busy.as_ref().map_or(0, |busy| busy.writes().len()),
+            shell.backend_queue.len(),
         )
     }
 }
@@ -873,250 +827,89 @@ fn content(state: &StateMachine) -> Content {
 }
 
 impl Running {
-    fn tell(&mut self, input: Input) -> Result<(), Death> {
-        if raft_loop::tell(&mut self.node, input).is_some()
-            && let Some(commit) = self.node.lost_log()
-        {
-            return Err(Death(format!("the cluster counts on entries up to {commit} that this member lost")));
-        }
-        Ok(())
+    fn state(&self) -> std::sync::RwLockReadGuard<'_, StateMachine> {
+        self.shared.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tick(&mut self, id: MemberId, now: Duration) -> Result<(), Death> {
-        self.ticks += 1;
-        self.tell(Input::Tick)?;
-        self.pending.expire(now);
-        self.waiters.expire(now);
-        self.reads.expire(now, REQUEST_TIMEOUT);
-        self.publish(id, now);
-        if self.ticks.is_multiple_of(10) && self.monitor.tick(self.node.leader().is_some()) {
-            lock(&self.hub).leader_lost();
-        }
-        if self.node.is_leader() {
-            for command in lease_loop::turn(&mut self.lessor, self.node.term(), now) {
-                self.pending.push(now + REQUEST_TIMEOUT, encode_command(&command));
-            }
-        }
-        Ok(())
-    }
-
-    fn publish(&mut self, id: MemberId, now: Duration) {
-        let name = format!("m{}", place_of(id.0));
-        let urls = vec![format!("http://{name}")];
-        let published = {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.members.get(id).is_none_or(|member| member.client_urls == urls)
-        };
-        let due = self.published_at.is_none_or(|tick| self.ticks >= tick + 10);
-        if self.node.leader().is_none() || !due || published {
-            return;
-        }
-        self.published_at = Some(self.ticks);
-        let kind = Kind::MemberAttributes(MemberAttributes { id: id.0, name, client_urls: urls });
-        let command = Command { kind: Some(kind), ..Command::default() };
-        self.pending.push(now + REQUEST_TIMEOUT, encode_command(&command));
-    }
-
-    fn propose_pending(&mut self, id: MemberId) {
-        if self.node.leader().is_none() {
-            return;
-        }
-        while let Some((entry, taken)) = self.pending.entry(id.0, self.boot) {
-            match self.node.handle(Input::Propose(entry)) {
-                Err(Rejected::ProposalDropped | Rejected::Invalid(_)) => return,
-                _ => self.pending.taken(taken),
-            }
-        }
-    }
-
-    fn send(&mut self, messages: Vec<Message>, cx: &mut Context<'_>) -> Result<(), Death> {
-        for mut message in messages {
-            if message.get_msg_type() != MessageType::MsgSnapshot {
-                cx.effects.push(Effect::Send(message));
-                continue;
-            }
-            let to = MemberId(message.to);
-            let rows = self.newest.clone();
-            let point = point(&*rows)?;
-            let asked = message.get_snapshot().get_metadata().index;
-            if point.index.0 < asked || !self.sending.insert(to.0) {
-                self.tell(Input::SnapshotStatus { to, ok: false })?;
-                continue;
-            }
-            let meta = message.mut_snapshot().mut_metadata();
-            (meta.index, meta.term) = (point.index.0, point.term.0);
-            meta.set_conf_state(point.conf_state);
-            cx.effects.push(Effect::SendSnapshot { to, message, rows });
-        }
-        Ok(())
-    }
-
-    fn role_changed(&mut self, role: Role, now: Duration, cx: &mut Context<'_>) {
-        let before = self.role.replace(role);
-        if role.leads {
-            cx.ledger.leads(role.term.0, self.node.id().0);
-            cx.effects.push(Effect::Note(format!("leads term {}", role.term)));
-        } else {
-            self.lessor.demote();
-            self.promoted = None;
-        }
-        self.reads.leader_changed();
-        if before.is_some_and(|before| before.leader.is_some() && before.leader != role.leader) {
-            self.waiters.leader_lost(now + 2 * ELECTION);
-        }
-    }
-
-    /// `Core::apply`.
-    fn apply(&mut self, portion: usize, id: MemberId, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
-        let mut entries: Vec<Entry> = Vec::new();
-        while entries.len() < portion
-            && let Some(entry) = self.committed.pop_front()
-        {
-            let index = entry.index;
-            entries.push(entry);
-            if index.is_multiple_of(HASH_EVERY) {
-                break;
-            }
-        }
-        let Some(last) = entries.last().map(|entry| (entry.index, entry.term)) else { return Ok(()) };
-        assert!(!self.installing, "raft commits nothing while a snapshot is being installed");
-        let own = Proposer { member: id.0, boot: self.boot };
-        let mut batches = Vec::new();
-        let turn = apply_loop::turn(&self.state, &self.hub, own, entries, &mut |batch| batches.push(batch))
-            .map_err(|error| Death(error.to_string()))?;
-        self.applied(turn, batches, last, now, cx)
-    }
-
-    fn applied(
+    fn with_core<T>(
         &mut self,
-        turn: apply_loop::Turn,
-        batches: Vec<Batch>,
-        last: (u64, u64),
         now: Duration,
         cx: &mut Context<'_>,
-    ) -> Result<(), Death> {
-        for batch in batches {
-            self.chain = cx.ledger.follow(self.chain, &batch, self.node.id().0);
-            self.backend_queue.push_back(BackendJob::Commit(batch));
-        }
-        self.leases(turn.leases, turn.term, now);
-        self.tell(Input::Applied(Index(last.0)))?;
-        for (id, outcome) in turn.replies {
-            self.waiters.complete(id, outcome);
-        }
-        if last.0.is_multiple_of(HASH_EVERY) {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            // A watcher being caught up may have let the next entry in.
-            if state.applied().0 == last.0 {
-                cx.ledger.content(last.0, content(&state), self.node.id().0);
-            }
-        }
-        Ok(())
+        work: impl FnOnce(&mut Core, &mut dyn Outside) -> T,
+    ) -> T {
+        let Running { core, shell, shared, .. } = self;
+        work(core, &mut Surroundings { shell, state: &shared.state, now, cx })
     }
 
-    fn leases(&mut self, changes: Vec<LeaseChange>, term: Term, now: Duration) {
-        if !self.node.is_leader() {
-            return;
-        }
-        if self.promoted == Some(self.node.term()) {
-            lease_loop::follow(&mut self.lessor, changes, now);
-        } else if term == self.node.term() {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            self.lessor.promote(&state.leases, now, ELECTION);
-            self.promoted = Some(term);
-        }
+    fn tell(&mut self, input: Input, now: Duration, cx: &mut Context<'_>) {
+        self.with_core(now, cx, |core, out| core.tell(input, out));
     }
 
-    /// `Core::durable`.
-    fn made_durable(&mut self, point: SnapshotPoint, cx: &mut Context<'_>) -> Result<(), Death> {
-        let index = point.index.0;
-        self.tell(Input::SnapshotReady(point))?;
-        let (base, _) = self.node.base();
-        let keep = cx.options.catchup_entries;
-        if index.saturating_sub(base.0) <= cx.options.snapshot_count + keep {
-            return Ok(());
+    /// `watch_loop::turn`, with entries being carried out whenever it does not hold the state.
+    fn catch_up(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
+        let worked = {
+            let Running { core, shell, shared, .. } = self;
+            let core::Shared { state, hub, .. } = &*shared;
+            let mut meanwhile = || {
+                if cx.dice.chance(300) {
+                    core.apply(1, &mut Surroundings { shell, state, now, cx });
+                }
+            };
+            watch_loop::turn(hub, &Access { state, meanwhile: RefCell::new(&mut meanwhile) })?
+        };
+        if worked {
+            self.catch_up_due = true;
+            let delay = cx.dice.below(cx.options.catch_up_delay);
+            cx.later(delay, MemberEvent::CatchUp);
         }
-        let mut to = index.saturating_sub(keep);
-        if let Some(in_flight) = self.node.snapshot_in_flight() {
-            to = to.min(in_flight.0);
-        }
-        if to > base.0 {
-            self.tell(Input::TruncateLog(Index(to)))?;
-            let (index, term) = self.node.base();
-            self.log_queue.push(LogJob::Truncate(Base { index, term }));
-        }
-        Ok(())
-    }
-
-    /// `Core::compact`.
-    fn compact(&mut self, cx: &mut Context<'_>) -> Result<(), Death> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if self.installing || !state.kv.compacting() || self.compaction_steps >= COMPACTION_STEPS_MAX {
-            return Ok(());
-        }
-        self.compaction_steps += 1;
-        let mut batch = Batch::default();
-        state.kv.compact_step(cx.options.compaction_keys, &mut batch)?;
-        self.backend_queue.push_back(BackendJob::Commit(batch));
         Ok(())
     }
 
     fn start_log(&mut self, cx: &mut Context<'_>) -> Result<(), Death> {
-        if self.log_busy.is_some() || self.log_queue.is_empty() {
+        let shell = &mut self.shell;
+        if shell.log_busy.is_some() || shell.log_queue.is_empty() {
             return Ok(());
         }
-        let batch = std::mem::take(&mut self.log_queue);
-        let mut syncs = false;
-        for job in &batch {
-            if let LogJob::Write(write) = job {
-                write.append_to(&mut self.wal)?;
-                syncs |= write.must_sync || write.reset.is_some();
-            }
-        }
-        self.log_busy = Some(batch);
+        let appended = shell.log.append(std::mem::take(&mut shell.log_queue))?;
+        let syncs = appended.must_sync();
+        shell.log_busy = Some(appended);
         let delay = if syncs { cx.options.disk_delay(cx.dice) } else { cx.dice.below(MILLI / 10) };
         cx.later(delay, MemberEvent::LogDone);
         Ok(())
     }
 
     /// The backend thread's loop, as far as it gets without waiting.
-    fn pump_backend(&mut self, snapshots: &mut BTreeMap<u64, Arc<MemoryBackend>>, cx: &mut Context<'_>) {
-        while self.backend_busy.is_none() {
-            let mut flush = false;
-            match self.backend_queue.pop_front() {
+    fn pump_backend(&mut self, snapshots: &mut BTreeMap<u64, Arc<MemoryBackend>>, now: Duration, cx: &mut Context<'_>) {
+        let shell = &mut self.shell;
+        while shell.backend_busy.is_none() {
+            let (mut commit, mut asked) = (false, false);
+            match shell.backend_queue.pop_front() {
                 Some(BackendJob::Commit(batch)) => {
-                    self.gathered.append(batch);
-                    if self.due.is_none() {
-                        self.dues += 1;
-                        self.due = Some(self.dues);
-                        cx.later(cx.options.backend_interval, MemberEvent::BackendDue(self.dues));
+                    let first = shell.gathering.due().is_none();
+                    let bytes = gathering::bytes_of(&batch);
+                    commit = shell.gathering.add(batch, bytes, now);
+                    if first {
+                        shell.dues += 1;
+                        cx.later(cx.options.backend_interval, MemberEvent::BackendDue(shell.dues));
                     }
-                    flush = self.gathered.rows.len() >= cx.options.backend_rows;
                 }
-                Some(BackendJob::Flush) => flush = true,
+                Some(BackendJob::Flush) => (commit, asked) = (true, true),
                 Some(BackendJob::Discard(index)) => {
                     snapshots.remove(&index);
-                    self.place_taken = false;
+                    shell.place_taken = false;
                 }
                 Some(BackendJob::Install { number, index }) => {
-                    (self.gathered, self.due, self.due_missed) = (Batch::default(), None, false);
-                    self.begin(BackendWork::Install { number, index }, cx);
+                    shell.gathering.take();
+                    self::begin(shell, BackendWork::Install { number, index }, cx);
                 }
-                None if self.due_missed => flush = true,
+                None if shell.due_missed && shell.gathering.due().is_some() => commit = true,
                 None => return,
             }
-            if flush {
-                (self.due, self.due_missed) = (None, false);
-                let batch = std::mem::take(&mut self.gathered);
-                self.begin(BackendWork::Commit(batch), cx);
+            if commit {
+                let (batch, _) = shell.gathering.take();
+                self::begin(shell, BackendWork::Commit { batch, asked }, cx);
             }
         }
-    }
-
-    fn begin(&mut self, work: BackendWork, cx: &mut Context<'_>) {
-        self.backend_busy = Some(work);
-        let delay = cx.options.disk_delay(cx.dice);
-        cx.later(delay, MemberEvent::BackendDone);
     }
 
     /// A client's request has arrived.
@@ -1133,10 +926,10 @@ impl Running {
         match &request {
             Request::Range { serializable: true, .. } => return self.begin_read(call, request, cx),
             Request::Range { .. } => {
-                self.reads.add(now, reader);
+                self.with_core(now, cx, |core, out| core.linearize(reader, out));
                 self.calls.push(Call { call, request, waits: Waits::Read(confirmed) });
             }
-            Request::KeepAlive { id } => match self.node.leader() {
+            Request::KeepAlive { id } => match self.core.node().leader() {
                 Some(leader) if place_of(leader.0) == place => self.renew(None, call, *id, deadline, now, cx),
                 Some(leader) => {
                     let leader = place_of(leader.0);
@@ -1147,37 +940,30 @@ impl Running {
             _ => match clients::command(&request) {
                 // A transaction that only reads.
                 None => {
-                    self.reads.add(now, reader);
+                    self.with_core(now, cx, |core, out| core.linearize(reader, out));
                     self.calls.push(Call { call, request, waits: Waits::Read(confirmed) });
                 }
-                Some(kind) => match self.propose(kind, now) {
-                    Some(waits) => self.calls.push(Call { call, request, waits }),
-                    None => {
-                        let outcome = Outcome::Refused("etcdserver: too many requests".into());
-                        cx.effects.push(Effect::Answer { call, outcome });
-                    }
-                },
+                Some(kind) => {
+                    let waits = self.propose(kind, now, cx);
+                    self.calls.push(Call { call, request, waits });
+                }
             },
         }
         Ok(())
     }
 
-    fn propose(&mut self, kind: Kind, now: Duration) -> Option<Waits> {
-        if !self.pending.has_room() {
-            return None;
-        }
+    fn propose(&mut self, kind: Kind, now: Duration, cx: &mut Context<'_>) -> Waits {
         let (reply, outcome) = oneshot::channel();
         let id = self.commands;
         self.commands += 1;
-        let deadline = now + REQUEST_TIMEOUT;
-        self.waiters.add(id, deadline, reply);
-        self.pending.push(deadline, encode_command(&Command { id, kind: Some(kind), ..Command::default() }));
-        Some(Waits::Reply(outcome))
+        let command = encode_command(&Command { id, kind: Some(kind), ..Command::default() });
+        self.with_core(now, cx, |core, out| core.propose(id, command, reply, out));
+        Waits::Reply(outcome)
     }
 
     /// `Handle::range`, in slices between which other things happen.
     fn begin_read(&mut self, call: u64, request: Request, cx: &mut Context<'_>) -> Result<(), Death> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
         let Some(range) = clients::range(&request) else {
             let txn = clients::txn(&request).expect("only ranges and transactions are read");
             let outcome = clients::read_outcome(state.kv.read_txn(&txn), clients::txn_reply)?;
@@ -1205,7 +991,7 @@ impl Running {
 
     fn read_on(&mut self, call: u64, cx: &mut Context<'_>) -> Result<(), Death> {
         let Some(mut scanning) = self.scans.remove(&call) else { return Ok(()) };
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
         let keys = if cx.dice.chance(300) { 2 } else { 1000 };
         let more = state.kv.scan_more(&mut scanning.scan, keys);
         drop(state);
@@ -1237,7 +1023,7 @@ impl Running {
             call,
             id,
             deadline,
-            term: self.node.term(),
+            term: self.core.node().term(),
             caught_up: false,
             answer: None,
             again: false,
@@ -1247,27 +1033,30 @@ impl Running {
     }
 
     fn renew_once(&mut self, mut renewal: Renewal, now: Duration, cx: &mut Context<'_>) {
-        if !self.lessor.leads() {
+        let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lessor.leads() {
+            drop(lessor);
             return self.renewal_done(&renewal, None, cx);
         }
-        match self.lessor.renew(LeaseId(renewal.id), now) {
+        let renewed = lessor.renew(LeaseId(renewal.id), now);
+        drop(lessor);
+        match renewed {
             Renewed::NeedsLog => {
                 let leases = vec![Remaining { id: renewal.id, remaining_ms: 0 }];
                 let kind = Kind::LeaseRemaining(LeaseRemaining { term: renewal.term.0, leases });
-                let Some(waits) = self.propose(kind, now) else { return self.renewal_done(&renewal, None, cx) };
-                (renewal.waits, renewal.again) = (waits, true);
+                (renewal.waits, renewal.again) = (self.propose(kind, now, cx), true);
                 self.renewals.push(renewal);
                 return;
             }
             Renewed::Ttl(ttl) => (renewal.answer, renewal.again) = (Some(ttl), false),
             Renewed::Unknown => (renewal.answer, renewal.again) = (Some(0), !renewal.caught_up),
         }
-        self.confirm_renewal(renewal, now);
+        self.confirm_renewal(renewal, now, cx);
     }
 
-    fn confirm_renewal(&mut self, mut renewal: Renewal, now: Duration) {
+    fn confirm_renewal(&mut self, mut renewal: Renewal, now: Duration, cx: &mut Context<'_>) {
         let (reader, confirmed) = oneshot::channel();
-        self.reads.add(now, reader);
+        self.with_core(now, cx, |core, out| core.linearize(reader, out));
         renewal.waits = Waits::Read(confirmed);
         self.renewals.push(renewal);
     }
@@ -1276,12 +1065,12 @@ impl Running {
         for mut renewal in std::mem::take(&mut self.renewals) {
             match &mut renewal.waits {
                 Waits::Reply(outcome) => match outcome.try_recv() {
-                    Ok(Ok(_)) => self.confirm_renewal(renewal, now),
+                    Ok(Ok(_)) => self.confirm_renewal(renewal, now, cx),
                     Err(oneshot::error::TryRecvError::Empty) => self.renewals.push(renewal),
                     _ => self.renewal_done(&renewal, None, cx),
                 },
                 Waits::Read(confirmed) => match confirmed.try_recv() {
-                    Ok(Ok(())) if !self.node.is_leader() || self.node.term() != renewal.term => {
+                    Ok(Ok(())) if !self.leads(renewal.term) => {
                         self.renewal_done(&renewal, None, cx);
                     }
                     Ok(Ok(())) if renewal.again => {
@@ -1296,6 +1085,11 @@ impl Running {
         }
     }
 
+    fn leads(&self, term: Term) -> bool {
+        let node = self.core.node();
+        node.is_leader() && node.term() == term
+    }
+
     fn renewal_done(&mut self, renewal: &Renewal, ttl: Option<i64>, cx: &mut Context<'_>) {
         let Renewal { call, id, deadline, .. } = *renewal;
         match renewal.origin {
@@ -1308,7 +1102,7 @@ impl Running {
     fn renewed(&mut self, call: u64, id: i64, ttl: Option<i64>, deadline: u64, cx: &mut Context<'_>) {
         match ttl {
             Some(ttl_s) => {
-                let revision = self.state.read().unwrap_or_else(PoisonError::into_inner).kv.revision().0;
+                let revision = self.shared.state.read().unwrap_or_else(PoisonError::into_inner).kv.revision().0;
                 let reply = crate::checks::Reply::KeepAlive { ttl_s };
                 cx.effects.push(Effect::Answer { call, outcome: Outcome::Ok { revision, reply } });
             }
@@ -1391,7 +1185,7 @@ impl Running {
         }
         for token in ended {
             if let Some(stream) = self.streams.remove(&token) {
-                lock(&self.hub).close_stream(stream.id);
+                lock(&self.shared.hub).close_stream(stream.id);
             }
             cx.effects.push(Effect::StreamEnded { stream: token });
         }
@@ -1399,20 +1193,24 @@ impl Running {
 
     /// Sees to it that what is left over is looked at again.
     fn schedule(&mut self, was_turn: bool, cx: &mut Context<'_>) {
-        let compacting = self.compaction_steps < COMPACTION_STEPS_MAX
-            && self.state.read().unwrap_or_else(PoisonError::into_inner).kv.compacting();
-        let unfinished = !self.committed.is_empty() || compacting;
-        if !self.turn_due && (!was_turn || unfinished) {
+        if !self.turn_due && (!was_turn || self.unfinished) {
             self.turn_due = true;
             let delay = cx.dice.below(if was_turn { cx.options.apply_delay } else { MILLI / 4 });
             cx.later(delay, MemberEvent::Turn);
         }
-        if !self.catch_up_due && lock(&self.hub).stats().slow_watchers > 0 {
+        if !self.catch_up_due && lock(&self.shared.hub).stats().slow_watchers > 0 {
             self.catch_up_due = true;
             let delay = cx.dice.below(cx.options.catch_up_delay);
             cx.later(delay, MemberEvent::CatchUp);
         }
     }
+}
+
+fn begin(shell: &mut Shell, work: BackendWork, cx: &mut Context<'_>) {
+    shell.backend_busy = Some(work);
+    shell.due_missed = false;
+    let delay = cx.options.disk_delay(cx.dice);
+    cx.later(delay, MemberEvent::BackendDone);
 }
 
 /// At these indices members compare the hashes of all they have.

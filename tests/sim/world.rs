@@ -1104,6 +1104,7 @@ fn describe(place: usize, event: &MemberEvent) -> (&'static str, [u64; 4]) {
         MemberEvent::SnapshotOffered { from, .. } => ("snapshot offered", [at, *from as u64, 0, 0]),
         MemberEvent::SnapshotWritten { from, .. } => ("snapshot written", [at, *from as u64, 0, 0]),
         MemberEvent::SnapshotSent { to, ok } => ("snapshot sent", [at, place_of(to.0) as u64, u64::from(*ok), 0]),
+        MemberEvent::SnapshotNotSent { to } => ("snapshot not sent", [at, place_of(to.0) as u64, 0, 0]),
         MemberEvent::Call { call, .. } => ("request", [at, *call, 0, 0]),
         MemberEvent::ReadOn { call } => ("read on", [at, *call, 0, 0]),
         MemberEvent::RenewFor { call, .. } => ("renew for", [at, *call, 0, 0]),

@@ -1,0 +1,194 @@
+//! The loop that owns the [`Core`]: it waits for the inbox and the clock, and carries out what the core says, on the runtime's thread.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use slog::{Logger, info, warn};
+use tokio::time::MissedTickBehavior;
+
+use super::apply_loop;
+use super::core::{Core, Outside};
+use super::disk_threads::{BackendJob, Failure, ToBackend};
+use super::handle::Shared;
+use super::inbox::Event;
+use super::log_writer::LogJob;
+use crate::peer::{FromPeer, Place, Transport};
+use crate::raft::{Input, Message, Role};
+use crate::state::StateMachine;
+use crate::state::applied::LeaseChange;
+use crate::storage::backend::Batch;
+use crate::types::{Index, MemberId};
+
+/// The core's outside in the server: threads, peers, and what others look at.
+pub(crate) struct Plumbing {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) log: Sender<LogJob>,
+    pub(crate) backend: ToBackend,
+    /// What keeps the next snapshot from being received before this one is adopted or gone.
+    pub(crate) place: Option<Place>,
+    /// Carrying out what was committed should not take longer in one turn.
+    pub(crate) warning_apply_duration: Duration,
+    pub(crate) logger: Logger,
+    pub(crate) fail: Failure,
+}
+
+/// Runs a member's core until it is told to stop.
+pub(crate) async fn run(mut core: Core, mut out: Plumbing, heartbeat: Duration) {
+    let shared = out.shared.clone();
+    let mut events = Vec::new();
+    let mut ticks = tokio::time::interval(heartbeat);
+    // After a pause raft is told of one tick, not of all that were missed.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Entries known to be committed before the restart need nobody's leave.
+    let mut unfinished = core.turn(&mut out);
+    let mut stopping = false;
+    while !stopping {
+        if unfinished {
+            shared.inbox.again();
+            // There is always an event then: without this nobody else would run on this thread, not even the clock.
+            tokio::task::yield_now().await;
+        }
+        tokio::select! {
+            () = shared.inbox.filled() => {}
+            _ = ticks.tick() => core.tick(&mut out),
+        }
+        shared.inbox.take(&mut events);
+        for event in events.drain(..) {
+            stopping |= take(&mut core, event, &mut out);
+        }
+        unfinished = core.turn(&mut out);
+    }
+    core.stop();
+}
+
+/// Tells the core of an event. Whether it was the last.
+fn take(core: &mut Core, event: Event, out: &mut Plumbing) -> bool {
+    match event {
+        Event::Propose { id, command, reply } => core.propose(id, command, reply, out),
+        Event::Linearize(reader) => core.linearize(reader, out),
+        Event::AwaitCompaction(waiter) => core.await_compaction(waiter),
+        Event::Peer(FromPeer::Message(message)) => core.tell(Input::Message(message), out),
+        Event::Peer(FromPeer::Unreachable(peer)) => core.tell(Input::Unreachable(peer), out),
+        Event::Peer(FromPeer::SnapshotSent { to, ok }) => core.tell(Input::SnapshotStatus { to, ok }, out),
+        Event::Peer(FromPeer::SnapshotReceived { message, index, place }) => {
+            out.place = Some(place);
+            core.snapshot_received(message, index, out);
+        }
+        Event::Peer(FromPeer::StorageFailed(error)) => (out.fail)(&error),
+        Event::Persisted(number) => core.persisted(number, out),
+        Event::Flushed { reader } => core.flushed(&reader, out),
+        Event::FlushDone => core.flush_done(),
+        Event::Installed { number, state, index } => core.installed(number, *state, index, out),
+        Event::HandOver(to) => core.hand_over(to, out),
+        Event::Stop => return true,
+    }
+    false
+}
+
+impl Outside for Plumbing {
+    fn now(&self) -> Duration {
+        self.shared.now()
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        self.transport.send(messages);
+    }
+
+    fn log(&mut self, job: LogJob) {
+        if self.log.send(job).is_err() {
+            (self.fail)(&"the log thread is gone");
+        }
+    }
+
+    fn commit(&mut self, batch: Batch) {
+        self.backend.commit(batch);
+    }
+
+    fn flush(&mut self) {
+        self.backend.send(BackendJob::Flush);
+    }
+
+    fn discard_snapshot(&mut self, index: Index) {
+        if let Some(place) = self.place.take() {
+            self.backend.send(BackendJob::Discard { index, place });
+        }
+    }
+
+    fn adopting(&mut self, index: Index) {
+        info!(self.logger, "adopting a snapshot"; "index" => index.0);
+    }
+
+    fn adopted(&mut self, index: Index, old: StateMachine) {
+        // Taking millions of keys apart takes long: neither under the lock nor here.
+        tokio::task::spawn_blocking(move || drop(old));
+        self.place = None;
+        self.shared.progress.applied.store(index.0, Release);
+        info!(self.logger, "snapshot adopted"; "index" => index.0);
+    }
+
+    fn applied(&mut self, turn: &apply_loop::Turn, began: Duration) {
+        let metrics = &self.shared.metrics;
+        metrics.puts.add(turn.puts as u64);
+        metrics.deletes.add(turn.deletes as u64);
+        for change in &turn.leases {
+            match change {
+                LeaseChange::Granted { ttl, .. } => {
+                    metrics.leases_granted.inc();
+                    metrics.lease_ttl_seconds.observe_value(*ttl as f64);
+                }
+                LeaseChange::Revoked { .. } => metrics.leases_revoked.inc(),
+                LeaseChange::Remaining { .. } => {}
+            }
+        }
+        let took = self.now().saturating_sub(began);
+        if took > self.warning_apply_duration {
+            metrics.slow_apply.inc();
+            warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => turn.applied.0);
+        }
+        self.shared.progress.applied.store(turn.applied.0, Release);
+    }
+
+    fn role(&mut self, role: Role, before: Option<Role>, learner: bool) {
+        let progress = &self.shared.progress;
+        progress.term.store(role.term.0, Relaxed);
+        progress.learner.store(learner, Relaxed);
+        progress.leader.store(role.leader.map_or(0, |leader| leader.0), Relaxed);
+        let metrics = &self.shared.metrics;
+        metrics.has_leader.set_flag(role.leader.is_some());
+        metrics.is_leader.set_flag(role.leads);
+        if let Some(leader) = role.leader
+            && before.and_then(|role| role.leader) != Some(leader)
+        {
+            metrics.leader_changes.inc();
+            info!(self.logger, "leader elected"; "leader" => %leader, "term" => role.term.0);
+        }
+    }
+
+    fn handing_over(&mut self, to: Option<MemberId>) {
+        match to {
+            Some(to) => info!(self.logger, "handing over leadership"; "to" => %to),
+            None => self.shared.progress.leader.store(0, Relaxed),
+        }
+    }
+
+    fn ready(&mut self) {
+        self.shared.ready();
+    }
+
+    fn turned(&mut self, committed: Index, waiting: usize) {
+        self.shared.progress.committed.store(committed.0, Relaxed);
+        self.shared.progress.pending.store(waiting as u64, Relaxed);
+    }
+
+    fn dropped(&mut self, reason: &'static str) {
+        warn!(self.logger, "dropping what raft cannot use"; "reason" => reason);
+    }
+
+    fn fail(&mut self, error: &dyn fmt::Display) {
+        (self.fail)(error);
+    }
+}
