@@ -79,6 +79,7 @@ struct State {
     /// An error was given since the last crash.
     troubled: bool,
     given: Given,
+    syncs: u64,
     /// The last writes: file, start, end.
     last_writes: VecDeque<(u64, usize, usize)>,
 }
@@ -152,6 +153,11 @@ impl SimDisk {
     /// Errors given so far.
     pub fn given(&self) -> Given {
         self.lock().given
+    }
+
+    /// Syncs that carried all they were to.
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
     }
 
     /// Names of files that exist.
@@ -455,6 +461,8 @@ impl DiskFile for SimFile {
                 let range = sector * SECTOR..((sector + 1) * SECTOR).min(data.now.len());
                 data.durable[range.clone()].copy_from_slice(&data.now[range]);
             }
+            let whole = data.lost.is_empty();
+            state.syncs += u64::from(whole);
             Ok(())
         })
     }

@@ -30,6 +30,8 @@ pub enum Fault {
     BitFlip,
     /// A member stands still.
     Pause,
+    /// For less than an election takes.
+    ShortPause,
     /// Two sides that do not hear each other.
     Partition,
     /// One hears another but is not heard.
@@ -55,7 +57,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 20] = [
+pub const FAULTS: [Fault; 21] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::CrashLoop,
@@ -65,6 +67,7 @@ pub const FAULTS: [Fault; 20] = [
     Fault::SlowDisk,
     Fault::BitFlip,
     Fault::Pause,
+    Fault::ShortPause,
     Fault::Partition,
     Fault::OneWay,
     Fault::Bridge,
@@ -91,6 +94,7 @@ impl Fault {
             Fault::SlowDisk => "slow-disk",
             Fault::BitFlip => "bit-flip",
             Fault::Pause => "pause",
+            Fault::ShortPause => "short-pause",
             Fault::Partition => "partition",
             Fault::OneWay => "one-way",
             Fault::Bridge => "bridge",
@@ -191,7 +195,7 @@ impl World {
             }
             Fault::DiskFull => {
                 self.members[place].disk.set_full(true);
-                let relief = self.dice.skewed(SECOND, 8 * SECOND);
+                let relief = self.dice.skewed(2 * SECOND, 40 * SECOND);
                 self.schedule(relief, WorldEvent::Relief { place });
             }
             Fault::SlowDisk => {
@@ -203,10 +207,11 @@ impl World {
                 self.schedule(relief, WorldEvent::Relief { place });
             }
             Fault::BitFlip => self.turn_a_bit(place),
-            Fault::Pause => {
+            Fault::Pause | Fault::ShortPause => {
                 if self.members[place].running.is_some() {
                     self.count(fault);
-                    self.members[place].paused_until = self.now + self.dice.skewed(50 * MILLI, 6 * SECOND);
+                    let most = if fault == Fault::Pause { 6 * SECOND } else { 650 * MILLI };
+                    self.members[place].paused_until = self.now + self.dice.skewed(50 * MILLI, most);
                 }
             }
             Fault::HandOver => {

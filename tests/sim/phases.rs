@@ -4,12 +4,13 @@
 //! a leader, acknowledge a write and tell all who watch. Then all are mended: they must come to the same content, tell every
 //! watcher everything, and have nothing left to do. In the end everything that clients saw is judged.
 
-use super::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// An election timeout, on a clock that runs right, at its longest.
-const ELECTION: u64 = 2 * SECOND;
-/// Within so much a mended quorum must acknowledge a write.
-const RECOVERY_MAX: u64 = 10 * ELECTION;
+use super::*;
+use crate::member::TICK;
+
+/// Election timeouts, at their longest, within which a mended quorum must acknowledge a write.
+const ELECTIONS_MAX: u64 = 10;
 /// Within so much of silence every watcher must have been told.
 const TELLING_MAX: u64 = 5 * SECOND;
 /// A client that no other is like.
@@ -19,7 +20,12 @@ impl World {
     /// Lives through the whole scenario. A failure says all that is needed to see it again.
     pub fn run(mut self) -> Result<Report, String> {
         let end = self.now + self.scenario.faulty;
-        let outcome = self.live(end);
+        // A panic is a violation like others: what led to it is told.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.live(end)));
+        let outcome = outcome.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            Err(format!("panic: {}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")))
+        });
         self.report.virtual_ns = self.now;
         self.report.events = self.events;
         self.report.installs = self.ledger.installs;
@@ -111,6 +117,7 @@ impl World {
 
     /// Writes until a write is acknowledged. Returns its revision.
     fn probe(&mut self, core: &[usize], began: u64) -> Result<i64, String> {
+        let election = 2 * self.usual.election_ticks as u64 * TICK;
         let mut tries = 0;
         loop {
             let value = format!("probe{}", self.calls_made).into_bytes();
@@ -123,7 +130,7 @@ impl World {
                 if let Outcome::Ok { revision, .. } = self.history.ops[op].outcome {
                     return Ok(revision);
                 }
-                if self.now > began + RECOVERY_MAX {
+                if self.now > began + ELECTIONS_MAX * election {
                     return Err(format!("liveness: {core:?} do not come to work: {}", self.describe()));
                 }
             }
@@ -216,6 +223,9 @@ impl World {
         }
         if let Some(member) = self.members.iter().find(|member| member.slow_watchers() > 0) {
             return Err(format!("liveness: m{} still has watchers to catch up", member.place));
+        }
+        if self.members.iter().any(|member| member.unfinished() > 0) {
+            return Err(format!("liveness: something is unfinished: {}", self.describe()));
         }
         let leftovers =
             |member: &Member| member.disk.names().into_iter().filter(|name| name.contains("unfinished")).collect();

@@ -87,6 +87,13 @@ pub struct Options {
     pub pre_vote: bool,
     pub disk_delay_max: u64,
     pub slow_sync_per_mille: u64,
+    /// What waits for one stream, at most.
+    pub outbox_bytes: usize,
+    pub outbox_messages: usize,
+    /// Ticks without word from a leader until a member campaigns, at least.
+    pub election_ticks: usize,
+    /// Messages are encoded and decoded on their way.
+    pub wire: bool,
 }
 
 impl Options {
@@ -106,6 +113,10 @@ impl Options {
             pre_vote: dice.chance(900),
             disk_delay_max: dice.pick(&[1, 5, 30]) * MILLI,
             slow_sync_per_mille: dice.pick(&[0, 0, 5]),
+            outbox_bytes: dice.pick(&[100, 1000, 20_000, 1 << 20]),
+            outbox_messages: dice.pick(&[2, 16, 1024]),
+            election_ticks: dice.pick(&[10, 10, 5]),
+            wire: dice.chance(50),
         }
     }
 
@@ -150,7 +161,7 @@ impl Ledger {
         self.entries.get(&index).map_or(0, |(chain, _)| *chain)
     }
 
-    fn violated(&mut self, what: String) {
+    pub fn violated(&mut self, what: String) {
         self.violations.push(what);
     }
 
@@ -735,8 +746,13 @@ impl World {
     fn carry_out(&mut self, place: usize, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Send(message) => {
+                Effect::Send(mut message) => {
                     let to = place_of(message.to);
+                    if self.usual.wire {
+                        let bytes = everwatch::peer::codec::to_wire(message).encode_to_vec();
+                        let read = everwatchpb::RaftMessage::decode(&bytes[..]).expect("it was just written");
+                        message = everwatch::peer::codec::from_wire(read).expect("members send what travels");
+                    }
                     self.trace_message(place, &message);
                     let mut arrivals = self.network.arrivals(place, to, self.now, &mut self.dice);
                     if message.get_msg_type() == MessageType::MsgPropose {
