@@ -94,7 +94,7 @@ fn swarm() {
 #[test]
 fn a_crash_at_any_disk_command_loses_nothing() {
     let began = Instant::now();
-    let stride = number("STRIDE").unwrap_or(4);
+    let stride = number("STRIDE").unwrap_or(1);
     let mut total = Report::default();
     let mut runs = 0;
     for (at, command) in (0..200).step_by(stride as usize).enumerate() {
