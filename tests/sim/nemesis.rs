@@ -337,10 +337,7 @@ impl World {
 
     /// Kills a member, to turn a bit of its log before it starts again.
     fn turn_a_bit(&mut self, place: usize) {
-        let members = self.members.len();
-        let spent = self.damaged.iter().filter(|damaged| damaged.is_some()).count();
-        let fresh = self.damaged[place].is_none();
-        if self.members[place].running.is_none() || fresh && spent + 1 > (members - 1) / 2 {
+        if self.members[place].running.is_none() || !self.bears_damage(place) {
             return;
         }
         let loss = self.loss();
@@ -350,14 +347,20 @@ impl World {
         self.schedule(delay, WorldEvent::Boot { place });
     }
 
+    /// Whether only a minority would be damaged then.
+    fn bears_damage(&self, place: usize) -> bool {
+        let damaged = (0..self.members.len()).filter(|other| *other == place || self.damaged[*other].is_some());
+        damaged.count() <= (self.members.len() - 1) / 2
+    }
+
     /// Turns a bit of a dead member's log if by now the others can do without it.
     pub(super) fn damage(&mut self, place: usize) {
         let held = |(index, term): (&u64, &u64)| {
-            let others = self.members.iter().filter(|other| other.place != place && other.holds(*index, *term));
-            others.count() > self.members.len() / 2
+            let sound = self.members.iter().filter(|other| other.place != place && self.damaged[other.place].is_none());
+            sound.filter(|other| other.holds(*index, *term)).count() > self.members.len() / 2
         };
         let before = self.members[place].durable.clone();
-        if !before.iter().all(held) {
+        if !self.bears_damage(place) || !before.iter().all(held) {
             return;
         }
         if let Some(at) = self.members[place].disk.flip(&mut self.dice) {

@@ -75,7 +75,7 @@ pub fn swarm(seed: u64) -> Scenario {
         every: dice.pick(&[1000, 2500, 6000]) * MILLI,
         think: dice.pick(&[150, 500, 1500]) * MILLI,
         drift_ppm: dice.pick(&[200, 1000, 10_000, 100_000]),
-        retry_per_mille: 0,
+        retry_per_mille: dice.pick(&[0, 0, 300]),
         faults,
         ..BASE
     }

@@ -270,9 +270,11 @@ enum WorldEvent {
         request: Request,
         deadline: u64,
     },
+    /// From a member, in one of its lives.
     AnswerArrives {
         call: u64,
         outcome: Outcome,
+        by: (u64, u64),
     },
     CallEnds {
         call: u64,
@@ -537,13 +539,13 @@ impl World {
             WorldEvent::CallArrives { call, place, request, deadline } => {
                 if self.members[place].running.is_none() {
                     let delay = self.dice.below(MILLI);
-                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome: Outcome::Unknown });
+                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome: Outcome::Unknown, by: (0, 0) });
                 } else {
                     self.tell_member(place, MemberEvent::Call { call, request, deadline });
                 }
             }
-            WorldEvent::AnswerArrives { call, outcome } => self.answered(call, outcome, true),
-            WorldEvent::CallEnds { call } => self.answered(call, Outcome::Unknown, false),
+            WorldEvent::AnswerArrives { call, outcome, by } => self.answered(call, outcome, Some(by)),
+            WorldEvent::CallEnds { call } => self.answered(call, Outcome::Unknown, None),
             WorldEvent::Watcher { client } => self.watcher(client),
             WorldEvent::WatchArrives { stream, watch, message } => {
                 if self.streams.get(&stream).is_some_and(|stream| !stream.ended) {
@@ -784,7 +786,8 @@ impl World {
                         continue;
                     }
                     let delay = self.dice.skewed(MILLI / 10, 5 * MILLI);
-                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome });
+                    let by = (place as u64 + 1, self.members[place].life);
+                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome, by });
                 }
                 Effect::AskLeader { leader, call, id, deadline } => {
                     let ask = MemberEvent::RenewFor { origin: place, call, id, deadline };
@@ -909,7 +912,7 @@ impl World {
 
     /// A request sets out. Returns its place in the history.
     fn issue(&mut self, client: u32, place: usize, request: Request, patience: u64) -> usize {
-        let op = Op { client, call: self.now, ret: None, request: request.clone(), outcome: Outcome::Unknown };
+        let op = Op { client, call: self.now, request: request.clone(), ..Op::default() };
         self.history.ops.push(op);
         let op = self.history.ops.len() - 1;
         self.calls_made += 1;
@@ -924,7 +927,7 @@ impl World {
         op
     }
 
-    fn answered(&mut self, call: u64, outcome: Outcome, heard: bool) {
+    fn answered(&mut self, call: u64, outcome: Outcome, by: Option<(u64, u64)>) {
         let Some(Call { client, op }) = self.calls.remove(&call) else { return };
         let revision = match &outcome {
             Outcome::Ok { revision, .. } => *revision as u64,
@@ -938,7 +941,8 @@ impl World {
         if !known {
             self.knowledge.again.insert(client, op.request.clone());
         }
-        op.ret = (heard && known).then_some(self.now);
+        op.ret = (by.is_some() && known).then_some(self.now);
+        (op.member, op.life) = by.unwrap_or_default();
         op.outcome = outcome;
         if client < self.scenario.kv_clients {
             let pause = self.dice.skewed(MILLI, self.scenario.think);
@@ -980,6 +984,7 @@ impl World {
                 let mut watches = Vec::new();
                 for _ in 0..count {
                     let watch = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+                    let watch = WatchRecord { stream: token, ..watch };
                     watches.push((self.history.watches.len(), clients::spec(&watch)));
                     self.history.watches.push(watch);
                 }
@@ -1039,6 +1044,7 @@ impl World {
             }
             records.push(record);
         }
+        records.iter_mut().for_each(|record| record.stream = token);
         let first = self.history.watches.len();
         let watches: Vec<_> =
             records.iter().enumerate().map(|(n, record)| (first + n, clients::spec(record))).collect();
@@ -1090,7 +1096,9 @@ fn next_revision(record: &WatchRecord) -> i64 {
             WatchMessage::Events { events, .. } => {
                 next = events.iter().fold(next, |next, event| next.max(event.kv.mod_revision + 1));
             }
-            WatchMessage::Progress { revision } => next = next.max(revision + 1),
+            WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
+                next = next.max(revision + 1)
+            }
             _ => {}
         }
     }
@@ -1099,7 +1107,9 @@ fn next_revision(record: &WatchRecord) -> i64 {
 
 fn revision_of(message: &WatchMessage) -> i64 {
     match message {
-        WatchMessage::Created { revision } | WatchMessage::Progress { revision } => *revision,
+        WatchMessage::Created { revision }
+        | WatchMessage::Progress { revision }
+        | WatchMessage::StreamProgress { revision } => *revision,
         WatchMessage::Events { header_revision, .. } => *header_revision,
         WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
     }
