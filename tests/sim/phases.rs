@@ -97,8 +97,11 @@ impl World {
         let probes = first_watch..self.history.watches.len();
         let revision = self.probe(&core, began)?;
         self.report.recovery_ms = self.report.recovery_ms.max((self.now - began) / MILLI);
-        // A member may catch up with a snapshot, past what a watcher still had to be told: then it is told that.
-        let overtaken = |watch: &WatchRecord| matches!(watch.messages.last(), Some((_, WatchMessage::Canceled { .. })));
+        // A member may catch up with a snapshot, past what a watcher still had to be told: then it is told that. Or it dies
+        // of an error that its disk gave before it was mended: then the stream has ended.
+        let overtaken = |watch: &WatchRecord| {
+            matches!(watch.messages.last(), Some((_, WatchMessage::Canceled { .. } | WatchMessage::Ended)))
+        };
         let told = |watch: &WatchRecord| next_revision(watch) > revision || overtaken(watch);
         let end = self.now + TELLING_MAX;
         while !self.history.watches[probes.clone()].iter().all(told) {
