@@ -714,9 +714,8 @@ impl Member {
         running.finish_calls(now, cx)?;
         running.drain_streams(cx);
         running.schedule(was_turn, cx);
-        match self.overflow(cx.options) {
-            Some(what) => cx.ledger.violated(what),
-            None => {}
+        if let Some(what) = self.overflow(cx.options) {
+            cx.ledger.violated(what);
         }
         Ok(())
     }
