@@ -133,7 +133,8 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
         Some(identity) => identity,
         None => found_backend(config, &backend, has_log(&wal_dir))?,
     };
-    let options = WalOptions::new(identity.cluster, identity.member);
+    let mut options = WalOptions::new(identity.cluster, identity.member);
+    options.segment_bytes = config.wal_segment_bytes.unwrap_or(options.segment_bytes);
     let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
     let applied = applied_index(&*backend.reader()?)?;
     if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {

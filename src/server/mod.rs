@@ -27,7 +27,11 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pb::everwatchpb::MemberAttributes;
 use crate::peer::{FromPeer, PeerGrpc, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
+use crate::state::StateMachine;
 use crate::storage::backend::Reader;
+use crate::storage::backend::disk::DiskBackend;
+use crate::storage::datadir::DataDir;
+use crate::storage::wal::Wal;
 use crate::types::Index;
 use crate::watch::Hub;
 
@@ -188,6 +192,23 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
     Ok((handle, tasks))
 }
 
+/// A member that [`open`] found.
+#[doc(hidden)]
+pub struct Opened {
+    pub node: crate::raft::Node,
+    pub state: StateMachine,
+    pub wal: Wal,
+    pub backend: DiskBackend,
+    pub data_dir: DataDir,
+}
+
+/// Opens a data directory as [`start`] does, and starts nothing: for tests of which directories a start accepts.
+#[doc(hidden)]
+pub fn open(config: &Config, logger: &Logger) -> Result<Opened, Box<dyn std::error::Error>> {
+    let bootstrap::Member { node, state, wal, backend, data_dir, .. } = bootstrap::open(config, 1, logger)?;
+    Ok(Opened { node, state, wal, backend, data_dir })
+}
+
 /// What runs of a member, for the one who started it.
 pub struct Tasks {
     handle: Handle,
@@ -297,7 +318,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
 }
 
 /// What this member answers its peers' members.
-fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir) -> ServiceConfig {
+fn answers(handle: &Handle, data_dir: &DataDir) -> ServiceConfig {
     let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {

@@ -27,6 +27,8 @@ pub struct Knowledge {
     pub compacted: i64,
     /// Leases that were granted and not known to be revoked.
     pub leases: Vec<i64>,
+    /// By client: what it asked last and heard nothing of.
+    pub again: BTreeMap<u32, Request>,
     leases_made: i64,
     values_made: u64,
     /// The last revision and value seen of a key.
@@ -35,11 +37,6 @@ pub struct Knowledge {
 
 impl Knowledge {
     pub fn learn(&mut self, request: &Request, outcome: &Outcome) {
-        // Whether it is gone nobody knows. If it were used on, a key deleted by somebody who never heard of that either could
-        // have gone with the lease, and the judge would have to guess.
-        if let (Request::Revoke { id }, Outcome::Unknown) = (request, outcome) {
-            self.leases.retain(|known| known != id);
-        }
         let Outcome::Ok { revision, reply } = outcome else { return };
         self.revision = self.revision.max(*revision);
         match (request, reply) {
@@ -160,7 +157,15 @@ impl Knowledge {
             Relation::Greater,
             Relation::Less,
         ]);
-        let compares = vec![Compare { key: key.clone(), target, is }];
+        let mut compares = vec![Compare { key: key.clone(), target, is }];
+        while dice.chance(300) && compares.len() < 3 {
+            let other = Self::key(dice, keys);
+            let target = match self.keys.get(&other) {
+                Some((revision, _)) => Target::ModRevision(*revision),
+                None => Target::CreateRevision(0),
+            };
+            compares.push(Compare { key: other, target, is: Relation::Equal });
+        }
         let branch = |dice: &mut Dice, this: &mut Knowledge| {
             // A key is changed once in a transaction.
             let mut free: Vec<u64> = (0..keys).collect();
@@ -198,11 +203,16 @@ impl Knowledge {
     /// What a watch client asks for.
     pub fn watch(&self, dice: &mut Dice, client: u32, member: u64, keys: u64) -> WatchRecord {
         let (key, end) = Self::range(dice, keys);
+        // All of a long history is seen now and then only.
+        let whole = self.revision - self.compacted < 200 || dice.chance(20);
         let start = match dice.below(8) {
             0..3 => 0,
-            3 => 1.max(self.compacted),
-            4 => self.compacted + 1,
-            5 => self.revision + dice.below(20) as i64,
+            3 if whole => 1.max(self.compacted),
+            4 if whole => self.compacted + 1,
+            5 => {
+                let ahead = dice.between(2, 100);
+                self.revision + dice.pick(&[0, 1, ahead]) as i64
+            }
             _ => (self.revision - dice.below(60) as i64).max(1),
         };
         let filter = dice.below(12);
@@ -315,7 +325,7 @@ pub fn txn(request: &Request) -> Option<pb::TxnRequest> {
 /// The command that a request is proposed as; nothing for those that only read.
 pub fn command(request: &Request) -> Option<Kind> {
     Some(match request {
-        Request::Range { .. } | Request::KeepAlive { .. } => return None,
+        Request::Range { .. } | Request::KeepAlive { .. } | Request::TimeToLive { .. } => return None,
         Request::Put { key, value, lease, prev_kv } => Kind::Put(put(key, value, *lease, *prev_kv)),
         Request::Delete { key, end, prev_kv } => Kind::DeleteRange(delete(key, end, *prev_kv)),
         Request::Txn { .. } => {
@@ -440,6 +450,7 @@ pub fn watch_message(message: &Outgoing) -> WatchMessage {
         Outgoing::Refused { .. } => WatchMessage::Ended,
         Outgoing::Canceled { .. } => WatchMessage::Canceled { compact_revision: 0 },
         Outgoing::Compacted { at, .. } => WatchMessage::Canceled { compact_revision: at.0 },
+        Outgoing::Progress { id: None, revision } => WatchMessage::StreamProgress { revision: revision.0 },
         Outgoing::Progress { revision, .. } => WatchMessage::Progress { revision: revision.0 },
         Outgoing::Events(events) => {
             let bytes: Vec<u8> = events.events.as_slice().concat();
