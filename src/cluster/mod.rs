@@ -21,6 +21,7 @@ use sha1::{Digest, Sha1};
 
 use crate::types::{ClusterId, MemberId};
 
+pub mod founding;
 pub mod initial;
 pub mod membership;
 pub mod version;
