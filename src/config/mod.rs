@@ -56,6 +56,8 @@ pub struct Config {
     pub backend_batch_interval: Duration,
     /// Most writes before the backend commits.
     pub backend_batch_max: usize,
+    /// Bytes of one file of the raft log; none: the usual. There is no flag for it, as in etcd; tests like many small ones.
+    pub wal_segment_bytes: Option<u64>,
     /// Most operations in one txn.
     pub txn_ops_max: usize,
     /// Largest request a client may send.
@@ -196,6 +198,7 @@ impl Config {
             },
             backend_batch_interval: duration_or(values, "backend-batch-interval", Duration::from_millis(100)),
             backend_batch_max: size(values.integer("backend-batch-limit"), 10_000),
+            wal_segment_bytes: None,
             txn_ops_max: usize::try_from(values.unsigned("max-txn-ops")).unwrap_or(usize::MAX),
             request_bytes_max: usize::try_from(values.unsigned("max-request-bytes")).unwrap_or(usize::MAX),
             concurrent_streams_max: u32::try_from(values.unsigned("max-concurrent-streams")).unwrap_or(u32::MAX),

@@ -123,7 +123,7 @@ pub(super) const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 
 /// What a member may start as.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
+pub enum Admission {
     /// What its data says.
     Resident,
     /// One of those who found the cluster, if it has no data.
@@ -169,18 +169,19 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     snapshot::discard_unfinished(&dir)?;
 
     let begin = !holds_data(&data_dir, config)?;
-    if begin && DataDir::is_founded(&config.data_dir) {
+    if begin && *admission != Admission::Resident && DataDir::is_founded(&config.data_dir) {
         let path = data_dir.state();
         RealDisk.remove(&path).map_err(|source| storage::Error::Io { doing: "removing", path, source })?;
     }
     let mut backend = DiskBackend::open(data_dir.state())?;
     let identity = match Identity::read(&*backend.reader()?)? {
+        _ if begin => begin_backend(config, admission, &backend)?,
         Some(identity) => identity,
-        None if begin => begin_backend(config, admission, &backend)?,
         // The backend is begun before the log is.
         None => return Err(Error::Refused("there is a raft log but the state that belongs to it is gone".into())),
     };
-    let options = WalOptions::new(identity.cluster, identity.member);
+    let mut options = WalOptions::new(identity.cluster, identity.member);
+    options.segment_bytes = config.wal_segment_bytes.unwrap_or(options.segment_bytes);
     let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
     let applied = applied_index(&*backend.reader()?)?.unwrap_or(Index(0));
     if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {

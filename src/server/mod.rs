@@ -28,7 +28,11 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pb::everwatchpb::MemberAttributes;
 use crate::peer::{FromPeer, PeerGrpc, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
+use crate::state::StateMachine;
 use crate::storage::backend::Reader;
+use crate::storage::backend::disk::DiskBackend;
+use crate::storage::datadir::DataDir;
+use crate::storage::wal::Wal;
 use crate::types::{Index, MemberId};
 use crate::watch::Hub;
 
@@ -57,13 +61,12 @@ mod reads;
 mod waiters;
 pub mod watch_loop;
 
-pub(crate) use bootstrap::Admission;
-pub use bootstrap::snapshot_point;
+pub use bootstrap::{Admission, snapshot_point};
 pub(crate) use founding::Asking;
 
 /// Starts a member on the current runtime, as what it was admitted to: from now on it follows its peers and answers its
 /// [`Handle`]. An error says why it could not start.
-pub(crate) fn start(
+pub fn start(
     config: &Config,
     admission: &Admission,
     logger: &Logger,
@@ -189,6 +192,24 @@ pub(crate) fn start(
     Ok((handle, tasks))
 }
 
+/// A member that [`open`] found.
+#[doc(hidden)]
+pub struct Opened {
+    pub node: crate::raft::Node,
+    pub state: StateMachine,
+    pub wal: Wal,
+    pub backend: DiskBackend,
+    pub data_dir: DataDir,
+}
+
+/// Opens a data directory as [`start`] does, and starts nothing: for tests of which directories a start accepts.
+#[doc(hidden)]
+pub fn open(config: &Config, logger: &Logger) -> Result<Opened, Box<dyn std::error::Error>> {
+    let bootstrap::Member { node, state, wal, backend, data_dir, .. } =
+        bootstrap::open(config, &Admission::Resident, 1, logger)?;
+    Ok(Opened { node, state, wal, backend, data_dir })
+}
+
 /// What runs of a member, for the one who started it.
 pub struct Tasks {
     handle: Handle,
@@ -292,7 +313,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
 }
 
 /// What this member answers its peers' members. `fresh`: it had nothing beyond the founding at its start.
-fn answers(handle: &Handle, data_dir: &crate::storage::datadir::DataDir, fresh: bool) -> ServiceConfig {
+fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
     let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {

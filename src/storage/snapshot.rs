@@ -65,11 +65,7 @@ impl SnapshotWriter {
         self.commit()?;
         let SnapshotWriter { dir, index, backend, .. } = self;
         drop(backend); // closes the file
-        let (part, path) = (dir.join(part_name(index)), dir.join(name(index)));
-        RealDisk.open(&part).and_then(|file| file.sync()).map_err(|e| io("syncing", &part, e))?;
-        RealDisk.rename(&part, &path).map_err(|e| io("renaming", &part, e))?;
-        RealDisk.sync_dir(&dir).map_err(|e| io("syncing", &dir, e))?;
-        Ok(path)
+        complete(&RealDisk, &dir, index)
     }
 
     fn commit(&mut self) -> Result<()> {
@@ -82,9 +78,7 @@ impl SnapshotWriter {
 
 /// Puts the snapshot at `index` in the backend's place. The log's base says that it counts; nobody uses the old backend.
 pub fn adopt(dir: &Path, index: Index) -> Result<()> {
-    let path = dir.join(name(index));
-    RealDisk.rename(&path, &dir.join(datadir::STATE)).map_err(|e| io("adopting", &path, e))?;
-    RealDisk.sync_dir(dir).map_err(|e| io("syncing", dir, e))
+    adopt_on(&RealDisk, dir, index)
 }
 
 /// The complete snapshots in the member's directory, by index.
@@ -114,6 +108,21 @@ pub fn discard_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The file has all its rows: it gets its name, both durably.
+fn complete(disk: &dyn Disk, dir: &Path, index: Index) -> Result<PathBuf> {
+    let (part, path) = (dir.join(part_name(index)), dir.join(name(index)));
+    disk.open(&part).and_then(|file| file.sync()).map_err(|e| io("syncing", &part, e))?;
+    disk.rename(&part, &path).map_err(|e| io("renaming", &part, e))?;
+    disk.sync_dir(dir).map_err(|e| io("syncing", dir, e))?;
+    Ok(path)
+}
+
+fn adopt_on(disk: &dyn Disk, dir: &Path, index: Index) -> Result<()> {
+    let path = dir.join(name(index));
+    disk.rename(&path, &dir.join(datadir::STATE)).map_err(|e| io("adopting", &path, e))?;
+    disk.sync_dir(dir).map_err(|e| io("syncing", dir, e))
+}
+
 fn name(index: Index) -> String {
     format!("snap-{:020}.redb", index.0)
 }
@@ -139,7 +148,12 @@ fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, IoSlice};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use crate::storage::disk::DiskFile;
 
     fn write(dir: &Path, index: u64, value: &'static str) -> SnapshotWriter {
         let mut writer = SnapshotWriter::create(dir, Index(index)).unwrap();
@@ -177,6 +191,132 @@ mod tests {
         discard(dir, Index(3)).unwrap();
         discard_unfinished(dir).unwrap();
         assert_eq!(RealDisk.list(dir).unwrap(), [datadir::STATE]);
+    }
+
+    /// The disk of this machine, which takes back at a power cut what was not synced of names, and refuses one call.
+    struct Forgetful {
+        names: Mutex<Vec<(PathBuf, PathBuf)>>,
+        calls_left: AtomicUsize,
+        file_synced: Arc<AtomicBool>,
+    }
+
+    impl Forgetful {
+        fn call(&self) -> io::Result<()> {
+            match self.calls_left.fetch_sub(1, Ordering::Relaxed) {
+                0 => Err(io::Error::from_raw_os_error(5)),
+                _ => Ok(()),
+            }
+        }
+
+        fn power_cut(&self) {
+            for (from, to) in self.names.lock().unwrap().drain(..).rev() {
+                RealDisk.rename(&to, &from).unwrap();
+            }
+        }
+    }
+
+    impl Disk for Forgetful {
+        fn create_dir(&self, dir: &Path) -> io::Result<()> {
+            self.call().and_then(|()| RealDisk.create_dir(dir))
+        }
+
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            self.call().and_then(|()| RealDisk.list(dir))
+        }
+
+        fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+            self.call().and_then(|()| RealDisk.create(path))
+        }
+
+        fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+            self.call()?;
+            Ok(Box::new(Watched(RealDisk.open(path)?, self.file_synced.clone())))
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.call()?;
+            assert!(self.file_synced.load(Ordering::Relaxed), "a file gets a name that counts when it is durable");
+            // What it replaces comes back with a power cut.
+            let kept = to.with_extension("replaced");
+            if to.exists() {
+                RealDisk.rename(to, &kept)?;
+                self.names.lock().unwrap().push((to.to_owned(), kept));
+            }
+            RealDisk.rename(from, to)?;
+            self.names.lock().unwrap().push((from.to_owned(), to.to_owned()));
+            Ok(())
+        }
+
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.call().and_then(|()| RealDisk.remove(path))
+        }
+
+        fn sync_dir(&self, _: &Path) -> io::Result<()> {
+            self.call()?;
+            self.names.lock().unwrap().clear();
+            Ok(())
+        }
+    }
+
+    struct Watched(Box<dyn DiskFile>, Arc<AtomicBool>);
+
+    impl DiskFile for Watched {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+            self.0.read_at(offset, into)
+        }
+
+        fn write_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+            self.0.write_at(offset, pieces)
+        }
+
+        fn preallocate(&self, len: u64) -> io::Result<()> {
+            self.0.preallocate(len)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync()?;
+            self.1.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whatever_call_fails_a_power_cut_later_it_counts_or_can_be_done_again() {
+        let mut adopted = 0;
+        for calls in 0..8 {
+            let dir = tempfile::tempdir().unwrap();
+            let dir = dir.path();
+            write(dir, 1, "old").finish().unwrap();
+            adopt(dir, Index(1)).unwrap();
+            let mut writer = write(dir, 7, "seven");
+            writer.commit().unwrap();
+            drop(writer);
+            let disk =
+                Forgetful { names: Mutex::default(), calls_left: AtomicUsize::new(calls), file_synced: Arc::default() };
+            let completed = complete(&disk, dir, Index(7));
+            if completed.is_err() {
+                disk.power_cut();
+                assert!(pending(dir).unwrap().is_empty(), "call {calls}: the snapshot is not there");
+                assert_eq!(state(dir).unwrap(), "old");
+                continue;
+            }
+            let outcome = adopt_on(&disk, dir, Index(7));
+            disk.power_cut();
+            match outcome {
+                Ok(()) => adopted += 1,
+                Err(_) => {
+                    assert_eq!(pending(dir).unwrap().len(), 1, "call {calls}: it can still be adopted");
+                    assert_eq!(state(dir).unwrap(), "old");
+                    adopt(dir, Index(7)).unwrap();
+                }
+            }
+            assert_eq!(state(dir).unwrap(), "seven");
+        }
+        assert_eq!(adopted, 3, "five calls can fail");
     }
 
     #[test]

@@ -35,11 +35,6 @@ pub struct Knowledge {
 
 impl Knowledge {
     pub fn learn(&mut self, request: &Request, outcome: &Outcome) {
-        // Whether it is gone nobody knows. If it were used on, a key deleted by somebody who never heard of that either could
-        // have gone with the lease, and the judge would have to guess.
-        if let (Request::Revoke { id }, Outcome::Unknown) = (request, outcome) {
-            self.leases.retain(|known| known != id);
-        }
         let Outcome::Ok { revision, reply } = outcome else { return };
         self.revision = self.revision.max(*revision);
         match (request, reply) {
@@ -315,7 +310,7 @@ pub fn txn(request: &Request) -> Option<pb::TxnRequest> {
 /// The command that a request is proposed as; nothing for those that only read.
 pub fn command(request: &Request) -> Option<Kind> {
     Some(match request {
-        Request::Range { .. } | Request::KeepAlive { .. } => return None,
+        Request::Range { .. } | Request::KeepAlive { .. } | Request::TimeToLive { .. } => return None,
         Request::Put { key, value, lease, prev_kv } => Kind::Put(put(key, value, *lease, *prev_kv)),
         Request::Delete { key, end, prev_kv } => Kind::DeleteRange(delete(key, end, *prev_kv)),
         Request::Txn { .. } => {
@@ -434,6 +429,7 @@ pub fn watch_message(message: &Outgoing) -> WatchMessage {
         Outgoing::Refused { .. } => WatchMessage::Ended,
         Outgoing::Canceled { .. } => WatchMessage::Canceled { compact_revision: 0 },
         Outgoing::Compacted { at, .. } => WatchMessage::Canceled { compact_revision: at.0 },
+        Outgoing::Progress { id: None, revision } => WatchMessage::StreamProgress { revision: revision.0 },
         Outgoing::Progress { revision, .. } => WatchMessage::Progress { revision: revision.0 },
         Outgoing::Events(events) => {
             let bytes: Vec<u8> = events.events.as_slice().concat();

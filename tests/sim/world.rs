@@ -736,7 +736,7 @@ impl World {
         }
         let request = self.knowledge.request(&mut self.dice, client, &self.scenario.mix);
         let place = if self.dice.chance(700) { client as usize % self.members.len() } else { self.any() };
-        let op = Op { client, call: self.now, ret: None, request: request.clone(), outcome: Outcome::Unknown };
+        let op = Op { client, call: self.now, request: request.clone(), ..Op::default() };
         self.history.ops.push(op);
         self.calls_made += 1;
         let call = self.calls_made;
@@ -786,6 +786,7 @@ impl World {
             }
             3..5 => {
                 let watch = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+                let watch = WatchRecord { stream: token, ..watch };
                 let spec = clients::spec(&watch);
                 let at = self.history.watches.len();
                 self.history.watches.push(watch);
@@ -835,6 +836,7 @@ impl World {
         if records.is_empty() {
             records.push(self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys));
         }
+        records.iter_mut().for_each(|record| record.stream = token);
         let first = self.history.watches.len();
         let watches: Vec<_> =
             records.iter().enumerate().map(|(n, record)| (first + n, clients::spec(record))).collect();
@@ -990,7 +992,9 @@ fn next_revision(record: &WatchRecord) -> i64 {
             WatchMessage::Events { events, .. } => {
                 next = events.iter().fold(next, |next, event| next.max(event.kv.mod_revision + 1));
             }
-            WatchMessage::Progress { revision } => next = next.max(revision + 1),
+            WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
+                next = next.max(revision + 1)
+            }
             _ => {}
         }
     }
@@ -999,7 +1003,9 @@ fn next_revision(record: &WatchRecord) -> i64 {
 
 fn revision_of(message: &WatchMessage) -> i64 {
     match message {
-        WatchMessage::Created { revision } | WatchMessage::Progress { revision } => *revision,
+        WatchMessage::Created { revision }
+        | WatchMessage::Progress { revision }
+        | WatchMessage::StreamProgress { revision } => *revision,
         WatchMessage::Events { header_revision, .. } => *header_revision,
         WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
     }

@@ -59,9 +59,11 @@ impl DiskBackend {
         if !path.exists() {
             create(&path)?;
         }
-        let mut engine = Database::builder();
-        engine.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-        let database = engine.open(&path).map_err(|e| refused(&path, e))?;
+        let database = engine().open(&path).map_err(|e| refused(&path, e))?;
+        DiskBackend::over(path, database)
+    }
+
+    fn over(path: PathBuf, database: Database) -> Result<DiskBackend> {
         let backend = DiskBackend { path, database, row_bytes: AtomicU64::new(0), poisoned: AtomicBool::new(false) };
         let sum = backend.row_bytes_recorded().map_err(|e| failed(&backend.path, e))?;
         backend.row_bytes.store(sum, Ordering::Relaxed);
@@ -190,18 +192,25 @@ fn create(path: &Path) -> Result<()> {
     // Left from such a crash, perhaps. Created as a file for this user alone.
     drop(RealDisk.create(&made).map_err(io("creating"))?);
     let database = Database::create(&made).map_err(|e| refused(&made, e))?;
-    let tables = || -> std::result::Result<(), redb::Error> {
-        let transaction = begin(&database)?;
-        for bucket in Bucket::ALL {
-            transaction.open_table(table(bucket))?;
-        }
-        transaction.open_table(ROW_BYTES)?;
-        Ok(transaction.commit()?)
-    };
-    tables().map_err(|e| failed(&made, e))?;
+    make_tables(&database).map_err(|e| failed(&made, e))?;
     drop(database);
     RealDisk.open(&made).and_then(|file| file.sync()).map_err(io("syncing"))?;
     RealDisk.rename(&made, path).and_then(|()| RealDisk.sync_dir(dir)).map_err(io("renaming"))
+}
+
+fn make_tables(database: &Database) -> std::result::Result<(), redb::Error> {
+    let transaction = begin(database)?;
+    for bucket in Bucket::ALL {
+        transaction.open_table(table(bucket))?;
+    }
+    transaction.open_table(ROW_BYTES)?;
+    Ok(transaction.commit()?)
+}
+
+fn engine() -> redb::Builder {
+    let mut engine = Database::builder();
+    engine.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    engine
 }
 
 fn begin(database: &Database) -> std::result::Result<WriteTransaction, redb::Error> {
@@ -232,5 +241,177 @@ fn failed(path: &Path, error: redb::Error) -> Error {
         redb::Error::Io(source) => Error::Io { doing: "using", path: path.to_owned(), source },
         redb::Error::PreviousIo => Error::Poisoned,
         other => Error::Engine(format!("{}: {other}", path.display())),
+    }
+}
+
+/// The engine over a file that fails and forgets: every call of a script of commits fails once, with the power lost right after.
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::*;
+
+    const SECTOR: usize = 512;
+    const ROWS: usize = 40;
+
+    #[derive(Clone, Debug, Default)]
+    struct TornFile(Arc<Mutex<Image>>);
+
+    #[derive(Debug, Default)]
+    struct Image {
+        now: Vec<u8>,
+        durable: Vec<u8>,
+        pending: Vec<Change>,
+        /// Calls until one fails, and all after it.
+        fuse: Option<u64>,
+    }
+
+    #[derive(Debug)]
+    enum Change {
+        Length(usize),
+        Sector(usize, Vec<u8>),
+    }
+
+    impl TornFile {
+        fn call(&self) -> io::Result<MutexGuard<'_, Image>> {
+            let mut image = self.0.lock().unwrap();
+            match &mut image.fuse {
+                Some(0) => Err(io::Error::from_raw_os_error(5)),
+                Some(left) => {
+                    *left -= 1;
+                    Ok(image)
+                }
+                None => Ok(image),
+            }
+        }
+
+        /// What is there after a power cut that kept some of what had not been synced.
+        fn crash(&self, mut kept: impl FnMut() -> bool) -> TornFile {
+            let image = self.0.lock().unwrap();
+            let mut data = image.durable.clone();
+            for change in image.pending.iter().filter(|_| kept()) {
+                match change {
+                    Change::Length(len) => data.resize(*len, 0),
+                    Change::Sector(at, bytes) => {
+                        data.resize(data.len().max(at + bytes.len()), 0);
+                        data[*at..at + bytes.len()].copy_from_slice(bytes);
+                    }
+                }
+            }
+            let after = Image { now: data.clone(), durable: data, ..Image::default() };
+            TornFile(Arc::new(Mutex::new(after)))
+        }
+    }
+
+    impl redb::StorageBackend for TornFile {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.call()?.now.len() as u64)
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let image = self.call()?;
+            let bytes = image.now.get(offset as usize..offset as usize + out.len());
+            out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            let mut image = self.call()?;
+            image.now.resize(len as usize, 0);
+            image.pending.push(Change::Length(len as usize));
+            Ok(())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            let image = &mut *self.call()?;
+            image.durable = image.now.clone();
+            image.pending.clear();
+            Ok(())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            let image = &mut *self.call()?;
+            let (mut at, mut rest) = (offset as usize, data);
+            while !rest.is_empty() {
+                let (sector, more) = rest.split_at((SECTOR - at % SECTOR).min(rest.len()));
+                image.now[at..at + sector.len()].copy_from_slice(sector);
+                image.pending.push(Change::Sector(at, sector.to_vec()));
+                (at, rest) = (at + sector.len(), more);
+            }
+            Ok(())
+        }
+    }
+
+    fn open(file: &TornFile) -> Result<DiskBackend> {
+        let path = PathBuf::from("state.redb");
+        let database = engine().create_with_backend(file.clone()).map_err(|e| refused(&path, e))?;
+        DiskBackend::over(path, database)
+    }
+
+    /// Every row says which commit it is of.
+    fn commit(backend: &DiskBackend, number: usize) -> Result<()> {
+        let mut batch = Batch::default();
+        for row in 0..ROWS {
+            let value = format!("{number:03}").repeat(1 + row * 9);
+            batch.put(Bucket::Key, Bytes::from(format!("row{row:02}")), Bytes::from(value));
+        }
+        backend.commit(&batch)
+    }
+
+    /// The commit that all rows are of; 0 when there are none.
+    fn state(backend: &DiskBackend) -> usize {
+        let mut numbers = Vec::new();
+        let mut visit = |_: &[u8], value: &[u8]| {
+            numbers.push(str::from_utf8(&value[..3]).unwrap().parse::<usize>().unwrap());
+            true
+        };
+        backend.reader().unwrap().scan(Bucket::Key, b"", None, &mut visit).unwrap();
+        assert!(numbers.is_empty() || numbers.len() == ROWS);
+        assert!(numbers.windows(2).all(|pair| pair[0] == pair[1]), "half of a commit: {numbers:?}");
+        numbers.first().copied().unwrap_or(0)
+    }
+
+    #[test]
+    fn a_commit_that_failed_is_there_or_not_and_nothing_is_committed_after_it() {
+        let empty = TornFile::default();
+        make_tables(&engine().create_with_backend(empty.clone()).unwrap()).unwrap();
+        let (mut random, mut failures) = (1u64, 0);
+        for calls in 0.. {
+            let file = empty.crash(|| true);
+            file.0.lock().unwrap().fuse = Some(calls);
+            let mut durable = 0;
+            if let Ok(backend) = open(&file) {
+                let outcome = (1..=4).try_for_each(|number| {
+                    commit(&backend, number)?;
+                    durable = number;
+                    Ok(())
+                });
+                match outcome {
+                    Ok(()) => break,
+                    Err(Error::Io { source, .. }) => assert_eq!(source.raw_os_error(), Some(5)),
+                    Err(error) => panic!("call {calls}: {error}"),
+                }
+                failures += 1;
+                // The disk works again, but nobody knows what is on it.
+                let written = file.0.lock().unwrap().now.clone();
+                file.0.lock().unwrap().fuse = None;
+                assert!(matches!(commit(&backend, 9), Err(Error::Poisoned)));
+                assert!(file.0.lock().unwrap().now == written, "a poisoned backend writes nothing");
+                file.0.lock().unwrap().fuse = Some(0);
+            }
+            for mode in 0..4 {
+                let after = file.crash(|| {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    mode == 0 || (mode > 1 && random >> 63 == 1)
+                });
+                let backend = open(&after).unwrap_or_else(|e| panic!("call {calls}, mode {mode}: {e}"));
+                let found = state(&backend);
+                assert!(found == durable || found == durable + 1, "call {calls}, mode {mode}: {found} of {durable}");
+                commit(&backend, 7).unwrap();
+                assert_eq!(state(&backend), 7);
+            }
+        }
+        assert!(failures > 20, "only {failures}");
     }
 }

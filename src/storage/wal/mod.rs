@@ -48,16 +48,23 @@
 //!      before it, and every sync leaves a *seal* behind, a bare header where the next record will go. The seal is not
 //!      synced itself, but it survives the death of the process, and a power cut once the next sync or the system's
 //!      own writeback has happened; a clean stop syncs once more for its sake.
-//!   3. If the record's header and trailer are valid and no sector between them can be missing, then all of it had been
+//!   3. If the file ends there, or before the record at that place does: damage. A segment has its full length before it
+//!      has its name, and room for the mark behind the last record: no crash makes it shorter.
+//!   4. If the record's header and trailer are valid and no sector between them can be missing, then all of it had been
 //!      written and something changed afterwards: damage. (In a segment of fresh zeros a sector is missing when it is
-//!      zeros; in a recycled one it could be any.) The same if turning one bit of the header makes the record valid.
-//!   4. Otherwise it is a torn write, and the log ends there.
+//!      zeros; in a recycled one it could be any.)
+//!   5. If turning one bit of the record makes all of it valid: damage. That is how bits rot, and a missing sector looks so
+//!      only by a chance of one in 2^32 for each bit of the record.
+//!   6. Otherwise it is a torn write, and the log ends there.
 //!
-//! So one case remains where damage is taken for a torn write: it hit the very last record, the machine lost power before
-//! the seal behind that record reached the disk, and either the record is longer than two sectors and was hit in the
-//! middle (in a segment of fresh zeros this counts only for one that holds a sector of zeros), or more than one bit of its
-//! header, or its trailer together with its body, is wrong. If only the trailer is, the record is kept. A lost seal alone
-//! means nothing.
+//! So a wrong bit is never taken for a torn write. One case remains where worse damage is: it hit the very last record, the
+//! machine lost power before the seal behind that record reached the disk, and either the record is longer than two sectors
+//! and was hit in the middle (in a segment of fresh zeros this counts only for one that holds a sector of zeros), or more
+//! than one bit of its header, or its trailer together with its body, is wrong. If only the trailer is, the record is kept.
+//! A lost seal alone means nothing.
+//!
+//! The loss of whole files is noticed as well: the header of a segment says which one it is, and behind the last record of
+//! each stands that there is a next one. Opening writes that again where a crash, or damage, has left it out.
 //!
 //! Opening ends with a sync, so that what was replayed is durable whatever it was before, and with the traces of unfinished
 //! records overwritten: bytes after the end must not become valid by what is later written before them.
@@ -448,10 +455,17 @@ impl Wal {
                     let what = "does not continue the segment before it".to_owned();
                     return Err(Error::Corrupt { path, offset: 48, what });
                 }
+                let bytes = data.get(end.position as usize..).unwrap_or_default();
+                let mark = Header::decode(bytes, end.position, &header.place());
+                if mark.is_none_or(|mark| mark.kind != Kind::End) {
+                    let mark = end.mark(Kind::End).encode(&header.place());
+                    let write = file.write_at(end.position, &[IoSlice::new(&mark)]).and_then(|()| file.sync());
+                    write.map_err(|e| io("repairing", &path, e))?;
+                }
                 closed.push_back(Closed { sequence: header.sequence, len, newest: end.newest });
                 continue;
             }
-            // A file cut short gets its length back; the bytes of an unfinished record make room for zeros.
+            // A file cut short behind the log's end gets its length back; the bytes of an unfinished record make room for zeros.
             let repair = || {
                 file.preallocate(options.segment_bytes)?;
                 if let Some((at, trailer)) = end.trailer {

@@ -148,6 +148,23 @@ pub(super) fn check<'a>(bytes: &'a [u8], header: &Header, chain_before: u32) -> 
     }
 }
 
+/// Whether turning one bit of the body makes the checksum right.
+///
+/// A wrong bit changes a CRC by a value that depends on nothing but its distance from the end, and each step away from the
+/// end is one shift of the CRC's register: so all bits are tried in one pass that does not look at the body again.
+pub(super) fn body_is_one_bit_off(bytes: &[u8], header: &Header, chain_before: u32) -> bool {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let (fixed, after) = bytes.split_at(HEADER_BYTES);
+    let Some(body) = after.get(..padded(header.body_len as usize)) else { return false };
+    let difference = Header::chained(fixed, chain_before, std::iter::once(body)) ^ header.chain;
+    let mut wrong_bit = POLYNOMIAL;
+    (0..body.len() * 8).any(|_| {
+        let found = wrong_bit == difference;
+        wrong_bit = wrong_bit >> 1 ^ if wrong_bit & 1 == 1 { POLYNOMIAL } else { 0 };
+        found
+    })
+}
+
 /// The last bytes of a record.
 pub(super) fn trailer(chain: u32) -> [u8; TRAILER_BYTES] {
     let mut out = [0; TRAILER_BYTES];
@@ -421,6 +438,16 @@ mod tests {
         assert_eq!(body.entries, entries);
         assert_eq!((body.reset, body.hard_state), (reset, Some(hard_state)));
         assert_eq!(check(&segment[64..], &header, 98), Found::Broken { ended: true });
+        assert!(!body_is_one_bit_off(&segment[64..], &header, 98));
+        let body = 64 + HEADER_BYTES..segment.len() - TRAILER_BYTES;
+        let mut hurt = segment.clone();
+        for at in body.clone().step_by(37).chain([body.end - 1]) {
+            hurt[at] ^= 1 << (at % 8);
+            assert!(body_is_one_bit_off(&hurt[64..], &header, 99), "byte {at}");
+            hurt[at - 1] ^= 1;
+            assert!(!body_is_one_bit_off(&hurt[64..], &header, 99) || at == body.start, "byte {at} and the one before");
+            (hurt[at], hurt[at - 1]) = (segment[at], segment[at - 1]);
+        }
         for elsewhere in [Place { salt: 8, ..PLACE }, Place { sequence: 4, ..PLACE }] {
             assert_eq!(Header::decode(&segment[64..], 64, &elsewhere), None);
         }

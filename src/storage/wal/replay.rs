@@ -105,6 +105,13 @@ pub(super) struct End {
     pub(super) traces_to: u64,
 }
 
+impl End {
+    /// What says there that the log ends, or goes on elsewhere. All before it is durable.
+    pub(super) fn mark(&self, kind: Kind) -> Header {
+        Header { kind, offset: self.position, synced: self.position, body_len: 0, chain: self.chain }
+    }
+}
+
 /// Reads the records of a segment into `state`. `until` is where the next segment says that this one ends.
 pub(super) fn read_segment(
     path: &Path,
@@ -127,7 +134,10 @@ pub(super) fn read_segment(
             Some((header, Found::Whole(body))) => (header, body),
             // Nothing is missing. If nothing proves that this was durable, the last sector may just not have been written.
             Some((header, Found::WithoutTrailer(body)))
-                if until.is_none() && at != SEGMENT_HEADER_BYTES && Later::scan(data, at, &place).proof.is_none() =>
+                if until.is_none()
+                    && at != SEGMENT_HEADER_BYTES
+                    && header.record_bytes() <= bytes.len() as u64
+                    && Later::scan(data, at, &place).proof.is_none() =>
             {
                 trailer = Some((at + header.record_bytes() - TRAILER_BYTES as u64, record::trailer(header.chain)));
                 (header, body)
@@ -206,13 +216,18 @@ fn judge_end(
         Some(header) => match header.kind {
             Kind::Seal => Ok(()),
             Kind::End => Err("the next segment is missing"),
+            Kind::Record if header.record_bytes() > bytes.len() as u64 => Err("the file ends inside a record"),
             Kind::Record => match record::check(bytes, &header, chain) {
                 Found::Broken { ended: true } if !sector_may_be_missing(bytes, &header, segment.recycled) => {
                     Err("a record's checksum does not match, and both its ends were written")
                 }
+                Found::Broken { ended: true } if record::body_is_one_bit_off(bytes, &header, chain) => {
+                    Err("a record has a wrong bit, the rest was written")
+                }
                 _ => Ok(()),
             },
         },
+        None if bytes.len() < HEADER_BYTES => Err("the file ends where the log goes on"),
         None if one_bit_off(bytes, at, chain, place) => Err("a record's header has a wrong bit, the rest was written"),
         None => Ok(()),
     }

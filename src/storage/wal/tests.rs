@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Mutex;
 
+use super::record::TRAILER_BYTES;
 use super::*;
 
 /// A disk in memory. `crash` keeps what was synced and an arbitrary part of the rest, sector by sector.
@@ -19,6 +20,10 @@ struct Files {
     pending_names: Vec<Vec<(PathBuf, Option<usize>)>>,
     /// Calls that change something until one fails, and what it fails with.
     fail_in: Option<(u64, i32)>,
+    /// Calls that ask something until one fails.
+    fail_asking_in: Option<u64>,
+    /// What the calls were that failed.
+    failed: BTreeSet<&'static str>,
 }
 
 type Names = BTreeMap<PathBuf, usize>;
@@ -40,10 +45,25 @@ struct File {
 }
 
 impl Files {
-    fn change(&mut self) -> io::Result<()> {
+    fn change(&mut self, call: &'static str) -> io::Result<()> {
         match &mut self.fail_in {
-            Some((0, errno)) => return Err(io::Error::from_raw_os_error(*errno)),
+            Some((0, errno)) => {
+                self.failed.insert(call);
+                return Err(io::Error::from_raw_os_error(*errno));
+            }
             Some((left, _)) => *left -= 1,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, call: &'static str) -> io::Result<()> {
+        match &mut self.fail_asking_in {
+            Some(0) => {
+                self.failed.insert(call);
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            Some(left) => *left -= 1,
             None => {}
         }
         Ok(())
@@ -129,14 +149,15 @@ impl Disk for TestDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let files = self.0.lock().unwrap();
+        let mut files = self.0.lock().unwrap();
+        files.ask("list")?;
         let names = files.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(names.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("create")?;
         files.data.push(File::default());
         let id = files.data.len() - 1;
         files.rename(vec![(path.to_owned(), Some(id))]);
@@ -144,13 +165,15 @@ impl Disk for TestDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let id = self.0.lock().unwrap().id(path)?;
+        let mut files = self.0.lock().unwrap();
+        files.ask("open")?;
+        let id = files.id(path)?;
         Ok(Box::new(TestFile(self.0.clone(), id)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("rename")?;
         let id = files.id(from)?;
         files.rename(vec![(from.to_owned(), None), (to.to_owned(), Some(id))]);
         Ok(())
@@ -158,7 +181,7 @@ impl Disk for TestDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("remove")?;
         files.id(path)?;
         files.rename(vec![(path.to_owned(), None)]);
         Ok(())
@@ -166,7 +189,7 @@ impl Disk for TestDisk {
 
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("sync_dir")?;
         files.durable_names = files.names.clone();
         files.pending_names.clear();
         Ok(())
@@ -177,11 +200,14 @@ struct TestFile(Arc<Mutex<Files>>, usize);
 
 impl DiskFile for TestFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().data[self.1].now.len() as u64)
+        let mut files = self.0.lock().unwrap();
+        files.ask("len")?;
+        Ok(files.data[self.1].now.len() as u64)
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let files = self.0.lock().unwrap();
+        let mut files = self.0.lock().unwrap();
+        files.ask("read_at")?;
         let from = files.data[self.1].now.get(offset as usize..).unwrap_or_default();
         let read = from.len().min(into.len());
         into[..read].copy_from_slice(&from[..read]);
@@ -190,7 +216,7 @@ impl DiskFile for TestFile {
 
     fn write_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("write_at")?;
         let bytes = pieces.iter().flat_map(|piece| piece.iter().copied()).collect::<Vec<u8>>();
         let file = &mut files.data[self.1];
         put_at(&mut file.now, offset as usize, &bytes);
@@ -200,7 +226,7 @@ impl DiskFile for TestFile {
 
     fn preallocate(&self, len: u64) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("preallocate")?;
         let file = &mut files.data[self.1];
         if file.now.len() < len as usize {
             let zeros = vec![0; len as usize - file.now.len()];
@@ -212,7 +238,7 @@ impl DiskFile for TestFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
-        files.change()?;
+        files.change("sync")?;
         let file = &mut files.data[self.1];
         file.durable = file.now.clone();
         file.pending.clear();
@@ -410,19 +436,85 @@ fn a_last_record_cut_anywhere_is_left_out_and_the_log_goes_on() {
     // With all but zeros of its body and nothing else missing, the record is whole.
     let whole = disk.content(&tail)[..seal - 8].iter().rposition(|byte| *byte != 0).unwrap() + 1;
     for cut in last_record..=seal {
-        for shorten in [false, true] {
-            let torn = disk.copy();
-            torn.tamper(&tail, |data| if shorten { data.truncate(cut) } else { data[cut..].fill(0) });
-            let (mut wal, replayed) = open(&torn).unwrap_or_else(|e| panic!("cut at {cut}: {e}"));
-            let kept = if cut >= whole && (cut >= seal - 8 || !shorten) { &log } else { &before };
-            assert!(&replayed == kept, "cut at {cut}, {shorten}: last {}", last(&replayed));
-            // What is appended next is shorter than the traces of the record, and must not bring them back.
-            let hard_state = hard_state(50, 3);
-            let append = Append { hard_state: Some(&hard_state), ..Append::default() };
-            wal.append(&append).unwrap();
-            wal.sync().unwrap();
-            assert_eq!(open(&torn).unwrap().1, modelled(kept, &append), "cut at {cut}");
+        let torn = disk.copy();
+        torn.tamper(&tail, |data| data[cut..].fill(0));
+        let (mut wal, replayed) = open(&torn).unwrap_or_else(|e| panic!("cut at {cut}: {e}"));
+        let kept = if cut >= whole { &log } else { &before };
+        assert!(&replayed == kept, "cut at {cut}: last {}", last(&replayed));
+        // What is appended next is shorter than the traces of the record, and must not bring them back.
+        let hard_state = hard_state(50, 3);
+        let append = Append { hard_state: Some(&hard_state), ..Append::default() };
+        wal.append(&append).unwrap();
+        wal.sync().unwrap();
+        assert_eq!(open(&torn).unwrap().1, modelled(kept, &append), "cut at {cut}");
+    }
+}
+
+/// No crash shortens a segment, so records that are not there because the file ends were there.
+#[test]
+fn a_shortened_file_is_refused_unless_nothing_stood_in_what_is_missing() {
+    let disk = Arc::new(TestDisk::default());
+    let (_, log) = sample(&disk);
+    let (tail, _, seal) = tail_of(&disk);
+    let len = disk.content(&tail).len();
+    for cut in (0..seal + 2 * HEADER_BYTES).chain([len - 1]) {
+        let hurt = disk.copy();
+        hurt.tamper(&tail, |data| data.truncate(cut));
+        match open(&hurt) {
+            Err(Error::Corrupt { path, .. }) if cut < seal + HEADER_BYTES => assert!(path.ends_with(&tail)),
+            Ok((_, replayed)) if cut >= seal + HEADER_BYTES => {
+                assert_eq!(replayed, log);
+                assert_eq!(hurt.content(&tail).len(), len, "the file has its length back");
+            }
+            other => panic!("cut at {cut}, sealed at {seal}: {:?}", other.map(|(_, replayed)| last(&replayed))),
         }
+    }
+}
+
+/// The hardest place: a last record of many sectors, in a used segment, without the seal that proves it.
+#[test]
+fn a_wrong_bit_in_a_long_last_record_is_never_taken_for_a_torn_write() {
+    for recycled in [false, true] {
+        let disk = Arc::new(TestDisk::default());
+        let (mut wal, _) = open_with(&disk, 16 << 10).unwrap();
+        let mut next = 1;
+        while wal.tail.place.sequence < if recycled { 3 } else { 2 } {
+            wal.append(&Append { entries: &[entry(next, 1, 900)], ..Append::default() }).unwrap();
+            wal.sync().unwrap();
+            next += 1;
+            if next % 30 == 0 {
+                wal.truncate_front(base(next - 2, 1)).unwrap();
+            }
+        }
+        // In the middle of the value a sector of zeros, which in a fresh segment could be one that was not written.
+        let mut long = entry(next, 1, 4000);
+        let mut data = long.data.to_vec();
+        data[1000..2500].fill(0);
+        long.data = data.into();
+        let start = wal.tail.position as usize;
+        wal.append(&Append { entries: &[long], ..Append::default() }).unwrap();
+        wal.sync().unwrap();
+        let (tail, _, seal) = tail_of(&disk);
+        let used = SegmentHeader::decode(&disk.content(&tail)).unwrap().recycled;
+        assert_eq!(used, recycled);
+        disk.tamper(&tail, |data| data[seal..seal + HEADER_BYTES].fill(0));
+        let log = open_with(&disk.copy(), 16 << 10).unwrap().1;
+        for at in start..seal {
+            let hurt = disk.copy();
+            hurt.tamper(&tail, |data| data[at] ^= 1 << (at % 8));
+            match open_with(&hurt, 16 << 10) {
+                Err(Error::Corrupt { path, offset, .. }) if at < seal - TRAILER_BYTES => {
+                    assert!(path.ends_with(&tail) && offset == start as u64);
+                }
+                Ok((_, replayed)) if at >= seal - TRAILER_BYTES => assert_eq!(replayed, log),
+                other => panic!("byte {at}: {:?}", other.map(|(_, replayed)| last(&replayed))),
+            }
+        }
+        // A sector that was not written shows what was there before. That is still a torn write.
+        let torn = disk.copy();
+        let sector = (start + 512).next_multiple_of(512);
+        torn.tamper(&tail, |data| data[sector..sector + 512].fill(if recycled { 0x77 } else { 0 }));
+        assert_eq!(last(&open_with(&torn, 16 << 10).unwrap().1), next - 1);
     }
 }
 
@@ -436,6 +528,21 @@ fn a_missing_or_foreign_file_is_refused() {
         hurt.remove(&Path::new("wal").join(gone)).unwrap();
         assert!(matches!(open(&hurt), Err(Error::Corrupt { .. })), "without {gone}");
     }
+    // A crash between the making of a segment and the mark at the end of the one before leaves no mark. An opening does.
+    let crashed = disk.copy();
+    let (before_last, gone) = (&names[names.len() - 2], &names[names.len() - 1]);
+    let place = SegmentHeader::decode(&disk.content(before_last)).unwrap().place();
+    let end = SegmentHeader::decode(&disk.content(gone)).unwrap().previous_end as usize;
+    let marked = |disk: &TestDisk| {
+        let data = disk.content(before_last);
+        Header::decode(&data[end..], end as u64, &place).is_some_and(|mark| mark.kind == Kind::End)
+    };
+    assert!(marked(&crashed));
+    crashed.tamper(before_last, |data| data[end..end + HEADER_BYTES].fill(0));
+    open(&crashed).unwrap();
+    assert!(marked(&crashed));
+    crashed.remove(&Path::new("wal").join(gone)).unwrap();
+    assert!(matches!(open(&crashed), Err(Error::Corrupt { .. })), "without the last, after a crash");
     let swapped = disk.copy();
     let content = disk.content(&names[0]);
     swapped.tamper(&names[1], |data| *data = content);
@@ -522,6 +629,7 @@ fn the_format_is_the_fixture() {
 
 #[test]
 fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
+    let mut failed = BTreeSet::new();
     for errno in [5, 28] {
         for calls in 0..80 {
             let disk = Arc::new(TestDisk::default());
@@ -547,6 +655,7 @@ fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
             };
             assert!(matches!(&error, Error::Io { source, .. } if source.raw_os_error() == Some(errno)), "{error}");
             disk.0.lock().unwrap().fail_in = None;
+            failed.append(&mut disk.0.lock().unwrap().failed);
             let writes = disk.copy().0.lock().unwrap().data.iter().map(|f| f.now.clone()).collect::<Vec<_>>();
             let one = [entry(last(&log) + 1, 1, 1)];
             assert!(matches!(wal.append(&Append { entries: &one, ..Append::default() }), Err(Error::Poisoned)));
@@ -559,6 +668,41 @@ fn after_a_failed_call_nothing_more_is_written_and_what_was_synced_is_there() {
             assert!(replayed == log || replayed == maybe, "call {calls}: {replayed:?}");
         }
     }
+    let all = ["create", "preallocate", "rename", "sync", "sync_dir", "write_at"];
+    assert_eq!(failed.into_iter().collect::<Vec<_>>(), all, "each kind of call has failed");
+}
+
+/// A disk that does not answer is no reason to believe in a shorter log, nor is one that fails while the end is repaired.
+#[test]
+fn an_opening_that_fails_anywhere_changes_nothing_of_what_the_log_says() {
+    let disk = Arc::new(TestDisk::default());
+    let (_, log) = sample(&disk);
+    let (tail, _, seal) = tail_of(&disk);
+    // Traces of a record that was never acknowledged are to be removed, and the mark of an earlier segment to be written again.
+    disk.tamper(&tail, |data| data[seal..].fill(7));
+    let (names, mut failed) = (disk.names(), BTreeSet::new());
+    let before_last = SegmentHeader::decode(&disk.content(&names[names.len() - 1])).unwrap().previous_end as usize;
+    disk.tamper(&names[names.len() - 2], |data| data[before_last..before_last + HEADER_BYTES].fill(0));
+    for changes in [false, true] {
+        for calls in 0.. {
+            let sick = disk.copy();
+            match changes {
+                true => sick.fail_in(calls, 5),
+                false => sick.0.lock().unwrap().fail_asking_in = Some(calls),
+            }
+            let Err(error) = open(&sick) else { break };
+            assert!(matches!(&error, Error::Io { source, .. } if source.raw_os_error() == Some(5)), "{error}");
+            assert!(error.to_string().contains("wal"), "{error}");
+            failed.append(&mut sick.0.lock().unwrap().failed);
+            sick.0.lock().unwrap().fail_asking_in = None;
+            for seed in 1..5 {
+                let after = sick.crash(&mut Random(calls * 9 + seed));
+                assert_eq!(open(&after).unwrap().1, log, "call {calls}");
+            }
+        }
+    }
+    let all = ["len", "list", "open", "preallocate", "read_at", "sync", "write_at"];
+    assert_eq!(failed.into_iter().collect::<Vec<_>>(), all);
 }
 
 /// Power is cut at arbitrary moments, also in the middle of any call, again and again. The log must open, and hold every

@@ -9,14 +9,16 @@
 //! it, or by a write whose outcome is unknown, or by a lease that expired, whichever explains what reads and watches
 //! showed of it. Every reply must equal the model at its own revision. `order` then sweeps calls and returns once:
 //! nothing may carry a revision older than what someone had already seen when it was called. Both together are strict
-//! serializability, in O(n log n). `lease` compares expiries with true time, `watch` holds every watch, and every chain
-//! of resumed watches, against the model's list of events.
+//! serializability, in O(n log n). `lease` compares the lives of leases with true time, `watch` holds every watch, and
+//! every chain of resumed watches, against the model's list of events. `search` is a second opinion on short
+//! histories: it knows nothing of the above and looks for an order by trying.
 //!
 //! What the recorder owes the judge:
 //!   * the store was empty, at revision 1, before the first call, and nobody else writes to it or compacts it;
 //!   * `Refused` means certainly not carried out (an answer of the API); a timeout, a broken connection or a member
 //!     that is stopping is `Unknown`;
-//!   * values are unique wherever possible, so that a write of unknown outcome names itself;
+//!   * values are unique wherever possible, so that a write of unknown outcome names itself; a client that repeats a
+//!     request it got no answer to makes a second call of it;
 //!   * at least one watch over all keys from revision 1. Without it gaps are filled by search, and a long search is
 //!     given up as a violation.
 //!
@@ -39,7 +41,11 @@ mod lease;
 mod model;
 mod order;
 mod replay;
+mod search;
 mod watch;
+
+#[allow(unused_imports)]
+pub use search::{Opinion, second_opinion};
 
 /// Everything the clients of one run saw.
 #[derive(Clone, Debug, Default)]
@@ -50,10 +56,17 @@ pub struct History {
     pub watches: Vec<WatchRecord>,
     /// How much faster than true time a member's clock may run, in parts per million: leases may expire that much early.
     pub drift_ppm: u64,
+    /// World time from which on nothing is disturbed any more. Leases that nobody renews must then run out in time.
+    pub healed: Option<u64>,
+    /// World time of the end, 0 if not known: whatever happened before is in the history.
+    pub end: u64,
+    /// How long after its time to live a lease may still be there in quiet times, in nanoseconds; and how long a
+    /// request that got no answer may still be carried out. 0: no bound is promised.
+    pub lease_bound: u64,
 }
 
 /// One call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Op {
     /// Who called.
     pub client: u32,
@@ -65,6 +78,10 @@ pub struct Op {
     pub request: Request,
     /// What came of it.
     pub outcome: Outcome,
+    /// The member that answered, 0 if not known.
+    pub member: u64,
+    /// Which life of that member, counted from its starts; 0 if not known.
+    pub life: u64,
 }
 
 /// A request. Ranges are as on the wire: an empty `end` is the single key, `[0]` everything from `key` on.
@@ -84,8 +101,16 @@ pub enum Request {
     Revoke { id: i64 },
     /// Renew a lease.
     KeepAlive { id: i64 },
+    /// Ask how long a lease has to live, and for its keys.
+    TimeToLive { id: i64, keys: bool },
     /// Forget what was overwritten before a revision.
     Compact { revision: i64 },
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request::Range { key: vec![], end: vec![], limit: 0, revision: 0, serializable: false }
+    }
 }
 
 /// An operation inside a transaction.
@@ -137,13 +162,14 @@ pub enum Relation {
 }
 
 /// What came of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// Carried out; `revision` is the reply's header revision.
     Ok { revision: i64, reply: Reply },
     /// Certainly not carried out; the API's error text.
     Refused(String),
     /// Carried out once, or not at all.
+    #[default]
     Unknown,
 }
 
@@ -164,6 +190,8 @@ pub enum Reply {
     Revoke,
     /// To a keep-alive; 0: there is no such lease.
     KeepAlive { ttl_s: i64 },
+    /// To a question for a lease's time; `ttl_s` is what is left, -1: there is no such lease.
+    TimeToLive { granted_ttl_s: i64, ttl_s: i64, keys: Vec<Vec<u8>> },
     /// To a compaction.
     Compact,
 }
@@ -192,6 +220,8 @@ pub struct WatchRecord {
     pub client: u32,
     /// The member watched on.
     pub member: u64,
+    /// The stream it came on, 0 if not known; messages of one stream have different times of arrival, in order.
+    pub stream: u64,
     /// First key.
     pub key: Vec<u8>,
     /// End of the range, as on the wire.
@@ -214,7 +244,7 @@ pub struct WatchRecord {
     pub messages: Vec<(u64, WatchMessage)>,
 }
 
-/// What a watch may receive. `Progress` is also the reply to a request for progress on the watch's stream.
+/// What a watch may receive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchMessage {
     /// The watch exists.
@@ -223,6 +253,8 @@ pub enum WatchMessage {
     Events { header_revision: i64, fragment: bool, events: Vec<Event> },
     /// Everything up to the revision has been sent.
     Progress { revision: i64 },
+    /// The same, said of all watches of the stream at once: the reply to a request for progress.
+    StreamProgress { revision: i64 },
     /// The server or the client has ended the watch; `compact_revision` is 0 unless history was compacted away.
     Canceled { compact_revision: i64 },
     /// The stream is gone, or the client stopped listening.
@@ -260,6 +292,8 @@ pub struct Summary {
     pub unknown_done: usize,
     /// Revisions produced by leases that expired.
     pub expiries: usize,
+    /// Leases that had to be over by the end of the history, and were.
+    pub leases_over: usize,
     /// The last revision anyone saw.
     pub revision: i64,
     /// Watches looked at.
@@ -302,14 +336,15 @@ impl std::error::Error for Violation {}
 pub fn check(history: &History) -> Result<Summary, Violation> {
     let order = Order::new(history)?;
     let leases = Leases::new(history);
-    leases.check_refusals(history)?;
+    leases.check_answers(history)?;
     let judge = |strict| {
         let replayed = Replay::new(history, &order, &leases, strict).run()?;
-        leases.check_renewals(&replayed.ends)?;
-        let places = watch::check_all(history, &replayed.model)?;
-        Ok::<_, Violation>((replayed, places))
+        let over = leases.check_over(history, &replayed.model)?;
+        leases.check_keys(history, &order, &replayed)?;
+        let places = watch::check_all(history, &order, &replayed.model)?;
+        Ok::<_, Violation>((replayed, places, over))
     };
-    let (replayed, places) = match judge(true) {
+    let (replayed, places, leases_over) = match judge(true) {
         // It is wrong either way; the judge of watches may say it better.
         Err(violation) if violation.rule == replay::SHOWN => return Err(judge(false).err().unwrap_or(violation)),
         judged => judged?,
@@ -324,6 +359,7 @@ pub fn check(history: &History) -> Result<Summary, Violation> {
         acknowledged: ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok { .. })).count(),
         unknown_done: replayed.writers.iter().filter(unknown).count(),
         expiries: replayed.writers.iter().filter(|writer| matches!(writer, Writer::Expiry(_))).count(),
+        leases_over,
         revision: replayed.model.revision(),
         watches: history.watches.len(),
         events: history.watches.iter().map(events).sum(),

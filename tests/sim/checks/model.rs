@@ -68,9 +68,28 @@ impl Model {
             }
             Request::Grant { id, ttl_s } => Reply::Grant { id: *id, ttl_s: *ttl_s },
             Request::KeepAlive { .. } => Reply::KeepAlive { ttl_s: 0 },
+            Request::TimeToLive { .. } => Reply::TimeToLive { granted_ttl_s: 0, ttl_s: -1, keys: Vec::new() },
             Request::Compact { .. } => Reply::Compact,
         };
         Effect { events: step.events, reply }
+    }
+
+    /// The lease the key hangs on, now.
+    pub fn lease_of_key(&self, key: &[u8]) -> Option<i64> {
+        self.get(key, self.revision()).map(|kv| kv.lease).filter(|lease| *lease != 0)
+    }
+
+    /// Is that the right reply to a range now? The same as comparing with `effect`, without copying what is read.
+    pub fn answers(&self, request: &Request, reply: &Reply) -> bool {
+        let (Request::Range { key, end, limit, revision, .. }, Reply::Range { kvs, more, count }) = (request, reply)
+        else {
+            return false;
+        };
+        let of = if *revision > 0 { *revision } else { self.revision() };
+        let live = self.live(key, end, of);
+        let cut = *limit > 0 && live.len() as i64 > *limit;
+        let shown = if cut { &live[..*limit as usize] } else { &live[..] };
+        *more == cut && *count == live.len() as i64 && kvs.iter().eq(shown.iter().copied())
     }
 
     /// Makes the events the next revision.

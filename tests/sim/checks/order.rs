@@ -53,8 +53,57 @@ pub struct Order {
     pub seen: Highest,
     /// Revisions compacted for certain: acknowledged.
     pub compacted: Highest,
+    /// Compactions that may have been carried out.
+    pub compactions: Compactions,
     /// Of each call the highest revision that someone had seen when it was made.
     pub floors: Vec<i64>,
+}
+
+/// Compactions that may have been carried out, by time of call.
+pub struct Compactions {
+    /// Of the calls up to a time the two that go highest: revision and index.
+    steps: Vec<(u64, [(i64, usize); 2])>,
+    /// When each revision was first asked for.
+    first: BTreeMap<i64, u64>,
+}
+
+impl Compactions {
+    fn new(history: &History) -> Compactions {
+        let mut calls: Vec<(u64, i64, usize)> = Vec::new();
+        for (index, op) in history.ops.iter().enumerate() {
+            if let (Request::Compact { revision }, Outcome::Ok { .. } | Outcome::Unknown) = (&op.request, &op.outcome) {
+                calls.push((op.call, *revision, index));
+            }
+        }
+        calls.sort_unstable();
+        let mut first = BTreeMap::new();
+        for (call, revision, _) in &calls {
+            first.entry(*revision).or_insert(*call);
+        }
+        let mut best = [(-1, usize::MAX); 2];
+        let mut steps = Vec::with_capacity(calls.len());
+        for (call, revision, index) in calls {
+            if revision > best[0].0 {
+                best = [(revision, index), best[0]];
+            } else if revision > best[1].0 {
+                best[1] = (revision, index);
+            }
+            steps.push((call, best));
+        }
+        Compactions { steps, first }
+    }
+
+    /// May there have been one of just that revision by this time?
+    pub fn may_be(&self, revision: i64, until: u64) -> bool {
+        self.first.get(&revision).is_some_and(|call| *call <= until)
+    }
+
+    /// May there have been one at `least` or above by this time? (Other than by that call itself.)
+    pub fn may_reach(&self, least: i64, until: u64, other_than: Option<usize>) -> bool {
+        let after = self.steps.partition_point(|(call, _)| *call <= until);
+        let Some((_, best)) = self.steps[..after].last() else { return false };
+        best.iter().any(|(revision, index)| *revision >= least && *index != usize::MAX && Some(*index) != other_than)
+    }
 }
 
 impl Order {
@@ -79,12 +128,12 @@ impl Order {
         for record in &history.watches {
             for (time, message) in &record.messages {
                 match message {
-                    WatchMessage::Created { revision } | WatchMessage::Progress { revision } => {
-                        seen.push((*time, *revision))
-                    }
+                    WatchMessage::Created { revision }
+                    | WatchMessage::Progress { revision }
+                    | WatchMessage::StreamProgress { revision } => seen.push((*time, *revision)),
                     WatchMessage::Events { header_revision, events, .. } => {
-                        seen.push((*time, *header_revision));
-                        seen.extend(events.iter().map(|event| (*time, event.kv.mod_revision)));
+                        let newest = events.iter().map(|event| event.kv.mod_revision).max();
+                        seen.push((*time, newest.unwrap_or(0).max(*header_revision)));
                     }
                     WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
                 }
@@ -92,14 +141,15 @@ impl Order {
         }
         let (seen, compacted) = (Highest::new(seen), Highest::new(compacted));
         let floors = floors(history, &seen);
-        let order = Order { seen, compacted, floors };
+        let order = Order { seen, compacted, compactions: Compactions::new(history), floors };
         for (index, op) in history.ops.iter().enumerate() {
-            order.judge(history, index, op)?;
+            order.judge(index, op)?;
         }
+        check_members(history)?;
         Ok(order)
     }
 
-    fn judge(&self, history: &History, index: usize, op: &Op) -> Result<(), Violation> {
+    fn judge(&self, index: usize, op: &Op) -> Result<(), Violation> {
         let floor = self.floors[index];
         match &op.outcome {
             Outcome::Ok { revision, reply } => {
@@ -139,7 +189,7 @@ impl Order {
                 };
                 let until = op.ret.unwrap_or(u64::MAX);
                 let least = if compacts { asked } else { asked + 1 };
-                if text.contains("compacted") && !may_be_compacted(history, least, until, Some(index)) {
+                if text.contains("compacted") && !self.compactions.may_reach(least, until, Some(index)) {
                     return Err(broken("compaction", format!("refused {asked}: {text}"), index));
                 }
                 if text.contains("future revision") && asked <= floor && !local {
@@ -152,12 +202,31 @@ impl Order {
     }
 }
 
-/// May there have been a compaction at `least` or above, by this time? (Other than by that call itself.)
-pub fn may_be_compacted(history: &History, least: i64, until: u64, other_than: Option<usize>) -> bool {
-    history.ops.iter().enumerate().any(|(index, op)| {
-        let compacts = matches!(op.request, Request::Compact { revision } if revision >= least);
-        compacts && op.call <= until && !matches!(op.outcome, Outcome::Refused(_)) && Some(index) != other_than
-    })
+/// What one life of a member has once shown it knows: its local reads never go back behind that. (Renewals and questions
+/// for a lease's time are answered by another member, the leader, and show nothing of this one.)
+fn check_members(history: &History) -> Result<(), Violation> {
+    let mut shown: BTreeMap<(u64, u64), Vec<(u64, i64)>> = BTreeMap::new();
+    let own = |op: &Op| op.member != 0 && op.life != 0;
+    for op in history.ops.iter().filter(|op| own(op)) {
+        let elsewhere = matches!(op.request, Request::KeepAlive { .. } | Request::TimeToLive { .. });
+        if let (Outcome::Ok { revision, .. }, Some(ret), false) = (&op.outcome, op.ret, elsewhere) {
+            shown.entry((op.member, op.life)).or_default().push((ret, *revision));
+        }
+    }
+    let shown: BTreeMap<(u64, u64), Highest> =
+        shown.into_iter().map(|(life, reports)| (life, Highest::new(reports))).collect();
+    for (index, op) in history.ops.iter().enumerate().filter(|(_, op)| own(op)) {
+        let (Outcome::Ok { revision, .. }, Request::Range { serializable: true, .. }) = (&op.outcome, &op.request)
+        else {
+            continue;
+        };
+        let known = shown.get(&(op.member, op.life)).map_or(1, |shown| shown.before(op.call, 1));
+        if *revision < known {
+            let what = format!("member {} read locally at {revision}, had shown {known} before", op.member);
+            return Err(broken("back in time", what, index));
+        }
+    }
+    Ok(())
 }
 
 /// Does the reply show that something was written?
@@ -170,13 +239,13 @@ pub fn certainly_writes(reply: &Reply) -> bool {
     }
 }
 
-/// Must the reply know everything seen before the call? Not so: local reads; a transaction that does nothing; renewals,
-/// answered by the leader's clock; compactions, answered when they are on disk.
+/// Must the reply know everything seen before the call? Not so: local reads; a transaction that does nothing; renewals
+/// and questions for their time, answered by the leader's clock; compactions, answered when they are on disk.
 fn linearizable(request: &Request) -> bool {
     match request {
         Request::Range { serializable, .. } => !serializable,
         Request::Txn { then, otherwise, .. } => !(then.is_empty() && otherwise.is_empty()),
-        Request::KeepAlive { .. } | Request::Compact { .. } => false,
+        Request::KeepAlive { .. } | Request::TimeToLive { .. } | Request::Compact { .. } => false,
         Request::Put { .. } | Request::Delete { .. } | Request::Grant { .. } | Request::Revoke { .. } => true,
     }
 }

@@ -1,20 +1,26 @@
 //! Replay: one write for every revision, and every reply equal to the model at its own.
 //!
 //! Most revisions have an acknowledged write that carries them. The rest are gaps: made by a write whose outcome the
-//! client never learned, by a revoke (whose reply does not tell whether keys went with it), or by a lease that expired.
-//! What reads and watches showed of a gap narrows it down, as a rule to one explanation. Where several remain the first
-//! is taken, and the next if that leads into a contradiction.
+//! client never learned, by a revoke (whose reply does not tell whether keys went with it), or by a lease that ended.
+//! Two questions are kept apart. *What* a gap did is what reads and watches showed of it; with a watch over all keys
+//! that is known at once, and without one it is found by trying what the calls could have done. *Who* did it matters
+//! only because a call is carried out once, and because a lease that ended is gone: that is decided when everything has
+//! been replayed, for all gaps together (`blame`), as an assignment of calls to gaps. A gap blamed on a lease frees a
+//! call for another gap, so a lease is blamed wherever nothing speaks against it.
+//!
+//! Calls of unknown outcome may take effect at any time after they were made. So of several calls with one request, as
+//! of clients that try again blindly, each may stand for the other.
 
 use std::collections::BTreeMap;
 
 use super::lease::{End, Leases, put_lease};
 use super::model::{Model, within};
 use super::order::{Order, certainly_writes};
-use super::watch::Shown;
+use super::watch::{Shown, concerns_all};
 use super::*;
 
 /// Steps of the search beyond one for each revision, before it is given up. A history whose gaps are covered by a watch
-/// over all keys needs next to none.
+/// over all keys needs none.
 const SEARCH_STEPS_MAX: usize = 100_000;
 
 /// The rule broken where reads and watches showed something else than the call that carries a revision made.
@@ -25,7 +31,7 @@ pub const SHOWN: &str = "shown";
 pub enum Writer {
     /// A call.
     Op(usize),
-    /// A lease that expired.
+    /// A lease that expired, or was revoked by a call that got no answer.
     Expiry(i64),
 }
 
@@ -34,13 +40,10 @@ pub struct Replay<'a> {
     history: &'a History,
     order: &'a Order,
     leases: &'a Leases,
-    shown: Vec<Shown<'a>>,
+    evidence: Evidence<'a>,
     /// Acknowledged calls at each revision.
     at: BTreeMap<i64, Vec<usize>>,
-    /// Writes of unknown outcome, by time of call.
-    unknown: Vec<usize>,
-    /// Key-values that replies showed, by revision of their last write.
-    read: BTreeMap<i64, BTreeMap<&'a [u8], &'a KeyValue>>,
+    unknown: Unknown<'a>,
     /// What was shown of a revision must also agree with the call that carries it. (Otherwise left to `watch`, which
     /// can tell better what is wrong.)
     strict: bool,
@@ -48,10 +51,35 @@ pub struct Replay<'a> {
     began: Vec<u64>,
     /// State: all that follows is taken back when an explanation turns out wrong.
     model: Model,
-    writers: Vec<Writer>,
-    used: Vec<bool>,
-    ends: BTreeMap<i64, Vec<End>>,
-    ended: Vec<Vec<i64>>,
+    made: Vec<Made>,
+    /// Revisions that put a key on a lease.
+    used: BTreeMap<i64, Vec<i64>>,
+    /// Which gap, by its revision, a call of unknown outcome is blamed for.
+    blamed: BTreeMap<usize, i64>,
+    /// Changes of `blamed`, to take them back.
+    journal: Vec<(usize, Option<i64>)>,
+}
+
+/// What is known of the maker of a revision; `mark`: length of the journal before it.
+enum Made {
+    Carried(usize),
+    Gap { gap: Gap, mark: usize },
+}
+
+/// Who may have made a revision that no acknowledged write carries. All of them would have done the same.
+#[derive(Clone, Debug, Default)]
+struct Gap {
+    /// An acknowledged revoke answered at this revision.
+    revoke: Option<usize>,
+    /// The lease whose keys, all of them, were deleted.
+    lease: Option<i64>,
+    /// Calls of unknown outcome.
+    ops: Vec<usize>,
+}
+
+enum Choice {
+    Carried(usize),
+    Gap(Gap, Vec<Event>),
 }
 
 /// What a replay found.
@@ -60,41 +88,34 @@ pub struct Replayed {
     pub model: Model,
     /// What made revision 2, 3, …
     pub writers: Vec<Writer>,
-    /// Known ends of leases.
-    pub ends: BTreeMap<i64, Vec<End>>,
+    began: Vec<u64>,
+}
+
+impl Replayed {
+    /// The newest revision that may have been made by that time.
+    pub fn newest_by(&self, time: u64) -> i64 {
+        self.began.partition_point(|began| *began <= time) as i64 - 1
+    }
 }
 
 impl<'a> Replay<'a> {
     /// Prepares the replay of a history.
     pub fn new(history: &'a History, order: &'a Order, leases: &'a Leases, strict: bool) -> Replay<'a> {
         let mut at: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-        let mut unknown = Vec::new();
-        let mut read = BTreeMap::new();
         let mut calls = Vec::new();
         for (index, op) in history.ops.iter().enumerate() {
-            match &op.outcome {
-                Outcome::Ok { revision, reply } => {
-                    at.entry(*revision).or_default().push(index);
-                    collect(reply, &mut read);
-                    if certainly_writes(reply) {
-                        calls.push((*revision, op.call));
-                    }
+            if let Outcome::Ok { revision, reply } = &op.outcome {
+                at.entry(*revision).or_default().push(index);
+                if certainly_writes(reply) {
+                    calls.push((*revision, op.call));
                 }
-                Outcome::Unknown if may_write(&op.request) => unknown.push(index),
-                _ => {}
             }
         }
-        for (_, message) in history.watches.iter().flat_map(|watch| &watch.messages) {
-            for prev in message.events().iter().filter_map(|event| event.prev.as_ref()) {
-                read.entry(prev.mod_revision).or_insert_with(BTreeMap::new).insert(&prev.key, prev);
-            }
-        }
-        unknown.sort_by_key(|index| history.ops[*index].call);
         calls.sort_unstable();
-        let last = usize::try_from(order.seen.last(1)).unwrap_or(1);
+        let last = usize::try_from(order.seen.last(1)).unwrap_or(1).min(history_bound(history));
         let mut began = Vec::new();
         let (mut latest, mut next) = (0, 0);
-        for revision in 0..=last.min(history_bound(history)) {
+        for revision in 0..=last {
             while calls.get(next).is_some_and(|(made, _)| *made <= revision as i64) {
                 latest = latest.max(calls[next].1);
                 next += 1;
@@ -105,17 +126,16 @@ impl<'a> Replay<'a> {
             history,
             order,
             leases,
-            shown: history.watches.iter().map(Shown::new).collect(),
+            evidence: Evidence::new(history, last as i64),
             at,
-            unknown,
-            read,
+            unknown: Unknown::new(history),
             strict,
             began,
             model: Model::default(),
-            writers: Vec::new(),
-            used: vec![false; history.ops.len()],
-            ends: BTreeMap::new(),
-            ended: vec![Vec::new()],
+            made: Vec::new(),
+            used: BTreeMap::new(),
+            blamed: BTreeMap::new(),
+            journal: Vec::new(),
         }
     }
 
@@ -126,54 +146,59 @@ impl<'a> Replay<'a> {
             return Err(general("replay", format!("revision {last} was seen; there were not that many calls")));
         }
         if let Some((revision, ops)) = self.at.range(..1).next()
-            && ops.iter().any(|op| !matches!(self.history.ops[*op].request, Request::KeepAlive { .. }))
+            && let Some(op) = ops.iter().find(|op| linearized(&self.history.ops[**op].request))
         {
-            return Err(broken("replay", format!("revision {revision} in a reply"), ops[0]));
+            return Err(broken("replay", format!("revision {revision} in a reply"), *op));
         }
         self.settle(None)?;
-        let mut trail: Vec<(Vec<Writer>, usize)> = Vec::new();
+        let mut trail: Vec<std::vec::IntoIter<Choice>> = Vec::new();
         let mut worst: Option<(i64, Violation)> = None;
         let mut steps = SEARCH_STEPS_MAX + 2 * last as usize;
-        while self.model.revision() < last {
-            let revision = self.model.revision() + 1;
-            let options = self.options(revision).unwrap_or_else(|violation| {
-                note(&mut worst, revision, violation);
-                Vec::new()
-            });
-            trail.push((options, 0));
+        loop {
+            let revision = self.model.revision();
+            if revision == last {
+                match self.blame() {
+                    Ok(writers) => return Ok(Replayed { model: self.model, writers, began: self.began }),
+                    Err(violation) => note(&mut worst, last + 1, violation),
+                }
+                if trail.is_empty() {
+                    return Err(worst.expect("just noted").1);
+                }
+                self.undo();
+            } else {
+                let options = self.options(revision + 1).unwrap_or_else(|violation| {
+                    note(&mut worst, revision + 1, violation);
+                    Vec::new()
+                });
+                trail.push(options.into_iter());
+            }
+            // The next explanation that nothing seen so far speaks against, of this revision or of one before.
             loop {
-                let Some((options, next)) = trail.last_mut() else {
+                let Some(options) = trail.last_mut() else {
                     return Err(worst.expect("something failed at the first revision").1);
                 };
-                let Some(writer) = options.get(*next).copied() else {
+                let Some(choice) = options.next() else {
                     trail.pop();
                     if !trail.is_empty() {
                         self.undo();
                     }
                     continue;
                 };
-                *next += 1;
                 if steps == 0 {
                     return Err(worst.expect("only failures lead to a search").1);
                 }
                 steps -= 1;
                 let revision = self.model.revision() + 1;
-                match self.step(writer) {
+                match self.step(choice) {
                     Ok(()) => break,
                     Err(violation) => note(&mut worst, revision, violation),
                 }
             }
         }
-        for (id, ends) in &self.ends {
-            if ends.len() > self.leases.grants(*id) {
-                return Err(general("lease", format!("lease {id} ended {} times: {ends:?}", ends.len())));
-            }
-        }
-        Ok(Replayed { model: self.model, writers: self.writers, ends: self.ends })
     }
 
-    /// What may have made the revision.
-    fn options(&self, revision: i64) -> Result<Vec<Writer>, Violation> {
+    /// What may have made the revision: one choice for each thing that may have been done.
+    fn options(&self, revision: i64) -> Result<Vec<Choice>, Violation> {
         let here = self.at.get(&revision).map_or(&[][..], Vec::as_slice);
         let mut certain = here.iter().filter(|op| match &self.history.ops[**op].outcome {
             Outcome::Ok { reply, .. } => certainly_writes(reply),
@@ -183,60 +208,83 @@ impl<'a> Replay<'a> {
             if let Some(second) = certain.next() {
                 return Err(broken("order", format!("revision {revision} also carried by op {writer}"), *second));
             }
-            return Ok(vec![Writer::Op(*writer)]);
+            return Ok(vec![Choice::Carried(*writer)]);
         }
-        let mut options = Vec::new();
+        let by = self.order.seen.reached(revision);
+        let mut found: Vec<(Gap, Vec<Event>)> = Vec::new();
         for &index in here {
             if let Request::Revoke { id } = self.history.ops[index].request
                 && self.model.attached(id).next().is_some()
             {
-                options.push(Writer::Op(index));
+                let events = self.model.effect(&self.history.ops[index].request).events;
+                if self.evidence.agrees(revision, &events) {
+                    group(&mut found, events).revoke = Some(index);
+                }
             }
         }
-        let by = self.order.seen.reached(revision);
-        let called = self.unknown.iter().take_while(|index| self.history.ops[**index].call <= by);
+        let (event, read) = (self.evidence.event(revision), self.evidence.read(revision));
+        for &index in self.unknown.candidates(event, read) {
+            let op = &self.history.ops[index];
+            let in_time = op.call <= by && self.order.floors[index] < revision;
+            if in_time && self.may_explain(&op.request, event, read) {
+                let events = self.model.effect(&op.request).events;
+                let leased = |event: &Event| event.kv.lease == 0 || self.leases.may_exist(event.kv.lease, revision, by);
+                if !events.is_empty() && events.iter().all(leased) && self.evidence.agrees(revision, &events) {
+                    group(&mut found, events).ops.push(index);
+                }
+            }
+        }
         let mut early = None;
-        let mut tried: Vec<&Request> = Vec::new();
-        let event = self.shown.iter().find_map(|shown| shown.one(revision));
-        let read = self.read.get(&revision).and_then(|kvs| kvs.values().next().copied());
-        for &index in called.filter(|index| !self.used[**index] && self.order.floors[**index] < revision) {
-            let request = &self.history.ops[index].request;
-            if self.may_explain(request, event, read) && !tried.contains(&request) {
-                let events = self.model.effect(request).events;
-                if !events.is_empty() && self.explains(revision, &events) {
-                    options.push(Writer::Op(index));
-                    tried.push(request);
-                }
-            }
-        }
-        for id in self.model.leases() {
+        let leases: Vec<i64> = match event {
+            Some(event) if event.kind == EventKind::Put => Vec::new(),
+            Some(event) => self.model.lease_of_key(&event.kv.key).into_iter().collect(),
+            None if read.is_some() => Vec::new(),
+            None => self.model.leases().collect(),
+        };
+        for id in leases {
             let events = self.model.effect(&Request::Revoke { id }).events;
-            if self.explains(revision, &events) {
-                match self.leases.may_expire(id, self.began[revision as usize], by) {
-                    Ok(()) => options.push(Writer::Expiry(id)),
-                    Err(until) => early = Some((id, until)),
+            if !self.evidence.agrees(revision, &events) {
+                continue;
+            }
+            match self.leases.may_expire(id, self.began[revision as usize], by) {
+                Err(until) if self.leases.unanswered_revokes(id, revision, by, &self.order.floors).is_empty() => {
+                    early = Some((id, until))
                 }
+                _ => group(&mut found, events).lease = Some(id),
             }
         }
-        match (options.is_empty(), early) {
-            (false, _) => Ok(options),
+        match (found.is_empty(), early) {
+            (false, _) => Ok(found.into_iter().map(|(gap, events)| Choice::Gap(gap, events)).collect()),
             (true, Some((id, until))) => {
                 let what = format!("lease {id} ended at revision {revision}, by {by}; it had to live until {until}");
                 Err(general("lease", what))
             }
             (true, None) => {
-                Err(general("replay", format!("no call explains revision {revision}{}", self.told(revision))))
+                let told = self.evidence.told(revision);
+                Err(general("replay", format!("no call explains revision {revision}{told}")))
             }
         }
     }
 
-    /// Takes the next revision as made by this writer, if nothing that was seen speaks against it.
-    fn step(&mut self, writer: Writer) -> Result<(), Violation> {
+    /// Takes the next revision as made like this, if nothing that was seen speaks against it.
+    fn step(&mut self, choice: Choice) -> Result<(), Violation> {
         let revision = self.model.revision() + 1;
-        let by = self.order.seen.reached(revision);
-        let (effect, lease) = match writer {
-            Writer::Expiry(id) => (self.model.effect(&Request::Revoke { id }), Some((id, 0))),
-            Writer::Op(index) => {
+        let mark = self.journal.len();
+        let (made, events) = match choice {
+            Choice::Gap(gap, events) => {
+                let must = gap.lease.is_none() && gap.revoke.is_none();
+                let ops = gap.ops.clone();
+                self.made.push(Made::Gap { gap, mark });
+                if must && !self.blame_op(&ops, revision) {
+                    self.made.pop();
+                    self.forget(mark);
+                    let told = self.evidence.told(revision);
+                    let what = format!("of {ops:?} none is left that explains revision {revision}{told}");
+                    return Err(general("replay", what));
+                }
+                (None, events)
+            }
+            Choice::Carried(index) => {
                 let op = &self.history.ops[index];
                 let effect = self.model.effect(&op.request);
                 if let Outcome::Ok { reply, .. } = &op.outcome {
@@ -245,33 +293,32 @@ impl<'a> Replay<'a> {
                 if effect.events.is_empty() {
                     return Err(broken("replay", format!("cannot have made revision {revision}"), index));
                 }
-                if self.order.floors[index] >= revision {
-                    return Err(broken("real time", format!("made revision {revision}, seen before the call"), index));
-                }
-                if self.strict && !self.explains(revision, &effect.events) {
-                    let what = format!("made revision {revision}, but not what was shown of it{}", self.told(revision));
+                if self.strict && !self.evidence.agrees(revision, &effect.events) {
+                    let told = self.evidence.told(revision);
+                    let what = format!("made revision {revision}, but not what was shown of it{told}");
                     return Err(broken(SHOWN, what, index));
                 }
-                for event in effect.events.iter().filter(|event| event.kv.lease != 0) {
-                    self.must_exist(event.kv.lease, revision, by, index)?;
+                let by = self.order.seen.reached(revision);
+                for id in effect.events.iter().map(|event| event.kv.lease).filter(|id| *id != 0) {
+                    if !self.leases.may_exist(id, revision, by) {
+                        let what = format!("lease {id} did not exist before revision {revision}");
+                        return Err(broken("lease", what, index));
+                    }
                 }
-                let ends = if let Request::Revoke { id } = op.request { Some((id, op.call)) } else { None };
-                if let Some((id, _)) = ends {
-                    self.must_exist(id, revision, by, index)?;
-                }
-                (effect, ends)
+                (Some(Made::Carried(index)), effect.events)
             }
         };
-        self.model.push(effect.events);
-        self.writers.push(writer);
-        self.ended.push(Vec::new());
-        if let Writer::Op(index) = writer {
-            self.used[index] = true;
+        self.made.extend(made);
+        for event in events.iter().filter(|event| event.kv.lease != 0) {
+            self.used.entry(event.kv.lease).or_default().push(revision);
         }
-        if let Some((id, call)) = lease {
-            self.end(id, End { revision, with_keys: true, call, over: by });
-        }
-        let settled = self.settle(Some(writer));
+        self.model.push(events);
+        let writer = match self.made.last() {
+            Some(Made::Carried(op)) => Some(*op),
+            Some(Made::Gap { gap, .. }) => gap.revoke,
+            None => None,
+        };
+        let settled = self.settle(writer);
         if settled.is_err() {
             self.undo();
         }
@@ -279,15 +326,24 @@ impl<'a> Replay<'a> {
     }
 
     /// Everything answered at the newest revision, except by what made it.
-    fn settle(&mut self, writer: Option<Writer>) -> Result<(), Violation> {
+    fn settle(&mut self, writer: Option<usize>) -> Result<(), Violation> {
         let revision = self.model.revision();
-        for index in self.at.get(&revision).cloned().unwrap_or_default() {
+        let Some(here) = self.at.get(&revision) else { return Ok(()) };
+        for &index in here {
             let op = &self.history.ops[index];
             let Outcome::Ok { reply, .. } = &op.outcome else { continue };
-            if Some(Writer::Op(index)) == writer {
-                continue;
-            }
             match op.request {
+                Request::Revoke { id } => {
+                    same(reply, &Reply::Revoke, index)?;
+                    if self.model.attached(id).next().is_some() {
+                        return Err(broken("lease", format!("revoked at {revision}, but its keys remain"), index));
+                    }
+                    if !self.leases.may_revoke(id, revision, op.ret.unwrap_or(u64::MAX)) {
+                        let what = format!("lease {id} did not exist to be revoked at revision {revision}");
+                        return Err(broken("lease", what, index));
+                    }
+                }
+                _ if Some(index) == writer => {}
                 Request::Grant { id, ttl_s } => {
                     let as_asked = matches!(reply, Reply::Grant { id: got, ttl_s: lives }
                         if *got > 0 && (id == 0 || *got == id) && *lives >= ttl_s);
@@ -296,15 +352,8 @@ impl<'a> Replay<'a> {
                     }
                 }
                 Request::KeepAlive { .. } if matches!(reply, Reply::KeepAlive { .. }) => {}
-                Request::Revoke { id } => {
-                    same(reply, &Reply::Revoke, index)?;
-                    if self.model.attached(id).next().is_some() {
-                        return Err(broken("lease", format!("revoked at {revision}, but its keys remain"), index));
-                    }
-                    let over = op.ret.unwrap_or(u64::MAX);
-                    self.must_exist(id, revision + 1, over, index)?;
-                    self.end(id, End { revision, with_keys: false, call: op.call, over });
-                }
+                Request::TimeToLive { .. } if matches!(reply, Reply::TimeToLive { .. }) => {}
+                Request::Range { .. } if self.model.answers(&op.request, reply) => {}
                 _ => {
                     let effect = self.model.effect(&op.request);
                     if !effect.events.is_empty() {
@@ -319,63 +368,288 @@ impl<'a> Replay<'a> {
     }
 
     fn undo(&mut self) {
+        let revision = self.model.revision();
+        for event in self.model.events(revision).iter().filter(|event| event.kv.lease != 0) {
+            self.used.get_mut(&event.kv.lease).expect("its use was recorded").pop();
+        }
         self.model.pop();
-        if let Some(Writer::Op(index)) = self.writers.pop() {
-            self.used[index] = false;
-        }
-        for id in self.ended.pop().expect("one list for each revision") {
-            self.ends.get_mut(&id).expect("its end was recorded").pop();
+        if let Some(Made::Gap { mark, .. }) = self.made.pop() {
+            self.forget(mark);
         }
     }
 
-    fn end(&mut self, id: i64, end: End) {
-        self.ends.entry(id).or_default().push(end);
-        self.ended.last_mut().expect("one list for each revision").push(id);
+    /// Blames one of the calls for the gap; calls blamed for others may be exchanged for others that could have done those.
+    fn blame_op(&mut self, ops: &[usize], gap: i64) -> bool {
+        let mut tried = Vec::new();
+        self.blame_among(ops, gap, &mut tried)
     }
 
-    fn must_exist(&self, id: i64, revision: i64, by: u64, op: usize) -> Result<(), Violation> {
-        let ends = self.ends.get(&id).map_or(&[][..], Vec::as_slice);
-        if self.leases.may_exist(id, revision, by, ends) {
-            return Ok(());
+    fn blame_among(&mut self, ops: &[usize], gap: i64, tried: &mut Vec<usize>) -> bool {
+        let free = ops.iter().copied().find(|op| !self.blamed.contains_key(op));
+        for op in free.into_iter().chain(ops.iter().copied()) {
+            if tried.contains(&op) {
+                continue;
+            }
+            tried.push(op);
+            let before = self.blamed.get(&op).copied();
+            let others = before.map(|other| match &self.made[other as usize - 2] {
+                Made::Gap { gap, .. } => gap.ops.clone(),
+                Made::Carried(_) => Vec::new(),
+            });
+            let freed = match (before, others) {
+                (Some(other), Some(others)) => self.blame_among(&others, other, tried),
+                _ => true,
+            };
+            if freed {
+                self.journal.push((op, before));
+                self.blamed.insert(op, gap);
+                return true;
+            }
         }
-        Err(broken("lease", format!("lease {id} did not exist before revision {revision}; ends: {ends:?}"), op))
+        false
+    }
+
+    fn forget(&mut self, mark: usize) {
+        for (op, before) in self.journal.drain(mark..).rev() {
+            match before {
+                Some(gap) => self.blamed.insert(op, gap),
+                None => self.blamed.remove(&op),
+            };
+        }
+    }
+
+    /// Decides who made each revision. Leaves everything as it was if there is no way.
+    fn blame(&mut self) -> Result<Vec<Writer>, Violation> {
+        let mark = self.journal.len();
+        let mut writers = Vec::with_capacity(self.made.len());
+        let mut ends: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+        for at in 0..self.made.len() {
+            let revision = at as i64 + 2;
+            let (lease, ops) = match &self.made[at] {
+                Made::Carried(op) | Made::Gap { gap: Gap { revoke: Some(op), .. }, .. } => {
+                    writers.push(Writer::Op(*op));
+                    continue;
+                }
+                Made::Gap { gap, .. } => (gap.lease, gap.ops.clone()),
+            };
+            let Some(id) = lease else {
+                writers.push(Writer::Expiry(0)); // Its call is known when all are.
+                continue;
+            };
+            match self.may_end(id, revision, ends.entry(id).or_default()) {
+                Ok(()) => writers.push(Writer::Expiry(id)),
+                Err(_) if self.blame_op(&ops, revision) => writers.push(Writer::Expiry(0)),
+                Err(why) => {
+                    self.forget(mark);
+                    let what =
+                        format!("lease {id} ended at revision {revision}, but {why}; none of {ops:?} explains it");
+                    return Err(general("lease", what));
+                }
+            }
+        }
+        for (op, revision) in &self.blamed {
+            writers[*revision as usize - 2] = Writer::Op(*op);
+        }
+        Ok(writers)
+    }
+
+    /// May the lease have ended there, with `revokes` already taken for other ends of it?
+    fn may_end(&self, id: i64, revision: i64, revokes: &mut Vec<usize>) -> Result<(), String> {
+        let (call, by) = (self.began[revision as usize], self.order.seen.reached(revision));
+        let used = self.used.get(&id).map_or(&[][..], Vec::as_slice);
+        let next = used.get(used.partition_point(|used| *used <= revision)).copied();
+        let end = End { revision, call, over: by, bare: false };
+        self.leases.may_end(id, end, next.map(|next| (next, self.order.seen.reached(next))))?;
+        if let Err(until) = self.leases.may_expire(id, call, by) {
+            let unanswered = self.leases.unanswered_revokes(id, revision, by, &self.order.floors);
+            let free = unanswered.into_iter().find(|op| !revokes.contains(op));
+            revokes.push(free.ok_or(format!("it had to live until {until}, and all revokes are taken"))?);
+        }
+        Ok(())
     }
 
     /// A quick look whether the request may have made what one read or watch showed of the revision.
     fn may_explain(&self, request: &Request, event: Option<&Event>, read: Option<&KeyValue>) -> bool {
         let shown = read.or(event.filter(|event| event.kind == EventKind::Put).map(|event| &event.kv));
-        let leases_exist = |ops: &[TxnOp]| ops.iter().filter_map(put_lease).all(|id| self.leases.grants(id) > 0);
+        let gone = event.filter(|event| event.kind == EventKind::Delete).map(|event| event.kv.key.as_slice());
+        let leases_exist = |ops: &[TxnOp]| ops.iter().filter_map(put_lease).all(|id| self.leases.known(id));
+        let deletes = |ops: &[TxnOp]| {
+            gone.is_none_or(|gone| {
+                ops.iter().any(|op| matches!(op, TxnOp::Delete { key, end, .. } if within(gone, key, end)))
+            })
+        };
         match request {
             Request::Put { key, value, lease, .. } => {
-                (*lease == 0 || self.leases.grants(*lease) > 0)
-                    && event.is_none_or(|event| event.kind == EventKind::Put)
+                gone.is_none()
+                    && (*lease == 0 || self.leases.known(*lease))
                     && shown.is_none_or(|kv| kv.key == *key && kv.value == *value && kv.lease == *lease)
             }
-            Request::Delete { key, end, .. } => {
-                shown.is_none() && event.is_none_or(|event| within(&event.kv.key, key, end))
+            Request::Delete { key, end, .. } => shown.is_none() && gone.is_none_or(|gone| within(gone, key, end)),
+            Request::Txn { then, otherwise, .. } => {
+                (leases_exist(then) && deletes(then)) || (leases_exist(otherwise) && deletes(otherwise))
             }
-            Request::Revoke { id } => shown.is_none() && self.model.attached(*id).next().is_some(),
-            Request::Txn { then, otherwise, .. } => leases_exist(then) || leases_exist(otherwise),
             _ => false,
         }
     }
+}
 
-    /// Are these events just what reads and watches showed of the revision?
-    fn explains(&self, revision: i64, events: &[Event]) -> bool {
+/// Calls of unknown outcome that may have written, other than revokes (those belong to their leases), by what they write.
+struct Unknown<'a> {
+    all: Vec<usize>,
+    /// Those that put the value.
+    puts: BTreeMap<&'a [u8], Vec<usize>>,
+    deletes: Vec<usize>,
+}
+
+impl<'a> Unknown<'a> {
+    fn new(history: &'a History) -> Unknown<'a> {
+        let mut unknown = Unknown { all: Vec::new(), puts: BTreeMap::new(), deletes: Vec::new() };
+        let mut calls: Vec<usize> =
+            (0..history.ops.len()).filter(|index| history.ops[*index].outcome == Outcome::Unknown).collect();
+        calls.sort_by_key(|index| history.ops[*index].call);
+        for index in calls {
+            let (mut values, mut deletes): (Vec<&[u8]>, bool) = (Vec::new(), false);
+            match &history.ops[index].request {
+                Request::Put { value, .. } => values.push(value),
+                Request::Delete { .. } => deletes = true,
+                Request::Txn { then, otherwise, .. } => {
+                    for op in then.iter().chain(otherwise) {
+                        match op {
+                            TxnOp::Put { value, .. } => values.push(value),
+                            TxnOp::Delete { .. } => deletes = true,
+                            TxnOp::Range { .. } => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+            if deletes || !values.is_empty() {
+                unknown.all.push(index);
+            }
+            if deletes {
+                unknown.deletes.push(index);
+            }
+            values.sort_unstable();
+            values.dedup();
+            values.into_iter().for_each(|value| unknown.puts.entry(value).or_default().push(index));
+        }
+        unknown
+    }
+
+    fn candidates(&self, event: Option<&Event>, read: Option<&KeyValue>) -> &[usize] {
+        let put = |kv: &KeyValue| self.puts.get(kv.value.as_slice()).map_or(&[][..], Vec::as_slice);
+        match (event, read) {
+            (_, Some(kv)) => put(kv),
+            (Some(event), None) if event.kind == EventKind::Put => put(&event.kv),
+            (Some(_), None) => &self.deletes,
+            (None, None) => &self.all,
+        }
+    }
+}
+
+/// What watches and reads showed of each revision.
+struct Evidence<'a> {
+    /// Events of revision 2, 3, … as a watch over everything showed them: from where to where in `events`; none: not shown.
+    whole: Vec<Option<(u32, u32)>>,
+    events: Vec<&'a Event>,
+    /// What all watches showed, unless watches over everything leave nothing open.
+    shown: Vec<Shown<'a>>,
+    /// Key-values that replies showed, by revision of their last write; likewise.
+    read: BTreeMap<i64, BTreeMap<&'a [u8], &'a KeyValue>>,
+}
+
+impl<'a> Evidence<'a> {
+    fn new(history: &'a History, last: i64) -> Evidence<'a> {
+        let mut evidence = Evidence {
+            whole: vec![None; usize::try_from(last - 1).unwrap_or(0)],
+            events: Vec::new(),
+            shown: Vec::new(),
+            read: BTreeMap::new(),
+        };
+        for record in history.watches.iter().filter(|record| concerns_all(record)) {
+            let (first, covered) = Shown::covers(record);
+            if !(first.max(2)..=covered.min(last)).any(|revision| evidence.whole[revision as usize - 2].is_none()) {
+                continue;
+            }
+            let start = evidence.events.len();
+            evidence.events.extend(record.messages.iter().flat_map(|(_, message)| message.events()));
+            evidence.events[start..].sort_by_key(|event| event.kv.mod_revision);
+            let mut at = start;
+            for revision in first.max(2)..=covered.min(last) {
+                let of = |at: usize| evidence.events.get(at).map_or(i64::MAX, |event| event.kv.mod_revision);
+                while of(at) < revision {
+                    at += 1;
+                }
+                let from = at;
+                while of(at) == revision {
+                    at += 1;
+                }
+                evidence.whole[revision as usize - 2].get_or_insert((from as u32, at as u32));
+            }
+        }
+        if evidence.whole.iter().any(Option::is_none) {
+            evidence.shown = history.watches.iter().map(Shown::new).collect();
+            for op in &history.ops {
+                if let Outcome::Ok { reply, .. } = &op.outcome {
+                    collect(reply, &mut evidence.read);
+                }
+            }
+            for (_, message) in history.watches.iter().flat_map(|watch| &watch.messages) {
+                for prev in message.events().iter().filter_map(|event| event.prev.as_ref()) {
+                    evidence.read.entry(prev.mod_revision).or_default().insert(&prev.key, prev);
+                }
+            }
+        }
+        evidence
+    }
+
+    fn whole(&self, revision: i64) -> Option<&[&'a Event]> {
+        let (from, to) = (*self.whole.get(usize::try_from(revision - 2).ok()?)?)?;
+        Some(&self.events[from as usize..to as usize])
+    }
+
+    /// Some event of the revision.
+    fn event(&self, revision: i64) -> Option<&'a Event> {
+        match self.whole(revision) {
+            Some(events) => events.first().copied(),
+            None => self.shown.iter().find_map(|shown| shown.one(revision)),
+        }
+    }
+
+    /// Something that a reply showed of the revision.
+    fn read(&self, revision: i64) -> Option<&'a KeyValue> {
+        self.read.get(&revision).and_then(|kvs| kvs.values().next().copied())
+    }
+
+    /// Are these events just what was shown of the revision?
+    fn agrees(&self, revision: i64, events: &[Event]) -> bool {
+        if let Some(whole) = self.whole(revision) {
+            return whole.len() == events.len()
+                && whole.iter().zip(events).all(|(shown, event)| shown.kind == event.kind && shown.kv == event.kv);
+        }
         let mut read = self.read.get(&revision).into_iter().flat_map(|kvs| kvs.values());
         read.all(|kv| events.iter().any(|event| event.kind == EventKind::Put && event.kv == **kv))
             && self.shown.iter().all(|shown| shown.agrees(revision, events))
     }
 
     fn told(&self, revision: i64) -> String {
-        let events = self.shown.iter().enumerate().find_map(|(index, shown)| Some((index, shown.one(revision)?)));
-        let read = self.read.get(&revision).and_then(|kvs| kvs.values().next());
-        match (events, read) {
-            (Some((watch, event)), _) => format!("; watch {watch} showed {event:?}"),
+        match (self.event(revision), self.read(revision)) {
+            (Some(event), _) => format!("; a watch showed {event:?}"),
             (None, Some(kv)) => format!("; a reply showed {kv:?}"),
             (None, None) => String::new(),
         }
     }
+}
+
+fn group(found: &mut Vec<(Gap, Vec<Event>)>, events: Vec<Event>) -> &mut Gap {
+    let at = match found.iter().position(|(_, other)| *other == events) {
+        Some(at) => at,
+        None => {
+            found.push((Gap::default(), events));
+            found.len() - 1
+        }
+    };
+    &mut found[at].0
 }
 
 /// More revisions than this the calls and their leases cannot have made.
@@ -383,14 +657,9 @@ fn history_bound(history: &History) -> usize {
     1 + 2 * history.ops.len()
 }
 
-fn may_write(request: &Request) -> bool {
-    match request {
-        Request::Put { .. } | Request::Delete { .. } | Request::Revoke { .. } => true,
-        Request::Txn { then, otherwise, .. } => {
-            then.iter().chain(otherwise).any(|op| !matches!(op, TxnOp::Range { .. }))
-        }
-        _ => false,
-    }
+/// Is the revision of its reply that of the moment it happened?
+fn linearized(request: &Request) -> bool {
+    !matches!(request, Request::KeepAlive { .. } | Request::TimeToLive { .. })
 }
 
 fn collect<'a>(reply: &'a Reply, read: &mut BTreeMap<i64, BTreeMap<&'a [u8], &'a KeyValue>>) {

@@ -12,20 +12,28 @@ use crate::checks::*;
 
 const MS: u64 = 1_000_000;
 const KEYS: [&[u8]; 6] = [b"a", b"a/1", b"a/2", b"b", b"b/1", b"c"];
-const CASES: usize = 200;
+
+/// Seeds of right histories, and wrong histories of each kind. `SEEDS=20000 cargo test --test sim_checks` for a long run.
+fn cases(usual: u64) -> u64 {
+    std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(usual)
+}
 
 #[test]
 fn good_histories_pass() {
     let mut all = Summary::default();
-    for seed in 1..=400 {
+    let seeds = cases(1500);
+    for seed in 1..=seeds {
         let case = World::run(seed, None);
         let summary = check(&case.history).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
         assert!(!summary.behind.contains(&0), "seed {seed}: the watch over everything has seen everything");
         all.unknown_done += summary.unknown_done;
         all.expiries += summary.expiries;
+        all.leases_over += summary.leases_over;
         all.events += summary.events;
     }
-    assert!(all.unknown_done > 400 && all.expiries > 200 && all.events > 20_000, "they cover too little: {all:?}");
+    let enough = |got: usize, each_hundred: u64| got as u64 * 100 > each_hundred * seeds;
+    let covers = enough(all.unknown_done, 100) && enough(all.expiries, 50) && enough(all.leases_over, 100);
+    assert!(covers && enough(all.events, 5000), "they cover too little: {all:?}");
 }
 
 /// Without the watch over everything gaps are narrowed down by other watches and by reads alone.
@@ -35,6 +43,7 @@ fn good_histories_pass_with_little_evidence() {
         let mut case = World::run(seed, None);
         case.history.watches.retain(|watch| watch.resumes.is_none());
         case.history.watches.remove(0);
+        case.history.end = 0; // Some of it nobody saw.
         if let Err(violation) = check(&case.history) {
             panic!("seed {seed}: {violation}");
         }
@@ -44,8 +53,16 @@ fn good_histories_pass_with_little_evidence() {
 #[test]
 fn flawed_stores_are_found_out() {
     use Flaw::*;
-    for flaw in [LosesWrite, ReusesRevision, AppliesTwice, AppliesRefused, EndsLeaseEarly, KeepsKeysOfLease, ReadsStale]
-    {
+    for flaw in [
+        LosesWrite,
+        ReusesRevision,
+        AppliesTwice,
+        AppliesRefused,
+        EndsLeaseEarly,
+        KeepsKeysOfLease,
+        KeepsLease,
+        ReadsStale,
+    ] {
         rejects(&format!("{flaw:?}"), |seed| {
             let case = World::run(seed, Some(flaw));
             case.flawed.then_some(case.history)
@@ -55,7 +72,7 @@ fn flawed_stores_are_found_out() {
 
 #[test]
 fn changed_records_are_found_out() {
-    let changes: [(&str, Change); 25] = [
+    let changes: [(&str, Change); 35] = [
         ("event dropped", drop_event),
         ("revision dropped", drop_revision),
         ("events swapped", swap_events),
@@ -81,6 +98,16 @@ fn changed_records_are_found_out() {
         ("write before its call", late_call),
         ("lease renewed after its end", renew_ended),
         ("live lease not found", lose_lease),
+        ("local read goes back", read_back),
+        ("more time left than granted", more_time),
+        ("less time left than certain", less_time),
+        ("time granted that was not", other_time),
+        ("keys of a lease changed", other_keys),
+        ("lease met when it had to be over", late_lease),
+        ("fragmented unasked", fragment_unasked),
+        ("fragments with different headers", fragment_headers),
+        ("header falls on a stream", header_falls),
+        ("stream's progress too early for another watch", early_stream_progress),
     ];
     for (name, change) in changes {
         rejects(name, |seed| {
@@ -98,7 +125,7 @@ fn violations_name_the_promise() {
     let put = |value: &[u8]| Request::Put { key: b"k".into(), value: value.into(), lease: 0, prev_kv: false };
     let op = |call, ret, request, revision, reply| {
         let outcome = Outcome::Ok { revision, reply };
-        Op { client: 1, call, ret: Some(ret), request, outcome }
+        Op { client: 1, call, ret: Some(ret), request, outcome, ..Op::default() }
     };
     history.ops.push(op(10, 20, put(b"1"), 2, Reply::Put { prev: None }));
     check(&history).expect("one write");
@@ -113,18 +140,119 @@ fn violations_name_the_promise() {
     assert_eq!(check(&history).expect_err("a read from the past").rule, "stale");
 }
 
+/// Where an answer was lost, who did it stays open until something later tells.
+#[test]
+fn doubts_are_resolved_late() {
+    let key = || b"k".to_vec();
+    let ok = |revision, reply| Outcome::Ok { revision, reply };
+    let put = Request::Put { key: key(), value: b"v".into(), lease: 7, prev_kv: false };
+    let delete = Request::Delete { key: key(), end: vec![], prev_kv: false };
+    let grant = Request::Grant { id: 7, ttl_s: 1000 };
+    let read = Request::Range { key: key(), end: vec![], limit: 0, revision: 0, serializable: false };
+    let nothing = Reply::Range { kvs: vec![], more: false, count: 0 };
+    let base: Vec<(Request, Outcome)> = vec![
+        (grant, ok(1, Reply::Grant { id: 7, ttl_s: 1000 })),
+        (put.clone(), ok(2, Reply::Put { prev: None })),
+        (Request::Revoke { id: 7 }, Outcome::Unknown),
+        (delete, Outcome::Unknown),
+        (read.clone(), ok(3, nothing.clone())),
+    ];
+    let history = |calls: &[(Request, Outcome)]| {
+        let ops = calls.iter().zip(1..).map(|((request, outcome), n)| {
+            let ret = (*outcome != Outcome::Unknown).then_some(100 * n + 50);
+            Op { call: 100 * n, ret, request: request.clone(), outcome: outcome.clone(), ..Op::default() }
+        });
+        History { ops: ops.collect(), ..History::default() }
+    };
+    let passes = |calls: &[(Request, Outcome)], right: bool, what: &str| {
+        let history = history(calls);
+        assert_eq!(check(&history).is_ok(), right, "{what}: {:?}", check(&history));
+        assert_eq!(second_opinion(&history), if right { Opinion::Right } else { Opinion::Wrong }, "{what}");
+    };
+    passes(&base, true, "either of them");
+    let alive = (Request::KeepAlive { id: 7 }, ok(3, Reply::KeepAlive { ttl_s: 1000 }));
+    let gone = (Request::KeepAlive { id: 7 }, ok(3, Reply::KeepAlive { ttl_s: 0 }));
+    passes(&[&base[..], std::slice::from_ref(&alive)].concat(), true, "the delete, as the lease lives");
+    passes(&[&base[..], std::slice::from_ref(&gone)].concat(), true, "the revoke, or both");
+    passes(&[&base[..], &[gone.clone(), alive.clone()]].concat(), false, "a lease that comes back");
+    let no_delete = [&base[..3], &base[4..]].concat();
+    passes(&no_delete, true, "the revoke");
+    passes(&[&no_delete[..], &[alive]].concat(), false, "the revoke, but the lease lives");
+    // Twice written by one of two equal calls without an answer each: right; a third time: one too many.
+    let tried = (put, Outcome::Unknown);
+    let kv = |version| KeyValue {
+        key: key(),
+        value: b"v".into(),
+        create_revision: 2,
+        mod_revision: version + 1,
+        version,
+        lease: 7,
+    };
+    let shows =
+        |version| (read.clone(), ok(version + 1, Reply::Range { kvs: vec![kv(version)], more: false, count: 1 }));
+    let twice = [&base[..1], &[tried.clone(), tried, shows(2)]].concat();
+    passes(&twice, true, "asked twice, done twice");
+    passes(&[&twice[..3], &[shows(3)]].concat(), false, "asked twice, done three times");
+    passes(&[&twice[..2], &[shows(2)]].concat(), false, "asked once, done twice");
+}
+
+/// Replay and search must agree on what calls alone tell.
+#[test]
+fn the_second_opinion_agrees() {
+    let mut undecided = 0;
+    let mut wrong = 0;
+    let seeds = cases(400);
+    for seed in 1..=seeds {
+        let mut case = World::run_long(seed, None, 45, 0);
+        let change: Option<Change> =
+            [None, Some(bump_reply as Change), Some(change_reply), Some(stale_read)][seed as usize % 4];
+        let changed = change.is_some_and(|change| change(&mut case, &mut Rng(seed)).is_some());
+        // What the search does not look at.
+        (case.history.healed, case.history.end) = (None, 0);
+        case.history.ops.iter_mut().for_each(|op| op.member = 0);
+        let with_watch = check(&case.history);
+        match second_opinion(&case.history) {
+            Opinion::Undecided => undecided += 1,
+            Opinion::Right => {
+                case.history.watches.clear();
+                let judged = check(&case.history);
+                assert!(judged.is_ok(), "seed {seed}, changed {changed}: only the search finds an order: {judged:?}");
+            }
+            Opinion::Wrong => {
+                assert!(with_watch.is_err(), "seed {seed}, changed {changed}: only the search finds none");
+                wrong += 1;
+            }
+        }
+    }
+    assert!(undecided * 20 < seeds && wrong * 4 > seeds, "{undecided} undecided, {wrong} wrong of {seeds}");
+}
+
+/// A history as long as that of six virtual minutes under load is judged in about a second.
+#[test]
+fn long_histories_are_judged_fast() {
+    let case = World::run_long(1, None, 50_000, 70);
+    let started = std::time::Instant::now();
+    let summary = check(&case.history).unwrap_or_else(|violation| panic!("{violation}"));
+    let took = started.elapsed();
+    println!("{took:?} for {summary:?}");
+    assert!(summary.ops == 50_000 && summary.events > 500_000, "{summary:?}");
+    // Many times what it takes on an idle machine, as others may use it: this catches what grows with the square.
+    assert!(took.as_secs() < 60, "{took:?}");
+}
+
 type Change = fn(&mut Case, &mut Rng) -> Option<()>;
 
 /// Every wrong history of the first seeds that give one must be rejected.
 fn rejects(name: &str, mut wrong: impl FnMut(u64) -> Option<History>) {
     let mut found = 0;
-    for seed in 1..=6000 {
+    let most = cases(150);
+    for seed in 1..=40 * most {
         let Some(history) = wrong(seed) else { continue };
         if let Ok(summary) = check(&history) {
             panic!("{name}, seed {seed}: passed as good: {summary:?}");
         }
         found += 1;
-        if found == CASES {
+        if found == most {
             return;
         }
     }
@@ -166,6 +294,7 @@ enum Flaw {
     AppliesRefused,
     EndsLeaseEarly,
     KeepsKeysOfLease,
+    KeepsLease,
     ReadsStale,
 }
 
@@ -198,10 +327,21 @@ struct World {
     leases: BTreeMap<i64, (u64, i64, u64)>,
     compactions: Vec<(u64, i64)>,
     calls: usize,
+    /// Mostly leases and deletes, and many calls without an answer: nobody can tell how keys went.
+    doubtful: bool,
+    /// What a client got no answer to, and may ask for again.
+    unanswered: BTreeMap<u32, Request>,
+    /// The newest revision each member has shown it knows.
+    known: BTreeMap<u64, i64>,
 }
 
 impl World {
     fn run(seed: u64, flaw: Option<Flaw>) -> Case {
+        World::run_long(seed, flaw, 70, 6)
+    }
+
+    /// A right history with so many calls and about so many watches.
+    fn run_long(seed: u64, flaw: Option<Flaw>, calls: usize, watches: usize) -> Case {
         let mut world = World {
             rng: Rng(seed),
             flaw,
@@ -213,10 +353,15 @@ impl World {
             log: Vec::new(),
             leases: BTreeMap::new(),
             compactions: Vec::new(),
-            calls: 70,
+            calls,
+            doubtful: flaw.is_none() && seed.is_multiple_of(3),
+            unanswered: BTreeMap::new(),
+            known: BTreeMap::new(),
         };
         (0..4).for_each(|client| world.later(MS + u64::from(client), Turn::Call(client)));
+        let mut last = 0;
         while let Some(Reverse((now, _, turn))) = world.queue.pop() {
+            last = now;
             match turn {
                 Turn::Call(client) => world.call(now, client),
                 Turn::Effect(op) => world.effect(now, op),
@@ -226,7 +371,14 @@ impl World {
         if world.lost > 0 {
             world.flawed = world.revision() >= world.lost;
         }
-        world.watches();
+        if flaw == Some(Flaw::KeepsLease) {
+            world.flawed = world.state().values().any(|kv| kv.lease != 0);
+        }
+        world.watches(watches);
+        // No lease outlives its time here by more than 50 ms, and no call takes longer than 320.
+        world.history.healed = Some(0);
+        world.history.lease_bound = 400 * MS;
+        world.history.end = last + 10_000 * MS;
         Case { history: world.history, states: world.states, flawed: world.flawed }
     }
 
@@ -248,15 +400,18 @@ impl World {
             return;
         }
         self.calls -= 1;
-        let request = self.request();
+        let again = self.unanswered.remove(&client).filter(|_| self.flaw.is_none() && self.rng.chance(50));
+        let request = again.unwrap_or_else(|| self.request());
         let op = self.history.ops.len();
-        self.history.ops.push(Op { client, call: now, ret: None, request, outcome: Outcome::Unknown });
+        let member = 1 + self.rng.below(3);
+        self.history.ops.push(Op { client, call: now, request, member, life: 1, ..Op::default() });
         let takes = 1 + self.rng.below(40 * MS);
         let plain = matches!(self.history.ops[op].request, Request::Put { .. });
         // Nobody could use a lease whose id the server chose and did not tell.
         let nameless = matches!(self.history.ops[op].request, Request::Grant { id: 0, .. });
         // A flaw must not be explained away by a call that might have been carried out.
-        if self.rng.chance(15) && !nameless && (self.flaw.is_none() || plain) {
+        if self.rng.chance(if self.doubtful { 35 } else { 15 }) && !nameless && (self.flaw.is_none() || plain) {
+            self.unanswered.insert(client, self.history.ops[op].request.clone());
             if self.rng.chance(60) {
                 let takes = takes * (1 + self.rng.below(8));
                 self.later(now + takes, Turn::Effect(op));
@@ -282,6 +437,19 @@ impl World {
         let prev_kv = self.rng.chance(50);
         let end = if self.rng.chance(50) { vec![] } else { [&key[..], b"\xff"].concat() };
         let limit = if self.rng.chance(20) { 1 } else { 0 };
+        if self.doubtful {
+            let id = 1 + self.rng.below(3) as i64;
+            let key = KEYS[self.rng.below(2) as usize].to_vec();
+            match self.rng.below(100) {
+                0..20 => return Request::Put { key, value, lease, prev_kv },
+                20..45 => return Request::Delete { key, end: vec![], prev_kv },
+                45..60 => return Request::Grant { id, ttl_s: 1 + self.rng.below(2) as i64 },
+                60..75 => return Request::Revoke { id },
+                75..85 => return Request::KeepAlive { id },
+                85..90 => return Request::TimeToLive { id, keys: true },
+                _ => {}
+            }
+        }
         match self.rng.below(100) {
             0..35 => Request::Put { key, value, lease, prev_kv },
             35..45 => Request::Delete { key, end, prev_kv },
@@ -315,14 +483,20 @@ impl World {
                 };
                 Request::Txn { compares, then, otherwise }
             }
-            76..82 => Request::Grant { id: 1 + self.rng.below(30) as i64, ttl_s: 1 + self.rng.below(2) as i64 },
+            76..82 => Request::Grant { id: self.id(), ttl_s: 1 + self.rng.below(2) as i64 },
             82..86 => match self.rng.pick(&leases) {
                 Some(id) => Request::Revoke { id },
                 None => Request::Grant { id: 0, ttl_s: 1 },
             },
-            86..95 => Request::KeepAlive { id: 1 + self.rng.below(30) as i64 },
+            86..92 => Request::KeepAlive { id: self.id() },
+            92..95 => Request::TimeToLive { id: self.id(), keys: self.rng.chance(70) },
             _ => Request::Compact { revision: (self.revision() - self.rng.below(20) as i64).max(1) },
         }
+    }
+
+    /// A lease that may have been, or may be, granted: one of thirty around now.
+    fn id(&mut self) -> i64 {
+        1 + (self.history.ops.len() as u64 / 100 * 10 + self.rng.below(30)) as i64
     }
 
     fn effect(&mut self, now: u64, index: usize) {
@@ -372,6 +546,10 @@ impl World {
             }
             _ => {}
         }
+        if let Outcome::Ok { revision, .. } = outcome {
+            let known = self.known.entry(op.member).or_insert(1);
+            *known = (*known).max(revision);
+        }
         if acknowledged {
             self.history.ops[index].outcome = outcome;
         }
@@ -385,7 +563,8 @@ impl World {
             Request::Range { key, end, limit, revision, serializable } => {
                 let compacted = self.compactions.iter().map(|(_, at)| *at).max().unwrap_or(-1);
                 let lag = if *serializable { self.rng.below(3) as i64 } else { 0 };
-                let at = (self.revision() - lag).max(1);
+                let known = self.known.get(&op.member).copied().unwrap_or(1);
+                let at = (self.revision() - lag).max(known).min(self.revision());
                 let of = if *revision > 0 { *revision } else { at };
                 if of > at {
                     return Outcome::Refused("etcdserver: mvcc: required revision is a future revision".into());
@@ -456,6 +635,14 @@ impl World {
                     Reply::KeepAlive { ttl_s: *ttl_s }
                 }
             },
+            Request::TimeToLive { id, keys } => match self.leases.get(id) {
+                None => Reply::TimeToLive { granted_ttl_s: 0, ttl_s: -1, keys: vec![] },
+                Some((deadline, ttl_s, _)) => Reply::TimeToLive {
+                    granted_ttl_s: *ttl_s,
+                    ttl_s: (deadline.saturating_sub(now) / (1000 * MS)) as i64,
+                    keys: if *keys { keys_of(&state, *id) } else { vec![] },
+                },
+            },
             Request::Compact { revision } => {
                 if self.compactions.iter().any(|(_, at)| at >= revision) {
                     return Outcome::Refused("etcdserver: mvcc: required revision has been compacted".into());
@@ -473,14 +660,18 @@ impl World {
         if now < deadline && self.flaw != Some(Flaw::EndsLeaseEarly) {
             return self.later(deadline + self.rng.0 % (50 * MS), Turn::Expire(id));
         }
-        let (_, ttl_s, _) = self.leases.remove(&id).expect("looked up above");
         let keys = keys_of(self.state(), id);
+        if self.flaw == Some(Flaw::KeepsLease) && !keys.is_empty() {
+            return;
+        }
+        let (_, ttl_s, _) = self.leases.remove(&id).expect("looked up above");
         let (mut state, mut events) = (self.state().clone(), Vec::new());
         keys.iter().for_each(|key| drop(self.delete(&mut state, &mut events, key, &[], false)));
         // Seen at most 100 ms later by the watch over everything.
         let due = call + ttl_s as u64 * 1000 * MS;
         let once = |request: &Request| matches!(request, Request::Grant { id: granted, .. } if *granted == id);
-        let alone = self.history.ops.iter().filter(|op| once(&op.request)).count() <= 1
+        let alone = self.flaw.is_some()
+            && self.history.ops.iter().filter(|op| once(&op.request)).count() <= 1
             && !self.history.ops.iter().any(|op| op.request == Request::Revoke { id });
         if call > 0 && !events.is_empty() && now + 150 * MS < due && alone {
             let returned = |op: &&Op| matches!(op.outcome, Outcome::Ok { .. }) && op.call == call;
@@ -539,7 +730,7 @@ impl World {
         floor(&self.history, op)
     }
 
-    fn watches(&mut self) {
+    fn watches(&mut self, count: usize) {
         let end = self.log.last().map_or(0, |(time, _)| *time) + 100 * MS;
         self.watch(
             WatchRecord { key: vec![0], end: vec![0], start: 1, prev_kv: true, ..Default::default() },
@@ -547,7 +738,7 @@ impl World {
             end,
             0,
         );
-        for _ in 0..6 {
+        for stream in 0..count as u64 {
             let opened = self.rng.below(end);
             let now = self.revision_at(opened);
             let key = KEYS[self.rng.below(6) as usize].to_vec();
@@ -573,6 +764,7 @@ impl World {
                 no_put: self.rng.chance(10),
                 no_delete: self.rng.chance(10),
                 fragment: self.rng.chance(20),
+                stream: 100 * (stream + 1),
                 ..Default::default()
             };
             self.watch(record, opened, end, 4);
@@ -641,7 +833,8 @@ impl World {
     fn resume(&mut self, record: WatchRecord, next: WatchRecord, opened: u64, end: u64, breaks: u64) {
         self.history.watches.push(record);
         let resumes = Some(self.history.watches.len() - 1);
-        self.watch(WatchRecord { member: 1 + next.member % 3, resumes, messages: vec![], ..next }, opened, end, breaks);
+        let (member, stream) = (1 + next.member % 3, next.stream + 1);
+        self.watch(WatchRecord { member, stream, resumes, messages: vec![], ..next }, opened, end, breaks);
     }
 
     fn send(&mut self, record: &mut WatchRecord, now: u64, header_revision: i64, batch: &mut Vec<Event>) {
@@ -937,12 +1130,23 @@ fn ops(case: &Case, holds: impl Fn(&Op, i64, &Reply) -> bool) -> Vec<usize> {
     chosen.map(|(index, _)| index).collect()
 }
 
-fn writes(_: &Op, _: i64, reply: &Reply) -> bool {
-    matches!(reply, Reply::Put { .. }) || matches!(reply, Reply::Delete { deleted, .. } if *deleted > 0)
+/// Acknowledged writes that no other call could have made.
+fn writes(case: &Case) -> Vec<usize> {
+    let unknown = |of: &dyn Fn(&Request) -> bool| {
+        case.history.ops.iter().any(|op| op.outcome == Outcome::Unknown && of(&op.request))
+    };
+    let also_deletes = |request: &Request| {
+        matches!(request, Request::Delete { .. } | Request::Revoke { .. } | Request::Txn { .. } | Request::Grant { .. })
+    };
+    ops(case, |op, _, reply| match reply {
+        Reply::Put { .. } => !unknown(&|request| *request == op.request),
+        Reply::Delete { deleted, .. } => *deleted > 0 && !unknown(&also_deletes),
+        _ => false,
+    })
 }
 
 fn bump_reply(case: &mut Case, rng: &mut Rng) -> Option<()> {
-    let op = rng.pick(&ops(case, writes))?;
+    let op = rng.pick(&writes(case))?;
     if let Outcome::Ok { revision, .. } = &mut case.history.ops[op].outcome {
         *revision += [1, -1, 2][rng.below(3) as usize];
     }
@@ -967,7 +1171,7 @@ fn change_reply(case: &mut Case, rng: &mut Rng) -> Option<()> {
         },
         Reply::Delete { deleted, prevs } => match rng.below(3) {
             0 => *deleted += 1,
-            1 => *deleted -= 1,
+            1 => *deleted -= if *deleted > 1 { 1 } else { return None },
             _ => prevs.last_mut()?.mod_revision += 1,
         },
         Reply::Txn { succeeded, replies } => match rng.below(3) {
@@ -999,7 +1203,7 @@ fn stale_read(case: &mut Case, rng: &mut Rng) -> Option<()> {
 }
 
 fn late_call(case: &mut Case, rng: &mut Rng) -> Option<()> {
-    let index = rng.pick(&ops(case, writes))?;
+    let index = rng.pick(&writes(case))?;
     let written = revision_of(&case.history.ops[index])?;
     let others = ops(case, |_, revision, _| revision >= written);
     let other = rng.pick(&others).filter(|other| *other != index)?;
@@ -1050,5 +1254,149 @@ fn lose_lease(case: &mut Case, rng: &mut Rng) -> Option<()> {
         Request::KeepAlive { .. } => Outcome::Ok { revision: revision_of(op)?, reply: Reply::KeepAlive { ttl_s: 0 } },
         _ => Outcome::Refused("etcdserver: requested lease not found".into()),
     };
+    Some(())
+}
+
+fn read_back(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let index =
+        rng.pick(&ops(case, |op, _, _| matches!(op.request, Request::Range { revision: 0, serializable: true, .. })))?;
+    let op = &case.history.ops[index];
+    let shown = case.history.ops.iter().filter(|other| {
+        let local = !matches!(other.request, Request::KeepAlive { .. } | Request::TimeToLive { .. });
+        local && other.member == op.member && other.ret.is_some_and(|ret| ret < op.call)
+    });
+    let known = shown.filter_map(revision_of).max().filter(|known| *known > 1)?;
+    let Request::Range { key, end, limit, .. } = &op.request else { return None };
+    let revision = known - 1;
+    let reply = range(&case.states[revision as usize - 1], key, end, *limit);
+    case.history.ops[index].outcome = Outcome::Ok { revision, reply };
+    Some(())
+}
+
+/// A question for a lease's time that found it, as it was answered.
+fn asked_time(case: &mut Case, rng: &mut Rng) -> Option<usize> {
+    rng.pick(&ops(case, |_, _, reply| matches!(reply, Reply::TimeToLive { ttl_s: 0.., .. })))
+}
+
+fn more_time(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let index = asked_time(case, rng)?;
+    if let Outcome::Ok { reply: Reply::TimeToLive { granted_ttl_s, ttl_s, .. }, .. } =
+        &mut case.history.ops[index].outcome
+    {
+        *ttl_s = *granted_ttl_s + 1;
+    }
+    Some(())
+}
+
+fn less_time(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let two_s = ops(case, |_, _, reply| matches!(reply, Reply::Grant { ttl_s: 2, .. }));
+    let grant = &case.history.ops[rng.pick(&two_s)?];
+    let Outcome::Ok { revision, reply: Reply::Grant { id, .. } } = grant.outcome else { return None };
+    let revoked = case.history.ops.iter().any(|other| other.request == Request::Revoke { id });
+    (!revoked).then_some(())?;
+    let (request, call) = (Request::TimeToLive { id, keys: false }, grant.ret? + 1);
+    let reply = Reply::TimeToLive { granted_ttl_s: 2, ttl_s: 0, keys: vec![] };
+    let outcome = Outcome::Ok { revision, reply };
+    case.history.ops.push(Op { client: 99, call, ret: Some(call + 1), request, outcome, ..Op::default() });
+    Some(())
+}
+
+fn other_time(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let index = asked_time(case, rng)?;
+    let Request::TimeToLive { id, .. } = case.history.ops[index].request else { return None };
+    // Of a grant without an answer nobody knows how long the server made it.
+    matches!(granted_once(case, id)?.outcome, Outcome::Ok { .. }).then_some(())?;
+    if let Outcome::Ok { reply: Reply::TimeToLive { granted_ttl_s, .. }, .. } = &mut case.history.ops[index].outcome {
+        *granted_ttl_s += 1;
+    }
+    Some(())
+}
+
+fn other_keys(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let index = asked_time(case, rng)?;
+    matches!(case.history.ops[index].request, Request::TimeToLive { keys: true, .. }).then_some(())?;
+    if let Outcome::Ok { reply: Reply::TimeToLive { keys, .. }, .. } = &mut case.history.ops[index].outcome {
+        keys.push(b"never written".to_vec());
+    }
+    Some(())
+}
+
+fn late_lease(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let grants = ops(case, |_, _, reply| matches!(reply, Reply::Grant { .. }));
+    let grant = rng.pick(&grants)?;
+    let Outcome::Ok { reply: Reply::Grant { id, .. }, .. } = case.history.ops[grant].outcome else { return None };
+    let (call, revision) = (case.history.end, case.states.len() as i64);
+    let (request, reply) = if rng.chance(50) {
+        (Request::KeepAlive { id }, Reply::KeepAlive { ttl_s: 1 })
+    } else {
+        (Request::TimeToLive { id, keys: false }, Reply::TimeToLive { granted_ttl_s: 1, ttl_s: 0, keys: vec![] })
+    };
+    let outcome = Outcome::Ok { revision, reply };
+    case.history.ops.push(Op { client: 99, call, ret: Some(call + 1), request, outcome, ..Op::default() });
+    Some(())
+}
+
+/// Messages marked as fragments.
+fn fragments(case: &Case) -> Vec<(usize, usize)> {
+    let marked = |(_, message): &(u64, WatchMessage)| matches!(message, WatchMessage::Events { fragment: true, .. });
+    let watches = case.history.watches.iter().enumerate();
+    watches
+        .flat_map(|(w, watch)| (0..watch.messages.len()).filter(|m| marked(&watch.messages[*m])).map(move |m| (w, m)))
+        .collect()
+}
+
+fn fragment_unasked(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let (w, _) = rng.pick(&fragments(case))?;
+    case.history.watches[w].fragment = false;
+    Some(())
+}
+
+fn fragment_headers(case: &mut Case, rng: &mut Rng) -> Option<()> {
+    let (w, m) = rng.pick(&fragments(case))?;
+    for (_, message) in &mut case.history.watches[w].messages[m + 1..] {
+        match message {
+            WatchMessage::Events { header_revision, .. } => *header_revision += 1,
+            WatchMessage::Progress { revision } => *revision += 1,
+            _ => {}
+        }
+    }
+    // The higher header must not be told by nothing having made that revision.
+    let last = case.history.watches[w].messages.iter().filter_map(|(_, message)| match message {
+        WatchMessage::Events { header_revision, .. } => Some(*header_revision),
+        _ => None,
+    });
+    (last.max()? <= case.states.len() as i64).then_some(())
+}
+
+/// A second watch over everything on the stream of the first, told the same at the same times.
+fn twin(case: &mut Case) -> usize {
+    case.history.watches[0].stream = 1;
+    let twin = WatchRecord { start: 1, ..case.history.watches[0].clone() };
+    case.history.watches.push(twin);
+    case.history.watches.len() - 1
+}
+
+fn header_falls(case: &mut Case, _: &mut Rng) -> Option<()> {
+    let twin = twin(case);
+    check(&case.history).expect("twins are right");
+    let last = case.history.watches[0].messages.last()?.0;
+    let revision = case.states.len() as i64;
+    (revision > 1).then_some(())?;
+    case.history.watches[0].messages.push((last + 1, WatchMessage::StreamProgress { revision }));
+    // Created, says the stream, as of a revision long past.
+    case.history.watches[twin].messages.iter_mut().for_each(|(time, _)| *time += last + 2);
+    Some(())
+}
+
+fn early_stream_progress(case: &mut Case, _: &mut Rng) -> Option<()> {
+    let twin = twin(case);
+    let revision = case.states.len() as i64;
+    let messages = &mut case.history.watches[0].messages;
+    let last = messages.last()?.0;
+    messages.push((last + 1, WatchMessage::StreamProgress { revision }));
+    let messages = &mut case.history.watches[twin].messages;
+    let (time, message) = messages.last_mut()?;
+    matches!(message, WatchMessage::Events { header_revision, .. } if *header_revision == revision).then_some(())?;
+    *time = last + 2;
     Some(())
 }

@@ -1,14 +1,29 @@
 //! Every watch against the model's events, and chains of resumed watches as if each were one.
 //!
 //! What is due to a watch is the list of events of its range, past its filters, from its first revision on. It must be
-//! sent exactly this list from the front: in order, nothing twice, nothing left out, nothing too early, a revision in
-//! one message (or in marked fragments), with right previous values. Progress at p says that all up to p has been sent.
-//! Equality across members follows: there is but one list.
+//! sent exactly this list from the front. Progress at p says that all up to p has been sent. The rules, and where they
+//! are held:
+//!
+//! | rule | where, under which name |
+//! |---|---|
+//! | 1 every event matches range and filters | `events`: *filter* |
+//! | 2 ordered, inside a revision as executed | `events`: *ordered*; comparison with the model's list: *reliable* |
+//! | 3 nothing twice | `events`: *ordered*, *reliable*, *unique* |
+//! | 4 a revision in one message, or in fragments that were asked for, all but the last marked, one right after the other under one header | `message`: *fragment*, `events`: *atomic* |
+//! | 5 nothing left out, nothing early; a resumed watch goes on where the one before left off | `events`: *early*, *reliable*; `check_all`: *resume* |
+//! | 6 progress at p: all up to p was sent, for a stream's progress on all its watches; headers not below their events, never falling on a watch, nor on a stream where they speak for all of it (created, the stream's progress; a late watch is told how far it has got itself) | `progress`: *bookmark*; `Streams`: *bookmark*, *header*; `events`: *header* |
+//! | 7 the previous value right, or missing after a compaction | `check_prev`: *prev_kv* |
+//! | 8 created or changed, version, create revision; a delete shows key and revision only | comparison with the model's list: *reliable* |
+//! | 9 created first and once, nothing after canceled; canceled for a compaction only if that was asked for and something below it had not been sent; nothing below a start in the future | `message`, `cancel`: *protocol*, *compaction*, `events`: *early*, `progress`: *bookmark* |
+//! | 10 nothing that may be lost | the simulator, at the instant of every message |
+//! | 11 everything arrives in the end | `Place::behind`, for the simulator after a quiet time |
+//! | 12 the same on all members | there is but one list, so two watches that are both right are equal |
+//! | 13 bounded queues | the simulator |
 
 use std::collections::BTreeMap;
 
 use super::model::{Model, within};
-use super::order::may_be_compacted;
+use super::order::Order;
 use super::*;
 
 /// What a watch showed of each revision, before anything is known to be right: evidence for the replay.
@@ -23,6 +38,14 @@ impl<'a> Shown<'a> {
     /// Reads a record.
     pub fn new(record: &'a WatchRecord) -> Shown<'a> {
         let mut events: BTreeMap<i64, Vec<&Event>> = BTreeMap::new();
+        for event in record.messages.iter().flat_map(|(_, message)| message.events()) {
+            events.entry(event.kv.mod_revision).or_default().push(event);
+        }
+        Shown { record, events, covers: Shown::covers(record) }
+    }
+
+    /// Revisions of which a record shows everything it had to: first and last.
+    pub fn covers(record: &WatchRecord) -> (i64, i64) {
         let mut covers = (i64::MAX, 0);
         for (_, message) in &record.messages {
             match message {
@@ -30,18 +53,17 @@ impl<'a> Shown<'a> {
                     covers.0 = if record.start > 0 { record.start } else { revision + 1 };
                 }
                 WatchMessage::Events { fragment, events: sent, .. } => {
-                    for event in sent {
-                        events.entry(event.kv.mod_revision).or_default().push(event);
-                    }
                     if let Some(event) = sent.last() {
                         covers.1 = covers.1.max(event.kv.mod_revision - i64::from(*fragment));
                     }
                 }
-                WatchMessage::Progress { revision } => covers.1 = covers.1.max(*revision),
+                WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
+                    covers.1 = covers.1.max(*revision)
+                }
                 WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
             }
         }
-        Shown { record, events, covers }
+        covers
     }
 
     /// Some event of the revision.
@@ -57,7 +79,9 @@ impl<'a> Shown<'a> {
         let shown = self.events.get(&revision).map_or(&[][..], Vec::as_slice);
         let due: Vec<&Event> = events.iter().filter(|event| concerns(self.record, event)).collect();
         due.len() == shown.len()
-            && due.iter().zip(shown).all(|(due, shown)| due.kind == shown.kind && due.kv == shown.kv)
+            && due.iter().zip(shown).all(|(due, shown)| {
+                due.kind == shown.kind && due.kv == shown.kv && (shown.prev.is_none() || shown.prev == due.prev)
+            })
     }
 }
 
@@ -75,11 +99,23 @@ pub struct Place {
     pub behind: bool,
 }
 
+/// Does every change concern the watch?
+pub fn concerns_all(record: &WatchRecord) -> bool {
+    record.key <= vec![0] && record.end == [0] && !record.no_put && !record.no_delete
+}
+
 /// Holds all watches against the model.
-pub fn check_all(history: &History, model: &Model) -> Result<Vec<Place>, Violation> {
+pub fn check_all(history: &History, order: &Order, model: &Model) -> Result<Vec<Place>, Violation> {
+    let streams = Streams::new(history)?;
     let mut places = Vec::with_capacity(history.watches.len());
     for (index, record) in history.watches.iter().enumerate() {
-        places.push(check_one(history, model, record).map_err(|(rule, what)| at(index, rule, what))?);
+        let mut walk = Walk::new(order, model, record);
+        for (number, (time, message)) in record.messages.iter().enumerate() {
+            let say = |(rule, what): Broken| at(index, rule, format!("message {number}: {what}"));
+            walk.message(*time, message).map_err(say)?;
+            streams.check_events(record, walk.created_at, *time, message).map_err(say)?;
+        }
+        places.push(walk.finish());
     }
     for (index, record) in history.watches.iter().enumerate() {
         let Some(before) = record.resumes else { continue };
@@ -113,129 +149,239 @@ fn concerns(record: &WatchRecord, event: &Event) -> bool {
     !filtered && within(&event.kv.key, &record.key, &record.end)
 }
 
-fn check_one(history: &History, model: &Model, record: &WatchRecord) -> Result<Place, (&'static str, String)> {
-    let mut created: Option<i64> = None;
-    let mut first = record.start;
-    // Revision and place in it of the next event to look at.
-    let mut due = Due { model, record, revision: i64::MAX, index: 0 };
-    let mut place = Place { created: false, next: record.start, sent: 0, compacted: None, behind: false };
-    let (mut header, mut last) = (0, 0);
-    let (mut in_fragments, mut canceled, mut ended) = (false, false, false);
-    let mut clock = 0;
-    for (number, (time, message)) in record.messages.iter().enumerate() {
-        let say = |what: &str| format!("message {number}: {what}");
-        if *time < clock {
-            return Err(("record", say("arrived before the one before it")));
+type Broken = (&'static str, String);
+
+/// What holds between the watches of one stream.
+struct Streams {
+    /// Of each stream the progress it was sent as a whole, by time, and the highest so far.
+    progress: BTreeMap<u64, Vec<(u64, i64)>>,
+}
+
+impl Streams {
+    fn new(history: &History) -> Result<Streams, Violation> {
+        let mut headers: Vec<(u64, u64, i64, usize)> = Vec::new();
+        let mut progress: BTreeMap<u64, Vec<(u64, i64)>> = BTreeMap::new();
+        for (index, record) in history.watches.iter().enumerate().filter(|(_, record)| record.stream != 0) {
+            for (time, message) in &record.messages {
+                let revision = match message {
+                    WatchMessage::Created { revision } => *revision,
+                    WatchMessage::StreamProgress { revision } => {
+                        progress.entry(record.stream).or_default().push((*time, *revision));
+                        *revision
+                    }
+                    // A watch that is late is told how far it has got, which says nothing of the others.
+                    _ => continue,
+                };
+                headers.push((record.stream, *time, revision, index));
+            }
         }
-        clock = *time;
-        if ended {
-            return Err(("protocol", say("after the end of the stream")));
+        headers.sort_unstable();
+        // Sorted by revision where the time is the same: their order is not known.
+        for pair in headers.windows(2) {
+            let [(stream, time, before, _), (same, after, revision, index)] = pair else { continue };
+            if stream == same && revision < before {
+                let what = format!("revision {revision} at {after} after {before} at {time} on stream {stream}");
+                return Err(at(*index, "header", what));
+            }
         }
-        if canceled && *message != WatchMessage::Ended {
-            return Err(("protocol", say("after canceled")));
+        for sent in progress.values_mut() {
+            sent.sort_unstable();
+            let mut highest = 0;
+            for (_, revision) in sent {
+                highest = highest.max(*revision);
+                *revision = highest;
+            }
         }
-        if created.is_none() && matches!(message, WatchMessage::Events { .. } | WatchMessage::Progress { .. }) {
-            return Err(("protocol", say("before created")));
+        Ok(Streams { progress })
+    }
+
+    /// No event that a stream's progress, sent before it to another watch, had declared sent.
+    fn check_events(
+        &self,
+        record: &WatchRecord,
+        created_at: u64,
+        time: u64,
+        message: &WatchMessage,
+    ) -> Result<(), Broken> {
+        let (Some(progress), Some(first)) = (self.progress.get(&record.stream), message.events().first()) else {
+            return Ok(());
+        };
+        let before = progress.partition_point(|(sent, _)| *sent < time);
+        match progress[..before].last() {
+            Some((sent, declared)) if *sent > created_at && *declared >= first.kv.mod_revision => {
+                Err(("bookmark", format!("{first:?} after progress {declared} of the stream at {sent}")))
+            }
+            _ => Ok(()),
         }
-        if in_fragments && !matches!(message, WatchMessage::Events { .. } | WatchMessage::Ended) {
-            return Err(("fragment", say("in the middle of a fragmented one")));
+    }
+}
+
+/// Follows one watch through its messages.
+struct Walk<'a> {
+    order: &'a Order,
+    record: &'a WatchRecord,
+    due: Due<'a>,
+    place: Place,
+    clock: u64,
+    created: Option<i64>,
+    created_at: u64,
+    /// The first revision it is to be sent.
+    first: i64,
+    /// The last revision it was sent.
+    last: i64,
+    header: i64,
+    in_fragments: bool,
+    canceled: bool,
+    ended: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(order: &'a Order, model: &'a Model, record: &'a WatchRecord) -> Walk<'a> {
+        Walk {
+            order,
+            record,
+            due: Due { model, record, revision: i64::MAX, index: 0 },
+            place: Place { created: false, next: record.start, sent: 0, compacted: None, behind: false },
+            clock: 0,
+            created: None,
+            created_at: 0,
+            first: record.start,
+            last: 0,
+            header: 0,
+            in_fragments: false,
+            canceled: false,
+            ended: false,
+        }
+    }
+
+    fn message(&mut self, time: u64, message: &WatchMessage) -> Result<(), Broken> {
+        if time < self.clock {
+            return Err(("record", "arrived before the one before it".into()));
+        }
+        self.clock = time;
+        if self.ended {
+            return Err(("protocol", "after the end of the stream".into()));
+        }
+        if self.canceled && *message != WatchMessage::Ended {
+            return Err(("protocol", "after canceled".into()));
+        }
+        if self.created.is_none() && !matches!(message, WatchMessage::Created { .. } | WatchMessage::Ended) {
+            return Err(("protocol", "before created".into()));
+        }
+        if self.in_fragments && !matches!(message, WatchMessage::Events { .. } | WatchMessage::Ended) {
+            return Err(("fragment", "in the middle of a fragmented one".into()));
         }
         match message {
             WatchMessage::Created { revision } => {
-                if created.replace(*revision).is_some() {
-                    return Err(("protocol", say("created again")));
+                if self.created.replace(*revision).is_some() {
+                    return Err(("protocol", "created again".into()));
                 }
-                first = if record.start > 0 { record.start } else { revision + 1 };
-                (due.revision, place.created, place.next) = (first, true, first);
+                self.created_at = time;
+                self.first = if self.record.start > 0 { self.record.start } else { revision + 1 };
+                (self.due.revision, self.place.created, self.place.next) = (self.first, true, self.first);
+                Ok(())
             }
             WatchMessage::Events { header_revision, fragment, events } => {
-                if events.is_empty() {
-                    return Err(("protocol", say("events without events")));
-                }
-                for event in events {
-                    let revision = event.kv.mod_revision;
-                    if !concerns(record, event) {
-                        return Err(("filter", say(&format!("{event:?} does not concern this watch"))));
-                    }
-                    if revision < first {
-                        return Err(("early", say(&format!("revision {revision}, the watch starts at {first}"))));
-                    }
-                    if revision < last || revision < place.next {
-                        return Err(("ordered", say(&format!("revision {revision} after {last}, {place:?}"))));
-                    }
-                    let Some(expected) = due.next() else {
-                        return Err(("unique", say(&format!("{event:?}, but there is nothing more to send"))));
-                    };
-                    if (event.kind, &event.kv) != (expected.kind, &expected.kv) {
-                        return Err(("reliable", say(&format!("got {event:?}, expected {expected:?}"))));
-                    }
-                    check_prev(history, record, *time, event, expected).map_err(|what| ("prev_kv", say(&what)))?;
-                    last = revision;
-                }
-                if *header_revision < last || *header_revision < header {
-                    return Err(("header", say(&format!("revision {header_revision} after {header}, event {last}"))));
-                }
-                header = *header_revision;
-                if *fragment && !record.fragment {
-                    return Err(("fragment", say("fragmented without having been asked")));
-                }
-                in_fragments = *fragment;
-                if !fragment && due.peek().is_some_and(|(revision, _)| revision == last) {
-                    return Err(("atomic", say(&format!("revision {last} is not complete"))));
-                }
-                let whole = due.peek().is_none_or(|(revision, _)| revision != last);
-                place.next = if whole { last + 1 } else { last };
-                place.sent = if whole { last } else { place.sent.max(last - 1) };
+                self.events(time, *header_revision, *fragment, events)
             }
-            WatchMessage::Progress { revision } => {
-                if *revision < record.start || created.is_some_and(|created| record.start == 0 && *revision < created) {
-                    return Err(("bookmark", say(&format!("progress {revision} before the start, {first}"))));
-                }
-                if *revision < header {
-                    return Err(("bookmark", say(&format!("progress {revision} after {header}"))));
-                }
-                if let Some((_, event)) = due.peek().filter(|(due, _)| due <= revision) {
-                    return Err(("bookmark", say(&format!("progress {revision}, but {event:?} has not been sent"))));
-                }
-                header = *revision;
-                place.next = place.next.max(revision + 1);
+            WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => self.progress(*revision),
+            WatchMessage::Canceled { compact_revision } => self.cancel(time, *compact_revision),
+            WatchMessage::Ended => {
+                self.ended = true;
+                Ok(())
             }
-            WatchMessage::Canceled { compact_revision } => {
-                canceled = true;
-                let compact = *compact_revision;
-                if compact != 0 {
-                    let asked = history.ops.iter().any(|op| {
-                        let done = !matches!(op.outcome, Outcome::Refused(_)) && op.call <= *time;
-                        done && matches!(op.request, Request::Compact { revision } if revision == compact)
-                    });
-                    if created.is_none() || !asked || place.next >= compact {
-                        let what = format!("canceled for compaction {compact}, asked for: {asked}, {place:?}");
-                        return Err(("compaction", say(&what)));
-                    }
-                    place.compacted = Some(compact);
-                }
-            }
-            WatchMessage::Ended => ended = true,
         }
     }
-    place.behind = !canceled && !ended && (created.is_none() || due.peek().is_some());
-    Ok(place)
-}
 
-fn check_prev(
-    history: &History,
-    record: &WatchRecord,
-    time: u64,
-    event: &Event,
-    expected: &Event,
-) -> Result<(), String> {
-    match (&event.prev, &expected.prev) {
-        (None, _) if !record.prev_kv => Ok(()),
-        (None, None) => Ok(()),
-        (Some(got), Some(expected)) if record.prev_kv && got == expected => Ok(()),
-        // Gone with a compaction above the revision that holds it.
-        (None, Some(_)) if may_be_compacted(history, event.kv.mod_revision, time, None) => Ok(()),
-        (got, expected) => Err(format!("previous value {got:?}, expected {expected:?}, of {:?}", event.kv)),
+    fn events(&mut self, time: u64, header: i64, fragment: bool, events: &[Event]) -> Result<(), Broken> {
+        if events.is_empty() {
+            return Err(("protocol", "events without events".into()));
+        }
+        for event in events {
+            let revision = event.kv.mod_revision;
+            if !concerns(self.record, event) {
+                return Err(("filter", format!("{event:?} does not concern this watch")));
+            }
+            if revision < self.first {
+                return Err(("early", format!("revision {revision}, the watch starts at {}", self.first)));
+            }
+            if revision < self.last || revision < self.place.next {
+                return Err(("ordered", format!("revision {revision} after {}, {:?}", self.last, self.place)));
+            }
+            let Some(expected) = self.due.next(revision) else {
+                return Err(("unique", format!("{event:?}, but there is nothing to send up to there")));
+            };
+            if (event.kind, &event.kv) != (expected.kind, &expected.kv) {
+                return Err(("reliable", format!("got {event:?}, expected {expected:?}")));
+            }
+            self.check_prev(time, event, expected).map_err(|what| ("prev_kv", what))?;
+            self.last = revision;
+        }
+        if header < self.last || header < self.header {
+            let what = format!("revision {header} after {}, event {}", self.header, self.last);
+            return Err(("header", what));
+        }
+        if self.in_fragments && header != self.header {
+            return Err(("fragment", format!("header {header}, of the piece before {}", self.header)));
+        }
+        self.header = header;
+        if fragment && !self.record.fragment {
+            return Err(("fragment", "fragmented without having been asked".into()));
+        }
+        self.in_fragments = fragment;
+        let whole = self.due.peek(self.last).is_none();
+        if !fragment && !whole {
+            return Err(("atomic", format!("revision {} is not complete", self.last)));
+        }
+        self.place.next = if whole { self.last + 1 } else { self.last };
+        self.place.sent = if whole { self.last } else { self.place.sent.max(self.last - 1) };
+        Ok(())
+    }
+
+    fn progress(&mut self, revision: i64) -> Result<(), Broken> {
+        let least = if self.record.start > 0 { self.record.start } else { self.created.unwrap_or(0) };
+        if revision < least {
+            return Err(("bookmark", format!("progress {revision} before the start, {least}")));
+        }
+        if revision < self.header {
+            return Err(("bookmark", format!("progress {revision} after {}", self.header)));
+        }
+        if let Some(event) = self.due.peek(revision) {
+            return Err(("bookmark", format!("progress {revision}, but {event:?} has not been sent")));
+        }
+        self.header = revision;
+        self.place.next = self.place.next.max(revision + 1);
+        Ok(())
+    }
+
+    fn cancel(&mut self, time: u64, compact: i64) -> Result<(), Broken> {
+        self.canceled = true;
+        if compact == 0 {
+            return Ok(());
+        }
+        let asked = self.order.compactions.may_be(compact, time);
+        if !asked || self.place.next >= compact {
+            return Err(("compaction", format!("canceled for {compact}, asked for: {asked}, {:?}", self.place)));
+        }
+        self.place.compacted = Some(compact);
+        Ok(())
+    }
+
+    fn check_prev(&self, time: u64, event: &Event, expected: &Event) -> Result<(), String> {
+        match (&event.prev, &expected.prev) {
+            (None, _) if !self.record.prev_kv => Ok(()),
+            (None, None) => Ok(()),
+            (Some(got), Some(expected)) if self.record.prev_kv && got == expected => Ok(()),
+            // Gone with a compaction above the revision that holds it.
+            (None, Some(_)) if self.order.compactions.may_reach(event.kv.mod_revision, time, None) => Ok(()),
+            (got, expected) => Err(format!("previous value {got:?}, expected {expected:?}, of {:?}", event.kv)),
+        }
+    }
+
+    fn finish(mut self) -> Place {
+        let open = !self.canceled && !self.ended;
+        self.place.behind = open && (self.created.is_none() || self.in_fragments || self.due.peek(i64::MAX).is_some());
+        self.place
     }
 }
 
@@ -248,10 +394,11 @@ struct Due<'a> {
 }
 
 impl<'a> Due<'a> {
-    fn peek(&mut self) -> Option<(i64, &'a Event)> {
-        while self.revision <= self.model.revision() {
+    /// The next, if it is of that revision or below.
+    fn peek(&mut self, until: i64) -> Option<&'a Event> {
+        while self.revision <= until.min(self.model.revision()) {
             match self.model.events(self.revision).get(self.index) {
-                Some(event) if concerns(self.record, event) => return Some((self.revision, event)),
+                Some(event) if concerns(self.record, event) => return Some(event),
                 Some(_) => self.index += 1,
                 None => (self.revision, self.index) = (self.revision + 1, 0),
             }
@@ -259,8 +406,8 @@ impl<'a> Due<'a> {
         None
     }
 
-    fn next(&mut self) -> Option<&'a Event> {
-        let (_, event) = self.peek()?;
+    fn next(&mut self, until: i64) -> Option<&'a Event> {
+        let event = self.peek(until)?;
         self.index += 1;
         Some(event)
     }
