@@ -90,7 +90,8 @@ pub fn decide(wish: Wish, others: &[Heard]) -> Decision {
         return Decision::Start;
     }
     let fresh = 1 + others.iter().filter(|heard| **heard == Heard::Said(Answer::Fresh)).count();
-    let majority = (others.len() + 1) / 2 + 1;
+    let founders = others.len() + 1;
+    let majority = founders / 2 + 1;
     let runs = said(Answer::Unsure) || wish == Wish::Join;
     // Somebody who is slow to answer may know better than those who are new.
     if runs || others.contains(&Heard::Nothing) || fresh < majority {

@@ -128,7 +128,8 @@ const MEMBERS_TIMEOUT: Duration = Duration::from_millis(1500);
 /// a transport, and nobody needs to know it.
 pub async fn ask_members(urls: &[String], question: MembersRequest) -> Option<MembersResponse> {
     let mut asking = JoinSet::new();
-    for url in urls.to_vec() {
+    for url in urls {
+        let url = url.clone();
         asking.spawn(timeout(MEMBERS_TIMEOUT, async move {
             let connection = connect(&url).await.ok()?;
             Some(connection.client.clone().members(question).await.ok()?.into_inner())
