@@ -2,7 +2,7 @@
 //!
 //! The only place that knows `server`, `api`, `http` and `listen` at once. What runs in the member itself is listed in
 //! [`crate::server`]; this adds the listeners. They stop on the stop signal, after a grace; those of peers are aborted last,
-//! because peers never end their streams by themselves.
+//! because peers never end their streams by themselves. A member that was removed from its cluster stops by itself.
 
 use std::pin::pin;
 
@@ -92,6 +92,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     };
     tokio::select! {
         signal = &mut termination => info!(logger, "stopping"; "signal" => signal),
+        () = tasks.removed() => info!(logger, "stopping: the member has been permanently removed from the cluster"),
         () = announce => {}
     }
 

@@ -22,6 +22,8 @@
 mod kv;
 #[path = "golden/support/lease.rs"]
 mod lease_commands;
+#[path = "golden/support/member.rs"]
+mod member_commands;
 #[path = "golden/support/watch.rs"]
 mod watch_commands;
 #[path = "golden/support/world.rs"]
@@ -50,6 +52,11 @@ fn watch() {
 #[test]
 fn lease() {
     check("lease", World::new);
+}
+
+#[test]
+fn cluster() {
+    check("cluster", World::of_three);
 }
 
 /// Runs every script of an area, each in a world of its own.

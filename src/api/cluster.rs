@@ -1,12 +1,16 @@
-//! The Cluster service. Members are fixed at the foundation so far: only the list can be asked for.
+//! The Cluster service: check, call, stamp. Unlike etcd's, an update refuses URLs that nobody could be reached at.
 
 use tonic::{Request, Response, Status};
 
-use super::status::status;
+use super::kv::unexpected;
+use super::status::{Mistake, status};
+use crate::config::Url;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::cluster_server::Cluster;
 use crate::server::handle::Handle;
-use crate::types::Revision;
+use crate::state::applied::Reply;
+use crate::state::command::{Kind, MemberPeerUrls};
+use crate::types::{MemberId, Revision};
 
 /// The service of a member.
 #[derive(Clone)]
@@ -19,6 +23,11 @@ impl ClusterService {
     pub(super) fn new(handle: Handle) -> ClusterService {
         ClusterService { handle }
     }
+
+    /// Cluster calls do not touch keys: etcd's headers have no revision there.
+    fn header(&self) -> Option<pb::ResponseHeader> {
+        Some(self.handle.header(Revision(0)))
+    }
 }
 
 #[tonic::async_trait]
@@ -30,44 +39,67 @@ impl Cluster for ClusterService {
         if request.into_inner().linearizable {
             self.handle.linearize().await.map_err(status)?;
         }
-        let members = self.handle.view(|state| {
-            let members = state.members.iter();
-            members
-                .map(|(id, member)| pb::Member {
-                    id: id.0,
-                    name: member.name.clone(),
-                    peer_ur_ls: member.peer_urls.clone(),
-                    client_ur_ls: member.client_urls.clone(),
-                    is_learner: member.is_learner,
-                })
-                .collect()
-        });
-        // Cluster calls do not touch keys: etcd's headers have no revision there.
-        Ok(Response::new(pb::MemberListResponse { header: Some(self.handle.header(Revision(0))), members }))
+        let members = self.handle.view(|state| state.members.list());
+        Ok(Response::new(pb::MemberListResponse { header: self.header(), members }))
     }
 
-    async fn member_add(&self, _: Request<pb::MemberAddRequest>) -> Result<Response<pb::MemberAddResponse>, Status> {
-        Err(super::not_there())
+    async fn member_add(
+        &self,
+        request: Request<pb::MemberAddRequest>,
+    ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let pb::MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
+        let peer_ur_ls = checked(peer_ur_ls)?;
+        let added = self.handle.add_member(peer_ur_ls.clone(), is_learner).await;
+        let (id, reply) = added.map_err(status)?;
+        let member = Some(pb::Member { id: id.0, peer_ur_ls, is_learner, ..Default::default() });
+        let members = members(reply)?;
+        Ok(Response::new(pb::MemberAddResponse { header: self.header(), member, members }))
     }
 
     async fn member_remove(
         &self,
-        _: Request<pb::MemberRemoveRequest>,
+        request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        Err(super::not_there())
+        let reply = self.handle.remove_member(MemberId(request.into_inner().id)).await;
+        let members = members(reply.map_err(status)?)?;
+        Ok(Response::new(pb::MemberRemoveResponse { header: self.header(), members }))
     }
 
     async fn member_update(
         &self,
-        _: Request<pb::MemberUpdateRequest>,
+        request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        Err(super::not_there())
+        let pb::MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let peer_urls = checked(peer_ur_ls)?;
+        let reply = self.handle.propose(Kind::MemberPeerUrls(MemberPeerUrls { id, peer_urls })).await;
+        let members = members(reply.map_err(status)?)?;
+        Ok(Response::new(pb::MemberUpdateResponse { header: self.header(), members }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<pb::MemberPromoteRequest>,
+        request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        Err(super::not_there())
+        let reply = self.handle.promote_member(MemberId(request.into_inner().id)).await;
+        let members = members(reply.map_err(status)?)?;
+        Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
+    }
+}
+
+/// Peer URLs in etcd's order, if there are any and each is one.
+fn checked(urls: Vec<String>) -> Result<Vec<String>, Status> {
+    let parsed = urls.iter().map(|url| Url::parse(url)).collect::<Result<Vec<_>, _>>();
+    let mut urls: Vec<String> = match parsed {
+        Ok(urls) if !urls.is_empty() => urls.iter().map(Url::to_string).collect(),
+        _ => return Err(Mistake::MemberUrls.into()),
+    };
+    urls.sort();
+    Ok(urls)
+}
+
+fn members(reply: Reply) -> Result<Vec<pb::Member>, Status> {
+    match reply {
+        Reply::Members(members) => Ok(members),
+        other => Err(unexpected(&other)),
     }
 }

@@ -4,7 +4,7 @@
 
 use tonic::{Code, Status};
 
-use crate::server::error::Error;
+use crate::server::error::{Error, Unwise};
 use crate::state::applied::Refusal;
 use crate::watch;
 
@@ -22,6 +22,11 @@ pub(crate) fn status(error: Error) -> Status {
         Error::TransferTimeout => (Code::Unknown, "etcdserver: request timed out, leader transfer took too long"),
         Error::TooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
         Error::TooManyRequests => (Code::Unknown, "etcdserver: too many requests"),
+        Error::Unwise(Unwise::NotEnoughStarted) => (Code::Unknown, NOT_ENOUGH_STARTED),
+        Error::Unwise(Unwise::Unhealthy) => (Code::Unavailable, "etcdserver: unhealthy cluster"),
+        Error::Unwise(Unwise::LearnerNotReady) => {
+            (Code::FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader")
+        }
         Error::Stopped => (Code::Unavailable, STOPPED),
         Error::Refused(refusal) => return refused(&refusal),
     };
@@ -38,10 +43,18 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
         Refusal::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         Refusal::InvalidSort => return Mistake::InvalidSort.into(),
+        Refusal::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
+        Refusal::MemberExists => (Code::FailedPrecondition, "etcdserver: member ID already exist"),
+        Refusal::PeerUrlExists => (Code::FailedPrecondition, "etcdserver: Peer URLs already exists"),
+        Refusal::NotLearner => (Code::FailedPrecondition, "etcdserver: can only promote a learner member"),
+        Refusal::TooManyLearners => (Code::FailedPrecondition, "etcdserver: too many learner members in cluster"),
+        Refusal::LastVoter => (Code::Unknown, NOT_ENOUGH_STARTED),
     };
     Status::new(code, text)
 }
 
+/// A change of members would leave no majority that has been started. (Like "too many requests" it travels as Unknown.)
+const NOT_ENOUGH_STARTED: &str = "etcdserver: re-configuration failed due to not enough started members";
 /// The member knows no leader.
 pub(crate) const NO_LEADER: &str = "etcdserver: no leader";
 /// The member is going down. Clients of watches take this as "resume elsewhere".
@@ -113,6 +126,8 @@ pub(crate) enum Mistake {
     InvalidSort,
     /// There are no users.
     AuthNotEnabled,
+    /// Peer URLs that nobody could be reached at.
+    MemberUrls,
     /// A lease longer than 9,000,000,000 s.
     TtlTooLarge,
 }
@@ -128,6 +143,7 @@ impl From<Mistake> for Status {
             Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
             Mistake::AuthNotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
+            Mistake::MemberUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         };
         Status::new(code, text)

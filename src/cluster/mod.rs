@@ -15,7 +15,12 @@
 //! Raft's view of the same members (who votes) is its configuration, which changes through entries of its own; the table
 //! here says how to reach them and what they call themselves.
 //!
-//! Deliberately missing: changing members at run time beyond what the table needs for it, and discovery.
+//! Members are added, promoted, removed and moved to other URLs one at a time. Two kinds of rule guard that. What the table
+//! itself forbids ([`membership`]) is checked when the change is carried out, alike on every member: ids and URLs are not
+//! taken twice, the last voter stays. Whether the change is *wise* ([`reconfig`]) depends on who is connected to whom right
+//! now; it is asked once, by the member that proposes.
+//!
+//! Deliberately missing: changing several members in one step, and discovery.
 
 use sha1::{Digest, Sha1};
 
@@ -24,6 +29,7 @@ use crate::types::{ClusterId, MemberId};
 pub mod founding;
 pub mod initial;
 pub mod membership;
+pub mod reconfig;
 pub mod version;
 
 pub use initial::InitialCluster;

@@ -181,7 +181,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("discovery-cacert", Text, "", NoEffect, "Discovery: authority."),
             flag("discovery-user", Text, "", NoEffect, "Discovery: user."),
             flag("discovery-password", Text, "", NoEffect, "Discovery: password."),
-            flag("strict-reconfig-check", Switch, "true", NoEffect, "Refuse member changes that would lose quorum."),
+            flag("strict-reconfig-check", Switch, "true", Works, "Refuse member changes that would lose quorum."),
             flag("pre-vote", Switch, "true", Works, "Ask before an election whether it could be won."),
             flag("auto-compaction-mode", Text, "periodic", NoEffect, "periodic or revision."),
             flag("auto-compaction-retention", Text, "0", NoEffect, "What auto-compaction keeps; 0 switches it off."),
@@ -299,7 +299,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 NoEffect,
                 "Defragment at start if that frees so much.",
             ),
-            graduated("max-learners", Integer, "1", NoEffect, "Most learners in the cluster."),
+            graduated("max-learners", Integer, "1", Works, "Most learners in the cluster."),
             graduated(
                 "stop-grpc-service-on-defrag",
                 Switch,

@@ -46,6 +46,10 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Whether a member asks first whether it could win an election.
     pub pre_vote: bool,
+    /// Whether changes of members are refused that would leave no working majority.
+    pub strict_reconfig_check: bool,
+    /// Most members that do not vote.
+    pub learners_max: u32,
     /// Applied entries between two truncations of the raft log.
     pub snapshot_count: u64,
     /// Entries kept after a truncation for members that are behind.
@@ -190,6 +194,8 @@ impl Config {
             heartbeat_interval: Duration::from_millis(heartbeat),
             election_timeout: Duration::from_millis(election),
             pre_vote: values.switch("pre-vote"),
+            strict_reconfig_check: values.switch("strict-reconfig-check"),
+            learners_max: u32::try_from(values.integer("max-learners")).unwrap_or(0),
             snapshot_count: or(values.unsigned("snapshot-count"), 10_000),
             snapshot_catchup_entries: values.unsigned("snapshot-catchup-entries"),
             quota_bytes: match values.integer("quota-backend-bytes") {

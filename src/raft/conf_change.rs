@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use protobuf::Message as _;
 
 use super::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType};
 
@@ -17,6 +18,14 @@ pub fn decode(entry: &Entry) -> Option<ConfChangeV2> {
         EntryType::EntryConfChange => decode_v1(&entry.data),
         EntryType::EntryConfChangeV2 => decode_v2(&entry.data),
     }
+}
+
+/// An entry that changes the configuration; `context` travels with it. Its place comes from raft.
+pub fn encode(change: &ConfChangeV2, context: Bytes) -> Entry {
+    let data = change.write_to_bytes().expect("a message without required fields can be written");
+    let mut entry = Entry { data: data.into(), context, ..Entry::default() };
+    entry.set_entry_type(EntryType::EntryConfChangeV2);
+    entry
 }
 
 /// ConfChange: id = 1 (nobody's business), change_type = 2, node_id = 3, context = 4.
@@ -138,8 +147,6 @@ pub(super) fn names(state: &ConfState, id: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use protobuf::Message as _;
-
     use super::*;
     use crate::raft::ConfChange;
 
@@ -159,9 +166,9 @@ mod tests {
             change.mut_changes().push(single);
         }
         change.context = Bytes::from_static(b"context");
-        let bytes = change.write_to_bytes().expect("a message in memory is written");
-        let read = decode(&entry(EntryType::EntryConfChangeV2, bytes.clone())).expect("it is a change");
-        assert_eq!(read.write_to_bytes().expect("written"), bytes);
+        let written = encode(&change, Bytes::new());
+        let read = decode(&written).expect("it is a change");
+        assert_eq!(encode(&read, Bytes::new()), written);
 
         let mut old = ConfChange { id: 9, node_id: 5, context: Bytes::from_static(b"c"), ..Default::default() };
         old.set_change_type(ConfChangeType::AddNode);

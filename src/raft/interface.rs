@@ -162,6 +162,8 @@ pub enum Rejected {
     ReadDropped,
     /// Another change of the configuration is not applied yet.
     ConfChangePending,
+    /// A learner that lacks too much of the log shall vote.
+    LearnerBehind,
     /// It makes no sense here, and why.
     Invalid(&'static str),
 }
@@ -172,6 +174,7 @@ impl fmt::Display for Rejected {
             Rejected::ProposalDropped => write!(f, "proposal dropped"),
             Rejected::ReadDropped => write!(f, "read dropped"),
             Rejected::ConfChangePending => write!(f, "another configuration change is pending"),
+            Rejected::LearnerBehind => write!(f, "the learner is too far behind to vote"),
             Rejected::Invalid(reason) => write!(f, "{reason}"),
         }
     }

@@ -50,7 +50,7 @@ pub use ::raft::eraftpb::{
     HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
-pub use conf_change::decode as decode_conf_change;
+pub use conf_change::{decode as decode_conf_change, encode as encode_conf_change};
 pub use interface::{Error, Input, LogStart, NodeConfig, Output, Peer, Rejected, Role};
 pub use log::SnapshotPoint;
 pub use node::Node;

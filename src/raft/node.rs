@@ -12,7 +12,6 @@
 
 use ::raft::{Changer, Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
 use bytes::Bytes;
-use protobuf::Message as _;
 
 use super::check::{self, Standing};
 use super::conf_change;
@@ -20,7 +19,9 @@ use super::interface::{Error, Input, LogStart, NodeConfig, Output, Peer, Rejecte
 use super::log::{Log, SnapshotPoint, entry_size};
 use super::read_index::{ReadContext, ReadContexts, SeenContexts};
 use super::timeout::Draw;
-use super::{ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType};
+use super::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+};
 use crate::types::{Index, MemberId, Term};
 
 /// Bytes of entries in one append. Beyond this the rest goes into the next one.
@@ -36,6 +37,9 @@ const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 const HELD_BYTES_MAX: u64 = 256 << 20;
 /// Reads that wait for a new leader's first commit. Beyond this they are dropped: whoever asked asks again.
 const HELD_READS_MAX: usize = 4096;
+/// How much of the leader's log, in percent, a learner must have to be made a voter: until a new voter has the rest, it
+/// counts for a majority and helps to none.
+const IN_SYNC_PERCENT: u128 = 90;
 /// Heartbeats that commit what this log lacks, after which the log counts as lost. One could be a mistake of the
 /// sender; an honest leader commits only what this member has acknowledged.
 const AHEAD_MAX: u32 = 3;
@@ -427,16 +431,15 @@ impl Node {
         if self.is_leader() {
             self.check_conf_change(change)?;
         }
-        let data = change.write_to_bytes().map_err(|_| Rejected::Invalid("a change that cannot be written"))?;
-        let mut entry = Entry { data: data.into(), context, ..Entry::default() };
-        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        let entry = conf_change::encode(change, context);
         if conf_change::decode(&entry).is_none() {
             return Err(Rejected::Invalid("a change that cannot be read"));
         }
         self.step_own(MessageType::MsgPropose, entry)
     }
 
-    /// The crate replaces a change that cannot be made by an empty entry, and nobody would hear of it.
+    /// The crate replaces a change that cannot be made by an empty entry, and nobody would hear of it. And whether a learner
+    /// has the log is known to the leader alone.
     fn check_conf_change(&self, change: &ConfChangeV2) -> Result<(), Rejected> {
         let raft = &self.raw.raft;
         if raft.has_pending_conf() {
@@ -450,7 +453,15 @@ impl Node {
         } else {
             changer.simple(&change.changes)
         };
-        outcome.map(|_| ()).map_err(|_| Rejected::Invalid("a change that the configuration does not allow"))
+        outcome.map_err(|_| Rejected::Invalid("a change that the configuration does not allow"))?;
+        let promoted = change.changes.iter().filter(|single| single.get_change_type() == ConfChangeType::AddNode);
+        let peers = self.peers();
+        let matched = |id| peers.iter().find(|peer| peer.id.0 == id).map_or(0, |peer| u128::from(peer.matched.0));
+        let behind = |single: &ConfChangeSingle| {
+            let learner = peers.iter().any(|peer| peer.id.0 == single.node_id && peer.learner);
+            learner && matched(single.node_id) * 100 < matched(raft.id) * IN_SYNC_PERCENT
+        };
+        if promoted.into_iter().any(behind) { Err(Rejected::LearnerBehind) } else { Ok(()) }
     }
 
     fn read(&mut self, context: ReadContext) -> Result<(), Rejected> {

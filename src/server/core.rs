@@ -30,12 +30,13 @@ use super::raft_loop;
 use super::reads::Reads;
 use super::waiters::Waiters;
 use super::watch_loop::LeaderMonitor;
+use crate::cluster::reconfig::Unwise;
 use crate::lease::Lessor;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
 use crate::raft::{Entry, Input, Message, Node, Rejected, Role, SnapshotPoint};
 use crate::state::StateMachine;
-use crate::state::applied::{LeaseChange, Reply};
-use crate::state::command::{Command, Kind, encode_command};
+use crate::state::applied::{LeaseChange, Refusal, Reply};
+use crate::state::command::{Change, Command, Kind, Reconfiguration, encode_command, encode_reconfiguration};
 use crate::storage::backend::{Batch, Reader};
 use crate::storage::wal::Base;
 use crate::types::{Index, MemberId, Term};
@@ -48,6 +49,9 @@ const COMPACTION_STEPS_MAX: u32 = 10;
 const LOG_BYTES_KEPT: u64 = 64 << 20;
 /// Ticks after which attributes are proposed again that nobody has applied: the proposal may have been lost with a leader.
 const PUBLISH_TICKS: u64 = 10;
+
+/// Changes of members that may wait for a leader, or for the one before them. Beyond this they are refused.
+const CHANGES_MAX: usize = 100;
 
 /// What the core is told at its start.
 pub struct CoreConfig {
@@ -102,7 +106,7 @@ pub trait Outside {
     fn adopted(&mut self, index: Index, old: StateMachine);
     /// Entries were carried out: said before whoever waited for them is answered. `began` is when that was begun.
     fn applied(&mut self, turn: &apply_loop::Turn, began: Duration);
-    /// Who leads has changed, or the term.
+    /// Who leads has changed, or the term, or whether this member is a learner.
     fn role(&mut self, role: Role, before: Option<Role>, learner: bool);
     /// Leadership goes to this member, or there is nobody to take it.
     fn handing_over(&mut self, to: Option<MemberId>);
@@ -122,6 +126,8 @@ pub struct Core {
     shared: Shared,
     config: CoreConfig,
     pending: Pending,
+    /// Changes of members that are not proposed yet, with the time after which nobody waits for them.
+    changes: VecDeque<(Duration, Reconfiguration)>,
     waiters: Waiters,
     reads: Reads,
     /// Those who wait for compactions to end, and those of them whose flush is under way.
@@ -160,6 +166,7 @@ impl Core {
             shared,
             config,
             pending: Pending::default(),
+            changes: VecDeque::new(),
             waiters: Waiters::default(),
             reads: Reads::default(),
             compactions: Vec::new(),
@@ -192,6 +199,24 @@ impl Core {
         let deadline = out.now() + self.config.request_timeout;
         self.waiters.add(id, deadline, reply);
         self.pending.push(deadline, command);
+    }
+
+    /// A change of members, and who waits for its reply.
+    pub fn reconfigure(
+        &mut self,
+        id: u64,
+        change: Change,
+        reply: oneshot::Sender<Result<Reply, Error>>,
+        out: &dyn Outside,
+    ) {
+        if self.changes.len() >= CHANGES_MAX {
+            let _ = reply.send(Err(Error::TooManyRequests));
+            return;
+        }
+        let deadline = out.now() + self.config.request_timeout;
+        self.waiters.add(id, deadline, reply);
+        let (proposer, boot) = (self.node.id().0, self.config.boot);
+        self.changes.push_back((deadline, Reconfiguration { proposer, boot, id, change: Some(change) }));
     }
 
     /// Somebody wants to read what is committed by now.
@@ -257,11 +282,15 @@ impl Core {
     /// A snapshot has taken the backend's place: `number` is the output of raft that brought it, `new` the state it describes.
     pub fn installed(&mut self, number: u64, new: StateMachine, index: Index, out: &mut dyn Outside) {
         let (revision, compacted) = (new.kv.revision(), new.kv.compacted());
+        if let Err(difference) = apply_loop::same_configuration(&self.node, new.conf_state()) {
+            return out.fail(&difference);
+        }
         let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
         self.hub().restored(revision, compacted);
         self.installing = false;
         self.offered = None;
         out.adopted(index, old);
+        self.rank_changed(out);
         self.tell(Input::Persisted { number: number.max(self.persisted) }, out);
         out.flush();
     }
@@ -283,6 +312,7 @@ impl Core {
         self.ticks += 1;
         self.tell(Input::Tick, out);
         self.pending.expire(now);
+        self.changes.retain(|(deadline, _)| *deadline > now);
         self.waiters.expire(now);
         self.reads.expire(now, self.config.request_timeout);
         self.publish(out);
@@ -302,6 +332,7 @@ impl Core {
     /// it left something for the next.
     pub fn turn(&mut self, out: &mut dyn Outside) -> bool {
         self.propose_pending(out);
+        self.propose_changes();
         let Core { node, reads, .. } = self;
         reads.ask(out.now(), || {
             node.leader()?;
@@ -371,7 +402,11 @@ impl Core {
             Ok(turn) => turn,
             Err(error) => return out.fail(&error),
         };
+        turn.reconfigure(&mut self.node);
         out.applied(&turn, began);
+        if turn.conf_state.is_some() {
+            self.rank_changed(out);
+        }
         self.leases(std::mem::take(&mut turn.leases), turn.term, out);
         self.tell(Input::Applied(last), out);
         for (id, outcome) in turn.replies {
@@ -455,6 +490,33 @@ impl Core {
                 Err(Rejected::Invalid(reason)) => return out.dropped(reason),
                 _ => self.pending.taken(taken),
             }
+        }
+    }
+
+    /// A change that raft refuses is in nobody's log. One that a leader elsewhere refuses is not heard of again, like any lost
+    /// proposal.
+    fn propose_changes(&mut self) {
+        while let Some((_, command)) = self.changes.front() {
+            let change = apply_loop::conf_change(command.change.as_ref().expect("it came with a change"));
+            let context = encode_reconfiguration(command);
+            let refused = match self.node.handle(Input::ProposeConfChange { change, context }) {
+                // It waits for a leader, or until the change before it is carried out.
+                Err(Rejected::ProposalDropped | Rejected::ConfChangePending) => return,
+                Err(Rejected::LearnerBehind) => Some(Error::Unwise(Unwise::LearnerNotReady)),
+                // Raft lets everybody in and out, but for the last voter.
+                Err(Rejected::Invalid(_)) => Some(Error::Refused(Refusal::LastVoter)),
+                Ok(()) | Err(Rejected::ReadDropped) => None,
+            };
+            if let (Some(error), Some((_, command))) = (refused, self.changes.pop_front()) {
+                self.waiters.fail(command.id, error);
+            }
+        }
+    }
+
+    /// Members were changed, and this one may have become a voter or a learner by it.
+    fn rank_changed(&mut self, out: &mut dyn Outside) {
+        if let Some(role) = self.role {
+            out.role(role, Some(role), self.node.is_learner());
         }
     }
 

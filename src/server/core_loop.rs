@@ -22,6 +22,10 @@ use crate::state::applied::LeaseChange;
 use crate::storage::backend::Batch;
 use crate::types::{Index, MemberId};
 
+/// How long a removed member is sent to, and how long it goes on itself: what it has to say and to hear of its removal is said
+/// by then.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+
 /// The core's outside in the server: threads, peers, and what others look at.
 pub(crate) struct Plumbing {
     pub(crate) shared: Arc<Shared>,
@@ -30,6 +34,10 @@ pub(crate) struct Plumbing {
     pub(crate) backend: ToBackend,
     /// What keeps the next snapshot from being received before this one is adopted or gone.
     pub(crate) place: Option<Place>,
+    /// The transport's table of peers: those of the state, and until `farewell` those that were removed a moment ago. They
+    /// should hear that they were.
+    pub(crate) peers: Vec<(MemberId, Vec<String>)>,
+    pub(crate) farewell: Option<Duration>,
     /// Carrying out what was committed should not take longer in one turn.
     pub(crate) warning_apply_duration: Duration,
     pub(crate) logger: Logger,
@@ -69,6 +77,7 @@ pub(crate) async fn run(mut core: Core, mut out: Plumbing, heartbeat: Duration) 
 fn take(core: &mut Core, event: Event, out: &mut Plumbing) -> bool {
     match event {
         Event::Propose { id, command, reply } => core.propose(id, command, reply, out),
+        Event::Reconfigure { id, change, reply } => core.reconfigure(id, change, reply, out),
         Event::Linearize(reader) => core.linearize(reader, out),
         Event::AwaitCompaction(waiter) => core.await_compaction(waiter),
         Event::Peer(FromPeer::Message(message)) => core.tell(Input::Message(message), out),
@@ -87,6 +96,31 @@ fn take(core: &mut Core, event: Event, out: &mut Plumbing) -> bool {
         Event::Stop => return true,
     }
     false
+}
+
+impl Plumbing {
+    /// The transport learns who the peers are, and this member whether it is still one.
+    fn members_changed(&mut self) {
+        let (mut peers, removed) = self.shared.peers();
+        if removed {
+            self.shared.removed();
+        }
+        let staying = peers.len();
+        for peer in std::mem::take(&mut self.peers) {
+            if !peers[..staying].iter().any(|(id, _)| *id == peer.0) {
+                peers.push(peer);
+            }
+        }
+        if peers.len() > staying {
+            self.farewell = Some(self.now() + FAREWELL);
+        }
+        self.set_peers(peers);
+    }
+
+    fn set_peers(&mut self, peers: Vec<(MemberId, Vec<String>)>) {
+        self.peers.clone_from(&peers);
+        self.transport.set_peers(peers);
+    }
 }
 
 impl Outside for Plumbing {
@@ -128,6 +162,7 @@ impl Outside for Plumbing {
         self.place = None;
         self.shared.progress.applied.store(index.0, Release);
         info!(self.logger, "snapshot adopted"; "index" => index.0);
+        self.members_changed();
     }
 
     fn applied(&mut self, turn: &apply_loop::Turn, began: Duration) {
@@ -150,6 +185,14 @@ impl Outside for Plumbing {
             warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => turn.applied.0);
         }
         self.shared.progress.applied.store(turn.applied.0, Release);
+        for (index, change) in &turn.conf_changes {
+            let single = &change.changes[0];
+            info!(self.logger, "members changed"; "index" => index.0,
+                "change" => ?single.get_change_type(), "member" => %MemberId(single.node_id));
+        }
+        if turn.members_changed {
+            self.members_changed();
+        }
     }
 
     fn role(&mut self, role: Role, before: Option<Role>, learner: bool) {
@@ -183,6 +226,10 @@ impl Outside for Plumbing {
     fn turned(&mut self, committed: Index, waiting: usize) {
         self.shared.progress.committed.store(committed.0, Relaxed);
         self.shared.progress.pending.store(waiting as u64, Relaxed);
+        if self.farewell.is_some_and(|until| self.now() >= until) {
+            self.farewell = None;
+            self.set_peers(self.shared.peers().0);
+        }
     }
 
     fn dropped(&mut self, reason: &'static str) {

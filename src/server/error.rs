@@ -1,6 +1,7 @@
 //! Why a verb of the [`Handle`](super::handle::Handle) did not do what it was asked. Every variant is the caller's to act on; what
 //! only an operator can act on stops the member instead. The texts clients see are in `api::status`.
 
+pub use crate::cluster::reconfig::Unwise;
 use crate::mvcc;
 use crate::state::applied::Refusal;
 
@@ -25,6 +26,8 @@ pub enum Error {
     TooLarge,
     /// Too much is waiting already. It was not proposed.
     TooManyRequests,
+    /// A change of members would be carried out, but better not now. It was not proposed.
+    Unwise(Unwise),
     /// The member is going down.
     Stopped,
     /// It was carried out as a refusal; every member knows.

@@ -8,6 +8,7 @@
 //! | `range`       | read keys, in slices between which others get their turn                                  |
 //! | `watch`       | the hub, to open streams on                                                               |
 //! | `renew`, `time_to_live` | the leader's lessor, asked through the peer network if another member leads     |
+//! | `add_member`, `promote_member`, `remove_member` | change who belongs (in `members`)                        |
 //! | `compacted`   | return when no compaction has rows left to remove                                         |
 //! | `status`      | term, leader, indexes, sizes                                                              |
 //!
@@ -61,6 +62,10 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// The shortest lease, in seconds.
     pub ttl_min: i64,
+    /// Whether changes of members are refused that would leave no working majority.
+    pub strict_reconfig_check: bool,
+    /// Most members that do not vote.
+    pub learners_max: u32,
     /// How long a member may know no leader before it counts as lost.
     pub election_timeout: Duration,
 }
@@ -94,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     pub(crate) command_ids: AtomicU64,
     pub(crate) ready: watch::Sender<bool>,
+    pub(crate) removed: watch::Sender<bool>,
     pub(crate) stopping: AtomicBool,
 }
 
@@ -106,6 +112,18 @@ impl Shared {
     /// The others know of this member: it serves.
     pub(crate) fn ready(&self) {
         self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+    }
+
+    /// This member does not belong any more: it stops.
+    pub(crate) fn removed(&self) {
+        self.removed.send_if_modified(|removed| !std::mem::replace(removed, true));
+    }
+
+    /// The other members with their peer URLs, and whether this one was removed.
+    pub(crate) fn peers(&self) -> (Vec<(MemberId, Vec<String>)>, bool) {
+        let state = self.replicated.state.read().unwrap_or_else(PoisonError::into_inner);
+        let others = state.members.iter().filter(|(id, _)| *id != self.member);
+        (others.map(|(id, peer)| (id, peer.peer_urls.clone())).collect(), state.members.was_removed(self.member))
     }
 }
 
@@ -379,7 +397,7 @@ impl Handle {
         })
     }
 
-    fn transport(&self) -> &Transport {
+    pub(super) fn transport(&self) -> &Transport {
         self.shared.transport.get().expect("set before the first handle is given out")
     }
 

@@ -10,6 +10,7 @@ use super::error::Error;
 use crate::peer::FromPeer;
 use crate::state::StateMachine;
 use crate::state::applied::Reply;
+use crate::state::command::Change;
 use crate::storage::backend::Reader;
 use crate::types::{Index, MemberId};
 
@@ -21,6 +22,15 @@ pub(crate) enum Event {
         id: u64,
         /// As `state::command::encode_command` wrote it.
         command: Bytes,
+        /// Whoever asked.
+        reply: oneshot::Sender<Result<Reply, Error>>,
+    },
+    /// A change of members, and who waits for its reply.
+    Reconfigure {
+        /// The number the change carries.
+        id: u64,
+        /// What is to change.
+        change: Change,
         /// Whoever asked.
         reply: oneshot::Sender<Result<Reply, Error>>,
     },

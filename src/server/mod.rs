@@ -33,7 +33,7 @@ use crate::storage::backend::Reader;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::datadir::DataDir;
 use crate::storage::wal::Wal;
-use crate::types::{Index, MemberId};
+use crate::types::Index;
 use crate::watch::Hub;
 
 use self::core::{Core, CoreConfig};
@@ -55,6 +55,7 @@ pub mod handle;
 mod inbox;
 pub mod lease_loop;
 pub mod log_writer;
+mod members;
 mod pending;
 pub mod raft_loop;
 mod reads;
@@ -79,8 +80,9 @@ pub fn start(
     metrics.set_member(member.id);
     metrics.quota_bytes.set(config.quota_bytes.map_or(0, |bytes| bytes as i64));
     let (ready, is_ready) = watch::channel(false);
+    // One that was removed and is started again stops again.
+    let (removed, was_removed) = watch::channel(member.state.members.was_removed(member.id));
     let inbox = Arc::new(Inbox::default());
-    let peers = peers_of(&member);
     let durable = snapshot_point(&*member.state.kv.reader())?;
     let newest: Arc<Mutex<Arc<dyn Reader>>> = Arc::new(Mutex::new(member.state.kv.reader()));
     let applied = member.state.applied();
@@ -103,13 +105,15 @@ pub fn start(
         started: Instant::now(),
         command_ids: AtomicU64::new(1),
         ready,
+        removed,
         stopping: AtomicBool::new(false),
     });
     shared.progress.applied.store(applied.0, Ordering::Relaxed);
     let handle = Handle { shared: shared.clone() };
 
     let transport = Arc::new(transport(&shared, newest.clone(), logger));
-    transport.set_peers(peers);
+    let (peers, _) = shared.peers();
+    transport.set_peers(peers.clone());
     let _ = shared.transport.set(transport.clone());
 
     let (log_jobs, log_queue) = mpsc::channel();
@@ -162,6 +166,8 @@ pub fn start(
         log: log_jobs,
         backend: to_backend,
         place: None,
+        peers,
+        farewell: None,
         warning_apply_duration: config.warning_apply_duration,
         logger: logger.clone(),
         fail,
@@ -182,6 +188,7 @@ pub fn start(
         handle: handle.clone(),
         peer_grpc: peer_service(&transport, answers(&handle, &member.data_dir, fresh)),
         ready: is_ready,
+        removed: was_removed,
         committed: member.committed,
         transport,
         core,
@@ -215,6 +222,7 @@ pub struct Tasks {
     handle: Handle,
     peer_grpc: PeerGrpc,
     ready: watch::Receiver<bool>,
+    removed: watch::Receiver<bool>,
     /// What the log was known to have committed when the member started.
     committed: Index,
     transport: Arc<Transport>,
@@ -240,6 +248,14 @@ impl Tasks {
     /// Returns when the member can answer clients: it belongs to a cluster that has a leader.
     pub async fn ready(&self) {
         let _ = self.ready.clone().wait_for(|ready| *ready).await;
+    }
+
+    /// Returns when the member was removed from its cluster, and has had time to say and hear what there was left.
+    pub async fn removed(&self) {
+        if self.removed.clone().wait_for(|removed| *removed).await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(core_loop::FAREWELL).await;
     }
 
     /// The first half of stopping, while clients are still being answered: watches end in a way that makes clients resume
@@ -287,13 +303,10 @@ fn limits(config: &Config) -> Limits {
         quota_bytes: config.quota_bytes,
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
         ttl_min,
+        strict_reconfig_check: config.strict_reconfig_check,
+        learners_max: config.learners_max,
         election_timeout: config.election_timeout,
     }
-}
-
-fn peers_of(member: &bootstrap::Member) -> Vec<(MemberId, Vec<String>)> {
-    let others = member.state.members.iter().filter(|(id, _)| *id != member.id);
-    others.map(|(id, peer)| (id, peer.peer_urls.clone())).collect()
 }
 
 fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: &Logger) -> Transport {

@@ -42,6 +42,14 @@ impl Waiters {
         }
     }
 
+    /// Tells whoever waits for it that nothing will come of it.
+    pub(crate) fn fail(&mut self, id: u64, error: Error) {
+        if let Some(waiter) = self.waiting.remove(&id) {
+            // As above.
+            let _ = waiter.reply.send(Err(error));
+        }
+    }
+
     /// The leader was lost: whoever waits now waits no longer than until `deadline`.
     pub(crate) fn leader_lost(&mut self, deadline: Duration) {
         let mut lost: Vec<u64> = Vec::new();

@@ -1,5 +1,6 @@
 //! What carrying out one command came to. A value: the apply loop hands its parts on in order.
 
+use crate::cluster::membership;
 use crate::mvcc::{self, change::SharedChanges};
 use crate::pb::etcdserverpb as pb;
 use crate::storage;
@@ -28,6 +29,8 @@ pub enum Reply {
     LeaseGrant(pb::LeaseGrantResponse),
     LeaseRevoke(pb::LeaseRevokeResponse),
     Alarm(pb::AlarmResponse),
+    /// Members were changed; these are all of them now.
+    Members(Vec<pb::Member>),
     /// A command that has nothing to say.
     Done,
 }
@@ -51,6 +54,33 @@ pub enum Refusal {
     Corrupt,
     /// Sort order or target is not one we know.
     InvalidSort,
+    /// The member does not exist, or was removed.
+    MemberNotFound,
+    /// The id of a new member is taken.
+    MemberExists,
+    /// A peer URL belongs to another member.
+    PeerUrlExists,
+    /// Only learners are promoted.
+    NotLearner,
+    /// There are as many learners as there may be.
+    TooManyLearners,
+    /// The last voter is not removed.
+    LastVoter,
+}
+
+impl From<membership::Refused> for Refusal {
+    fn from(refused: membership::Refused) -> Refusal {
+        use membership::Refused::*;
+        match refused {
+            // Whoever asks for a member that is gone need not know that there once was one.
+            Removed | NotFound => Refusal::MemberNotFound,
+            IdExists => Refusal::MemberExists,
+            PeerUrlExists => Refusal::PeerUrlExists,
+            TooManyLearners => Refusal::TooManyLearners,
+            NotLearner => Refusal::NotLearner,
+            LastVoter => Refusal::LastVoter,
+        }
+    }
 }
 
 /// What a request to the store came to when it failed: its fault, which is history, or the disk's, which stops the member.

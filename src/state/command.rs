@@ -3,13 +3,20 @@
 //! A raft entry is one [`Proposal`]: everything its proposer had waiting in one turn, so that raft, the log and the followers
 //! pay once for many clients. Its bytes are the protobuf message; the proposer never builds it whole, it strings together
 //! commands that were encoded where they were made.
+//!
+//! What changes raft's configuration is the exception: such an entry is raft's own kind, its payload is raft's, and it holds one
+//! [`Reconfiguration`] in its context.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
 pub use crate::pb::everwatchpb::command::Kind;
-pub use crate::pb::everwatchpb::{Command, LeaseExpire, LeaseRemaining, Proposal};
+pub use crate::pb::everwatchpb::reconfiguration::Change;
+pub use crate::pb::everwatchpb::{
+    Command, LeaseExpire, LeaseRemaining, MemberAdd, MemberPeerUrls, MemberPromote, MemberRemove, Proposal,
+    Reconfiguration,
+};
 
 /// Field 1 and field 2 of `Proposal`, varints.
 const PROPOSER_TAG: u8 = 1 << 3;
@@ -61,6 +68,16 @@ pub fn encode_command(command: &Command) -> Bytes {
 /// meets one stops, for guessing would fork the state.
 pub fn decode_proposal(payload: Bytes) -> Result<Proposal, prost::DecodeError> {
     Proposal::decode(payload)
+}
+
+/// The context of an entry that changes who belongs.
+pub fn encode_reconfiguration(reconfiguration: &Reconfiguration) -> Bytes {
+    reconfiguration.encode_to_vec().into()
+}
+
+/// Reads such a context; an error means the same as that of [`decode_proposal`].
+pub fn decode_reconfiguration(context: Bytes) -> Result<Reconfiguration, prost::DecodeError> {
+    Reconfiguration::decode(context)
 }
 
 #[cfg(test)]

@@ -11,6 +11,10 @@
 //!                   └─ finish_entry        applied 7, term 2, revision    ┘
 //! ```
 //!
+//! An entry that changes who belongs holds one change and no commands; it goes through [`StateMachine::reconfigure`], which
+//! changes the table of members and raft's configuration together, as rows of one batch. Raft hears of the change afterwards,
+//! so the state and not raft decides what the configuration is.
+//!
 //! **Every member comes to the same state**, because
 //!
 //! 1. apply reads the state and the command, and nothing else: no clock, no disk size, not who leads;
@@ -129,7 +133,7 @@ impl StateMachine {
     }
 
     /// Raft's configuration is now this one: part of the entry that changed it, so before its `finish_entry`.
-    pub fn set_conf_state(&mut self, conf_state: ConfState, batch: &mut Batch) {
+    fn set_conf_state(&mut self, conf_state: ConfState, batch: &mut Batch) {
         put_conf_state(batch, &conf_state);
         self.conf_state = conf_state;
     }

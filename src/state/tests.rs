@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::applied::{Applied, LeaseChange, Refusal, Reply};
-use super::command::{Command, Kind, LeaseExpire, LeaseRemaining};
+use super::command::{
+    Change, Command, Kind, LeaseExpire, LeaseRemaining, MemberAdd, MemberPeerUrls, MemberPromote, MemberRemove,
+    Reconfiguration,
+};
 use super::*;
 use crate::pb::etcdserverpb::*;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes, lease_remaining::Remaining};
@@ -69,6 +72,22 @@ impl Member {
         applied
     }
 
+    /// An entry that changes who belongs, in term 1.
+    fn reconfigure(&mut self, change: Change) -> Result<Reply, Refusal> {
+        self.index += 1;
+        let command = Reconfiguration { change: Some(change), ..Default::default() };
+        let outcome = self.state.reconfigure(Index(self.index), Term(1), &command, &mut self.waiting).unwrap();
+        self.state.finish_entry(Index(self.index), Term(1), &mut self.waiting);
+        outcome
+    }
+
+    fn carry_out(&mut self, step: Step) -> String {
+        match step {
+            Step::Command(kind) => told(&self.run(kind)),
+            Step::Change(change) => format!("{:?}", self.reconfigure(change)),
+        }
+    }
+
     fn flush(&mut self) {
         self.backend.commit(&std::mem::take(&mut self.waiting)).unwrap();
         self.state.kv.flushed(self.backend.reader().unwrap()).unwrap();
@@ -85,6 +104,13 @@ impl Member {
     fn compact_fully(&mut self) {
         while self.state.kv.compact_step(3, &mut self.waiting).unwrap() {}
     }
+}
+
+/// What an entry holds.
+#[derive(Clone)]
+enum Step {
+    Command(Kind),
+    Change(Change),
 }
 
 /// splitmix64: the tests' only source of chance.
@@ -136,6 +162,22 @@ impl Dice {
         TxnRequest { compare: vec![compare], success, failure: vec![op(RequestPut(self.put()))] }
     }
 
+    fn change(&mut self) -> Change {
+        let id = self.roll(9);
+        match self.roll(4) {
+            0 => Change::Promote(MemberPromote { id }),
+            1 => Change::Remove(MemberRemove { id }),
+            _ => {
+                let peer_urls = vec![format!("http://h:{}", self.roll(9))];
+                Change::Add(MemberAdd { id, peer_urls, is_learner: self.roll(2) == 0, learners_max: 2 })
+            }
+        }
+    }
+
+    fn step(&mut self, revision: i64) -> Step {
+        if self.roll(12) == 0 { Step::Change(self.change()) } else { Step::Command(self.command(revision)) }
+    }
+
     fn command(&mut self, revision: i64) -> Kind {
         let alarm = |action, alarm, member_id| Kind::Alarm(AlarmRequest { action, member_id, alarm });
         match self.roll(100) {
@@ -157,8 +199,10 @@ impl Dice {
             }
             92 => alarm(1, 1 + self.roll(2) as i32, self.roll(2)),
             93..=96 => alarm(2, 1 + self.roll(2) as i32, self.roll(2)),
-            97..=98 => {
-                Kind::MemberAttributes(MemberAttributes { id: self.roll(5), name: "n".into(), ..Default::default() })
+            97 => Kind::MemberAttributes(MemberAttributes { id: self.roll(5), name: "n".into(), ..Default::default() }),
+            98 => {
+                let peer_urls = vec![format!("http://h:{}", self.roll(9))];
+                Kind::MemberPeerUrls(MemberPeerUrls { id: self.roll(5), peer_urls })
             }
             _ => Kind::ClusterVersion(ClusterVersion { version: format!("3.{}.0", self.roll(9)) }),
         }
@@ -209,19 +253,30 @@ fn check_leases(state: &StateMachine) {
     assert_eq!(by_lease, table);
 }
 
+/// The table of members and raft's configuration name the same voters and learners, and nobody who was removed.
+fn check_configuration(state: &StateMachine) {
+    let ids = |is_learner| {
+        let of_rank = state.members.iter().filter(|(_, member)| member.is_learner == is_learner);
+        of_rank.map(|(id, _)| id.0).collect::<Vec<_>>()
+    };
+    let expected = ConfState { voters: ids(false), learners: ids(true), ..Default::default() };
+    assert_eq!(state.conf_state(), &expected);
+    assert!(state.members.iter().all(|(id, _)| !state.members.was_removed(id)));
+}
+
 #[test]
 fn members_agree_however_often_one_of_them_flushes_crashes_and_restores() {
     for seed in 0..40 {
         let mut dice = Dice(seed);
         let (mut steady, mut troubled) = (Member::new(), Member::new());
-        let mut log: Vec<(Kind, String)> = Vec::new();
+        let mut log: Vec<(Step, String)> = Vec::new();
         for _ in 0..250 {
-            let kind = dice.command(steady.state.kv.revision().0);
-            let said = told(&steady.run(kind.clone()));
-            log.push((kind, said));
+            let step = dice.step(steady.state.kv.revision().0);
+            let said = steady.carry_out(step.clone());
+            log.push((step, said));
             // Follow, from wherever the last crash left us.
-            for (kind, said) in &log[troubled.index as usize - 1..] {
-                assert_eq!(&told(&troubled.run(kind.clone())), said, "seed {seed}");
+            for (step, said) in &log[troubled.index as usize - 1..] {
+                assert_eq!(&troubled.carry_out(step.clone()), said, "seed {seed}");
             }
             match dice.roll(12) {
                 0 => troubled.flush(),
@@ -235,11 +290,12 @@ fn members_agree_however_often_one_of_them_flushes_crashes_and_restores() {
                 _ => (),
             }
         }
-        for (kind, said) in &log[troubled.index as usize - 1..] {
-            assert_eq!(&told(&troubled.run(kind.clone())), said, "seed {seed}");
+        for (step, said) in &log[troubled.index as usize - 1..] {
+            assert_eq!(&troubled.carry_out(step.clone()), said, "seed {seed}");
         }
         assert_eq!(content(&troubled.state), content(&steady.state), "seed {seed}");
         check_leases(&steady.state);
+        check_configuration(&steady.state);
         for member in [&mut steady, &mut troubled] {
             member.compact_fully();
             member.flush();

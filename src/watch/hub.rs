@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::interval::Intervals;
-use super::outbox::{Bell, End, EventList, Events, Full, Outbox, Outgoing, Refusal};
+use super::outbox::{Bell, End, EventList, Events, Full, Limits, Outbox, Outgoing, Refusal};
 use super::slice::{Place, Slice};
 use super::watcher::{Position, Spec, Watcher, WatcherKey};
 use crate::mvcc::change::{Change, SharedChanges};
@@ -65,6 +65,8 @@ pub struct Hub {
     stopped: bool,
     events_sent: u64,
     bell: Arc<Bell>,
+    /// Of the outboxes of streams that are opened.
+    limits: Limits,
     /// Room for [`Hub::publish`] to work in.
     matched: Vec<(WatcherKey, u32)>,
 }
@@ -133,6 +135,7 @@ impl Hub {
             stopped: false,
             events_sent: 0,
             bell: Arc::default(),
+            limits: Limits::default(),
             matched: Vec::new(),
         }
     }
@@ -147,11 +150,16 @@ impl Hub {
         self.published
     }
 
+    /// Outboxes of streams opened from now on hold only so much: small ones show what happens when they are full.
+    pub fn limit_outboxes(&mut self, bytes: usize, messages: usize) {
+        self.limits = Limits { bytes, messages };
+    }
+
     /// Opens a stream. Whoever reads the outbox closes it again.
     pub fn open_stream(&mut self) -> (StreamId, Outbox) {
         self.streams_opened += 1;
         let id = StreamId(self.streams_opened);
-        let outbox = Outbox::new(id, self.bell.clone());
+        let outbox = Outbox::new(id, self.bell.clone(), self.limits);
         if self.stopped {
             outbox.end(End::Stopped);
         }

@@ -30,6 +30,19 @@ pub const OUTBOX_MESSAGES_MAX: usize = 1024;
 /// Messages beyond those that answers to requests may take. When they are used up, the stream's requests wait unread.
 const ANSWERS_RESERVED: usize = 256;
 
+/// How much one outbox holds, both ways of counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) bytes: usize,
+    pub(crate) messages: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { bytes: OUTBOX_BYTES_MAX, messages: OUTBOX_MESSAGES_MAX }
+    }
+}
+
 /// One message to a client. Who serves it and in which term is stamped on where it is encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outgoing {
@@ -149,6 +162,7 @@ pub struct Outbox {
 struct Shared {
     stream: StreamId,
     bell: Arc<Bell>,
+    limits: Limits,
     queue: Mutex<Queue>,
 }
 
@@ -165,8 +179,8 @@ struct Queue {
 }
 
 impl Outbox {
-    pub(crate) fn new(stream: StreamId, bell: Arc<Bell>) -> Outbox {
-        Outbox { shared: Arc::new(Shared { stream, bell, queue: Mutex::default() }) }
+    pub(crate) fn new(stream: StreamId, bell: Arc<Bell>, limits: Limits) -> Outbox {
+        Outbox { shared: Arc::new(Shared { stream, bell, limits, queue: Mutex::default() }) }
     }
 
     /// The stream it belongs to.
@@ -193,12 +207,18 @@ impl Outbox {
 
     /// Whether another request of the stream may be read: its answers will find room.
     pub fn has_answer_room(&self) -> bool {
-        self.lock().messages.len() < OUTBOX_MESSAGES_MAX + ANSWERS_RESERVED
+        self.lock().messages.len() < self.shared.limits.messages + ANSWERS_RESERVED
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lock().messages.is_empty()
+    }
+
+    /// Messages that wait, and the bytes of the events among them.
+    pub fn waiting(&self) -> (usize, usize) {
+        let queue = self.lock();
+        (queue.messages.len(), queue.bytes)
     }
 
     /// Events waiting, for the metric.
@@ -209,7 +229,7 @@ impl Outbox {
     /// Adds events if there is room. After `Full` the bell will ring for this stream.
     pub(crate) fn push_events(&self, events: Events) -> Result<(), Full> {
         let mut queue = self.lock();
-        if !queue.has_room() {
+        if !queue.has_room(self.shared.limits) {
             queue.turned_away = true;
             return Err(Full);
         }
@@ -222,7 +242,7 @@ impl Outbox {
     /// Adds progress if there is room; it is a courtesy that can be repeated.
     pub(crate) fn push_progress(&self, id: Option<i64>, revision: Revision) {
         let mut queue = self.lock();
-        if queue.has_room() {
+        if queue.has_room(self.shared.limits) {
             queue.push(Outgoing::Progress { id, revision });
         }
     }
@@ -247,7 +267,8 @@ impl Outbox {
             queue.events -= events.events.as_slice().len();
             queue.bytes -= events.bytes;
         }
-        let half_empty = queue.messages.len() <= OUTBOX_MESSAGES_MAX / 2 && queue.bytes <= OUTBOX_BYTES_MAX / 2;
+        let limits = self.shared.limits;
+        let half_empty = queue.messages.len() <= limits.messages / 2 && queue.bytes <= limits.bytes / 2;
         if queue.turned_away && half_empty {
             queue.turned_away = false;
             self.shared.bell.drained(self.shared.stream);
@@ -261,8 +282,8 @@ impl Outbox {
 }
 
 impl Queue {
-    fn has_room(&self) -> bool {
-        self.end.is_none() && self.messages.len() < OUTBOX_MESSAGES_MAX && self.bytes < OUTBOX_BYTES_MAX
+    fn has_room(&self, limits: Limits) -> bool {
+        self.end.is_none() && self.messages.len() < limits.messages && self.bytes < limits.bytes
     }
 
     fn push(&mut self, message: Outgoing) {
@@ -347,7 +368,7 @@ mod tests {
     #[test]
     fn events_are_bounded_answers_are_not_lost_and_draining_rings_once() {
         let bell = Arc::new(Bell::default());
-        let outbox = Outbox::new(StreamId(7), bell.clone());
+        let outbox = Outbox::new(StreamId(7), bell.clone(), Limits::default());
         // One message of any size fits into an outbox with room.
         assert_eq!(outbox.push_events(events(OUTBOX_BYTES_MAX * 3)), Ok(()));
         assert_eq!(outbox.push_events(events(1)), Err(Full));
@@ -372,7 +393,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_written_before_the_end() {
-        let outbox = Outbox::new(StreamId(1), Arc::default());
+        let outbox = Outbox::new(StreamId(1), Arc::default(), Limits::default());
         outbox.push_answer(Outgoing::Created { id: 0, revision: Revision(1) });
         outbox.end(End::Stopped);
         outbox.end(End::NoLeader);

@@ -27,6 +27,8 @@ pub struct Knowledge {
     pub compacted: i64,
     /// Leases that were granted and not known to be revoked.
     pub leases: Vec<i64>,
+    /// By client: what it asked last and heard nothing of.
+    pub again: BTreeMap<u32, Request>,
     leases_made: i64,
     values_made: u64,
     /// The last revision and value seen of a key.
@@ -155,7 +157,15 @@ impl Knowledge {
             Relation::Greater,
             Relation::Less,
         ]);
-        let compares = vec![Compare { key: key.clone(), target, is }];
+        let mut compares = vec![Compare { key: key.clone(), target, is }];
+        while dice.chance(300) && compares.len() < 3 {
+            let other = Self::key(dice, keys);
+            let target = match self.keys.get(&other) {
+                Some((revision, _)) => Target::ModRevision(*revision),
+                None => Target::CreateRevision(0),
+            };
+            compares.push(Compare { key: other, target, is: Relation::Equal });
+        }
         let branch = |dice: &mut Dice, this: &mut Knowledge| {
             // A key is changed once in a transaction.
             let mut free: Vec<u64> = (0..keys).collect();
@@ -193,11 +203,16 @@ impl Knowledge {
     /// What a watch client asks for.
     pub fn watch(&self, dice: &mut Dice, client: u32, member: u64, keys: u64) -> WatchRecord {
         let (key, end) = Self::range(dice, keys);
+        // All of a long history is seen now and then only.
+        let whole = self.revision - self.compacted < 200 || dice.chance(20);
         let start = match dice.below(8) {
             0..3 => 0,
-            3 => 1.max(self.compacted),
-            4 => self.compacted + 1,
-            5 => self.revision + dice.below(20) as i64,
+            3 if whole => 1.max(self.compacted),
+            4 if whole => self.compacted + 1,
+            5 => {
+                let ahead = dice.between(2, 100);
+                self.revision + dice.pick(&[0, 1, ahead]) as i64
+            }
             _ => (self.revision - dice.below(60) as i64).max(1),
         };
         let filter = dice.below(12);
@@ -385,7 +400,7 @@ pub fn outcome(reply: StateReply) -> Outcome {
             reply: Reply::Grant { id: response.id, ttl_s: response.ttl },
         },
         StateReply::LeaseRevoke(response) => Outcome::Ok { revision: revision(&response.header), reply: Reply::Revoke },
-        StateReply::Alarm(_) | StateReply::Done => panic!("no client asked for that"),
+        StateReply::Alarm(_) | StateReply::Members(_) | StateReply::Done => panic!("no client asked for that"),
     }
 }
 
@@ -399,6 +414,12 @@ fn refusal(refusal: &Refusal) -> Outcome {
         Refusal::NoSpace => "etcdserver: mvcc: database space exceeded",
         Refusal::Corrupt => "etcdserver: corrupt cluster",
         Refusal::InvalidSort => "etcdserver: invalid sort option",
+        Refusal::MemberNotFound
+        | Refusal::MemberExists
+        | Refusal::PeerUrlExists
+        | Refusal::NotLearner
+        | Refusal::TooManyLearners
+        | Refusal::LastVoter => panic!("no client asked for that"),
     };
     Outcome::Refused(text.into())
 }

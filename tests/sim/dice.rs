@@ -33,6 +33,15 @@ impl Dice {
         of[self.below(of.len() as u64) as usize]
     }
 
+    /// A shuffled list of the numbers below `n`.
+    pub fn order(&mut self, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        for at in (1..n).rev() {
+            order.swap(at, self.below(at as u64 + 1) as usize);
+        }
+        order
+    }
+
     /// Small numbers often, numbers up to `high` now and then.
     pub fn skewed(&mut self, low: u64, high: u64) -> u64 {
         let reach = self.between(low, high);
@@ -49,10 +58,22 @@ pub fn mix(word: u64) -> u64 {
 
 /// A hash of bytes that goes on from `hash`.
 pub fn hash_on(mut hash: u64, bytes: &[u8]) -> u64 {
-    for chunk in bytes.chunks(8) {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        hash = mix(hash.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ u64::from_le_bytes(word));
+    let mut chunks = bytes.chunks_exact(8);
+    for chunk in &mut chunks {
+        let word = u64::from_le_bytes(chunk.try_into().expect("chunks are exact"));
+        hash = mix(hash.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ word);
     }
-    mix(hash ^ bytes.len() as u64)
+    let rest = chunks.remainder().iter().fold(1, |rest, byte| rest << 8 | u64::from(*byte));
+    mix(hash ^ mix(rest) ^ bytes.len() as u64)
+}
+
+/// A hash of text that is written to it piece by piece.
+pub struct Hashing(pub u64);
+
+impl std::fmt::Write for Hashing {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        // Pieces are short and many.
+        self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        Ok(())
+    }
 }

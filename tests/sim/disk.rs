@@ -5,9 +5,11 @@
 //! written is torn at sectors; names made, changed or removed since the directory's last sync survive up to some point of
 //! their order.
 //!
-//! A disk can be told to break at one of its next commands: from then on nothing works until the crash.
+//! A disk can be told to break at one of its next commands: from then on nothing works until the crash. It can be told to give
+//! one error, or to be full for a while. After a failed sync what was to be synced counts as clean, and is lost. A bit of a
+//! disk at rest can be turned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,6 +31,32 @@ pub enum Loss {
     Mixed,
 }
 
+/// An error given once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A write fails, half of it done.
+    Write,
+    /// A read fails.
+    Read,
+    /// A sync fails, and what it was to carry is lost.
+    Sync,
+}
+
+/// Errors given so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    pub breaks: u64,
+    pub writes: u64,
+    pub reads: u64,
+    pub syncs: u64,
+    /// For want of room; one for each time the disk was full.
+    pub no_space: u64,
+}
+
+/// Writes of which a power cut may have taken the proof that they were there; a bit turned in them could not be told from
+/// that, see the log's essay.
+const UNPROVEN_WRITES: usize = 4;
+
 /// The disk of one member. Clones are the same disk.
 #[derive(Clone, Default)]
 pub struct SimDisk(Arc<Mutex<State>>);
@@ -44,6 +72,16 @@ struct State {
     /// Commands until it breaks.
     fuse: Option<u64>,
     broken: bool,
+    /// Commands of its kind until an error.
+    trouble: Option<(Trouble, u64)>,
+    full: bool,
+    full_told: bool,
+    /// An error was given since the last crash.
+    troubled: bool,
+    given: Given,
+    syncs: u64,
+    /// The last writes: file, start, end.
+    last_writes: VecDeque<(u64, usize, usize)>,
 }
 
 #[derive(Default)]
@@ -52,6 +90,8 @@ struct Data {
     durable: Vec<u8>,
     /// Sectors written since the last sync.
     dirty: BTreeSet<usize>,
+    /// Sectors that read back as written but will not be there after the crash.
+    lost: BTreeSet<usize>,
 }
 
 #[derive(Clone)]
@@ -87,16 +127,79 @@ impl SimDisk {
         self.lock().fuse = Some(commands);
     }
 
-    /// Whether it has broken.
-    pub fn is_broken(&self) -> bool {
-        self.lock().broken
+    /// It gives an error once, after so many more commands of that kind.
+    pub fn trouble_after(&self, trouble: Trouble, commands: u64) {
+        self.lock().trouble = Some((trouble, commands));
+    }
+
+    /// There is no room for more, or there is again.
+    pub fn set_full(&self, full: bool) {
+        let state = &mut *self.lock();
+        (state.full, state.full_told) = (full, false);
+    }
+
+    /// Whether it has given an error since the last crash.
+    pub fn has_failed(&self) -> bool {
+        let state = self.lock();
+        state.broken || state.troubled
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn repair(&self) {
+        let state = &mut *self.lock();
+        (state.fuse, state.trouble, state.full) = (None, None, false);
+    }
+
+    /// Errors given so far.
+    pub fn given(&self) -> Given {
+        self.lock().given
+    }
+
+    /// Syncs that carried all they were to.
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
+    }
+
+    /// Names of files that exist.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().names.keys().map(|path| path.display().to_string()).collect()
+    }
+
+    /// Turns a bit of what is at rest, of which the disk alone can tell that it was there. Says where.
+    pub fn flip(&self, dice: &mut Dice) -> Option<String> {
+        let state = &mut *self.lock();
+        let used = |data: &Data| data.durable.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let files: Vec<(PathBuf, u64, usize)> = (state.names.iter())
+            .map(|(path, file)| (path.clone(), *file, used(&state.files[file])))
+            .filter(|(_, _, used)| *used > 0)
+            .collect();
+        if files.is_empty() {
+            return None;
+        }
+        for _ in 0..20 {
+            let (path, file, used) = &files[dice.below(files.len() as u64) as usize];
+            let (at, bit) = (dice.below(*used as u64) as usize, dice.below(8));
+            let unproven = |(of, start, end): &(u64, usize, usize)| of == file && (*start..*end).contains(&at);
+            if state.last_writes.iter().any(unproven) {
+                continue;
+            }
+            let data = state.files.get_mut(file).expect("it has a name");
+            data.durable[at] ^= 1 << bit;
+            if let Some(byte) = data.now.get_mut(at) {
+                *byte ^= 1 << bit;
+            }
+            return Some(format!("{} byte {at} bit {bit}", path.display()));
+        }
+        None
     }
 
     /// The process or the machine dies; the disk works again.
     pub fn crash(&self, loss: Loss, dice: &mut Dice) {
         let state = &mut *self.lock();
         (state.fuse, state.broken) = (None, false);
+        (state.trouble, state.troubled) = (None, false);
         if loss == Loss::Process {
+            state.files.values_mut().for_each(Data::lose);
             return;
         }
         let kept = match loss {
@@ -116,12 +219,28 @@ impl SimDisk {
 }
 
 impl Data {
+    /// What a failed sync dropped turns out to be gone.
+    fn lose(&mut self) {
+        for sector in std::mem::take(&mut self.lost) {
+            let start = (sector * SECTOR).min(self.now.len());
+            let end = (start + SECTOR).min(self.now.len());
+            let kept = start.max(end.min(self.durable.len()));
+            self.now[start..kept].copy_from_slice(&self.durable[start..kept]);
+            self.now[kept..end].fill(0);
+        }
+    }
+
     fn crash(&mut self, loss: Loss, dice: &mut Dice) {
         let (before, reached) = (self.durable.len(), self.now.len());
         if loss == Loss::Mixed {
             let kept_of_thousand = dice.pick(&[100, 500, 900]);
             let mut len = if dice.chance(500) { reached } else { before.min(reached) };
             self.durable.resize(before.max(reached), 0);
+            if dice.chance(200) {
+                // What was on the medium before the file grew over it.
+                let mut garbage = dice.clone();
+                self.durable[before..].iter_mut().for_each(|byte| *byte = garbage.next() as u8);
+            }
             for sector in &self.dirty {
                 if !dice.chance(kept_of_thousand) {
                     continue;
@@ -134,6 +253,7 @@ impl Data {
             self.durable.truncate(len);
         }
         self.dirty.clear();
+        self.lost.clear();
         self.now = self.durable.clone();
     }
 }
@@ -143,12 +263,40 @@ impl State {
     fn command(&mut self) -> io::Result<()> {
         if let Some(left) = &mut self.fuse {
             if *left == 0 {
+                self.given.breaks += u64::from(!self.broken);
                 self.broken = true;
             } else {
                 *left -= 1;
             }
         }
         if self.broken { Err(io::Error::other("the disk broke")) } else { Ok(()) }
+    }
+
+    /// Whether the error asked for is due in a command of this kind.
+    fn trouble(&mut self, kind: Trouble) -> io::Result<()> {
+        let Some((_, left)) = self.trouble.as_mut().filter(|(asked, _)| *asked == kind) else { return Ok(()) };
+        if *left > 0 {
+            *left -= 1;
+            return Ok(());
+        }
+        (self.trouble, self.troubled) = (None, true);
+        let count = match kind {
+            Trouble::Write => &mut self.given.writes,
+            Trouble::Read => &mut self.given.reads,
+            Trouble::Sync => &mut self.given.syncs,
+        };
+        *count += 1;
+        Err(io::Error::other("input/output error"))
+    }
+
+    /// Whether there is room for a file to grow.
+    fn room(&mut self) -> io::Result<()> {
+        if !self.full {
+            return Ok(());
+        }
+        self.given.no_space += u64::from(!self.full_told);
+        (self.full_told, self.troubled) = (true, true);
+        Err(io::ErrorKind::StorageFull.into())
     }
 
     fn rename(&mut self, renaming: Renaming) -> io::Result<()> {
@@ -236,6 +384,7 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         self.with(|state, file| {
+            state.trouble(Trouble::Read)?;
             let now = &data(state, file).now;
             let start = (offset as usize).min(now.len());
             let count = into.len().min(now.len() - start);
@@ -249,19 +398,36 @@ impl DiskFile for SimFile {
             if state.broken {
                 return state.command();
             }
-            let data = data(state, file);
             let mut at = offset as usize;
-            let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+            let mut len: usize = pieces.iter().map(|piece| piece.len()).sum();
+            if data(state, file).now.len() < at + len {
+                state.room()?;
+            }
+            let failed = state.trouble(Trouble::Write);
+            if failed.is_err() {
+                len /= 2;
+            }
+            state.last_writes.push_back((file, at, at + len));
+            if state.last_writes.len() > UNPROVEN_WRITES {
+                state.last_writes.pop_front();
+            }
+            let data = data(state, file);
             if len > 0 {
                 if data.now.len() < at + len {
                     data.now.resize(at + len, 0);
                 }
-                data.dirty.extend(at / SECTOR..=(at + len - 1) / SECTOR);
+                for sector in at / SECTOR..=(at + len - 1) / SECTOR {
+                    data.dirty.insert(sector);
+                    data.lost.remove(&sector);
+                }
             }
             for piece in pieces {
-                data.now[at..at + piece.len()].copy_from_slice(piece);
-                at += piece.len();
+                let part = &piece[..piece.len().min(len)];
+                data.now[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+                len -= part.len();
             }
+            failed?;
             // Some of it may be there even if the command fails.
             state.command()
         })
@@ -270,6 +436,9 @@ impl DiskFile for SimFile {
     fn preallocate(&self, len: u64) -> io::Result<()> {
         self.with(|state, file| {
             state.command()?;
+            if data(state, file).now.len() < len as usize {
+                state.room()?;
+            }
             let data = data(state, file);
             if data.now.len() < len as usize {
                 data.now.resize(len as usize, 0);
@@ -281,12 +450,19 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         self.with(|state, file| {
             state.command()?;
+            let failed = state.trouble(Trouble::Sync);
             let data = data(state, file);
+            if failed.is_err() {
+                data.lost.append(&mut data.dirty);
+                return failed;
+            }
             data.durable.resize(data.now.len(), 0);
             for sector in std::mem::take(&mut data.dirty) {
                 let range = sector * SECTOR..((sector + 1) * SECTOR).min(data.now.len());
                 data.durable[range.clone()].copy_from_slice(&data.now[range]);
             }
+            let whole = data.lost.is_empty();
+            state.syncs += u64::from(whole);
             Ok(())
         })
     }

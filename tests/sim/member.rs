@@ -46,8 +46,6 @@ const CLUSTER: ClusterId = ClusterId(7);
 const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 /// How often the leader's clock ticks, on a clock that runs right.
 pub const TICK: u64 = 100 * MILLI;
-const ELECTION: Duration = Duration::from_secs(1);
-const ELECTION_TICKS: usize = 10;
 /// How long a client's request may wait on a member.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// What an entry takes, about, where a portion to be carried out is counted in entries.
@@ -189,6 +187,8 @@ pub struct Member {
     /// Entries that are durable in its log: index and term. And where the log starts.
     pub durable: BTreeMap<u64, u64>,
     pub durable_base: u64,
+    /// Written and not synced: where the log starts anew, entries.
+    written: Vec<Written>,
     /// Counts its lives; events of an earlier one come to nothing.
     pub life: u64,
     pub paused_until: u64,
@@ -196,6 +196,9 @@ pub struct Member {
     pub drift_ppm: i64,
     pub running: Option<Box<Running>>,
 }
+
+/// A write to the log: where it starts anew, and entries with their terms.
+type Written = (Option<u64>, Vec<(u64, u64)>);
 
 /// What a power cut takes.
 pub struct Running {
@@ -436,6 +439,7 @@ impl Member {
             snapshots: BTreeMap::new(),
             durable: BTreeMap::new(),
             durable_base: 0,
+            written: Vec::new(),
             life: 0,
             paused_until: 0,
             drift_ppm,
@@ -494,6 +498,7 @@ impl Member {
         }
         self.durable = log.entries.iter().map(|entry| (entry.index.0, entry.term.0)).collect();
         self.durable_base = log.base.index.0;
+        self.written.clear();
 
         let reader = self.image.reader()?;
         let state = StateMachine::open(reader.clone())?;
@@ -506,7 +511,7 @@ impl Member {
         let boot = cx.dice.next();
         let node = Node::new(NodeConfig {
             id: self.id(),
-            election_ticks: ELECTION_TICKS,
+            election_ticks: cx.options.election_ticks,
             heartbeat_ticks: 1,
             applied: state.applied(),
             seed: boot,
@@ -525,7 +530,8 @@ impl Member {
         let mut state = state;
         state.kv.limit_recent(cx.options.recent_bytes);
         let chain = cx.ledger.chain_at(state.applied().0);
-        let hub = Hub::new(state.kv.revision(), state.kv.compacted());
+        let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
+        hub.limit_outboxes(cx.options.outbox_bytes, cx.options.outbox_messages);
         let note = format!(
             "starts: applied {} revision {} log {}..{}",
             state.applied(),
@@ -542,8 +548,8 @@ impl Member {
         let name = format!("m{}", self.place);
         let config = CoreConfig {
             boot,
-            election_ticks: ELECTION_TICKS as u64,
-            election: ELECTION,
+            election_ticks: cx.options.election_ticks as u64,
+            election: Duration::from_nanos(cx.options.election_ticks as u64 * TICK),
             request_timeout: REQUEST_TIMEOUT,
             snapshot_count: cx.options.snapshot_count,
             catchup_entries: cx.options.catchup_entries,
@@ -708,6 +714,9 @@ impl Member {
         running.finish_calls(now, cx)?;
         running.drain_streams(cx);
         running.schedule(was_turn, cx);
+        if let Some(what) = self.overflow(cx.options) {
+            cx.ledger.violated(what);
+        }
         Ok(())
     }
 
@@ -720,19 +729,25 @@ impl Member {
     fn log_done(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
         let running = self.running.as_mut().expect("the caller looked");
         let Some(appended) = running.shell.log_busy.take() else { return Ok(()) };
-        if appended.must_sync() {
-            for write in appended.writes() {
-                if let Some(base) = write.reset {
+        for write in appended.writes() {
+            let entries = write.entries.iter().map(|entry| (entry.index.0, entry.term.0)).collect();
+            self.written.push((write.reset.map(|base| base.index.0), entries));
+        }
+        let syncs = self.disk.syncs();
+        let Durable { messages, installs, persisted, truncate } = running.shell.log.sync(appended)?;
+        // What counts is what the disk was told, not what the log says.
+        if self.disk.syncs() > syncs {
+            for (reset, entries) in self.written.drain(..) {
+                if let Some(base) = reset {
                     self.durable.clear();
-                    self.durable_base = base.index.0;
+                    self.durable_base = base;
                 }
-                if let Some(first) = write.entries.first() {
-                    self.durable.split_off(&first.index.0);
+                if let Some((first, _)) = entries.first() {
+                    self.durable.split_off(first);
                 }
-                self.durable.extend(write.entries.iter().map(|entry| (entry.index.0, entry.term.0)));
+                self.durable.extend(entries);
             }
         }
-        let Durable { messages, installs, persisted, truncate } = running.shell.log.sync(appended)?;
         for (number, index) in installs {
             running.shell.backend_queue.push_back(BackendJob::Install { number, index: index.0 });
         }
@@ -787,6 +802,29 @@ impl Member {
     /// Watchers that are not at the end of what is published.
     pub fn slow_watchers(&self) -> usize {
         self.running.as_ref().map_or(0, |running| lock(&running.shared.hub).stats().slow_watchers)
+    }
+
+    /// What it still has to do for somebody: nothing, once all is quiet.
+    pub fn unfinished(&self) -> usize {
+        let Some(running) = &self.running else { return 0 };
+        let (core, shell) = (&running.core, &running.shell);
+        let clients = running.calls.len() + running.renewals.len() + running.scans.len();
+        clients + core.waiting() + shell.backend_queue.len() + shell.sending.len() + usize::from(shell.place_taken)
+    }
+
+    /// A queue that is longer than it may become.
+    fn overflow(&self, options: &Options) -> Option<String> {
+        let running = self.running.as_ref()?;
+        let shell = &running.shell;
+        if shell.log_queue.len() > LOG_QUEUE_MAX || shell.backend_queue.len() > BACKEND_QUEUE_MAX {
+            let (log, backend) = (shell.log_queue.len(), shell.backend_queue.len());
+            return Some(format!("bounds: {log} writes wait for the log, {backend} for the backend"));
+        }
+        let too_full = |(messages, bytes): &(usize, usize)| {
+            *messages > options.outbox_messages + ANSWERS_MAX || *bytes > options.outbox_bytes + MESSAGE_MAX
+        };
+        let (messages, bytes) = running.streams.values().map(|stream| stream.outbox.waiting()).find(too_full)?;
+        Some(format!("bounds: {messages} messages with {bytes} bytes wait for a stream"))
     }
 
     /// Where it stands, for a person.
@@ -1213,5 +1251,12 @@ fn begin(shell: &mut Shell, work: BackendWork, cx: &mut Context<'_>) {
     cx.later(delay, MemberEvent::BackendDone);
 }
 
+/// Answers and cancellations that may wait for a stream beyond its events: clients here ask for so few at a time.
+const ANSWERS_MAX: usize = 600;
+/// One message of events may go over what a stream may hold.
+const MESSAGE_MAX: usize = 2 << 20;
+/// Writes that may wait for the log, and commits for the backend, before somebody is to blame.
+const LOG_QUEUE_MAX: usize = 2000;
+const BACKEND_QUEUE_MAX: usize = 20_000;
 /// At these indices members compare the hashes of all they have.
 const HASH_EVERY: u64 = 32;

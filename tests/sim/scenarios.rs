@@ -3,33 +3,31 @@
 use crate::clients::Mix;
 use crate::dice::Dice;
 use crate::disk::Loss;
-use crate::world::{Faults, MILLI, Options, SECOND, Scenario};
+use crate::world::{FAULTS, Fault, Faults, MILLI, Options, SECOND, Scenario};
 
-const CALM: Faults = Faults {
-    crash: 0,
-    crash_all: 0,
-    disk_breaks: 0,
-    pause: 0,
-    partition: 0,
-    one_way: 0,
-    bridge: 0,
-    rough: 0,
-    hand_over: 0,
-    slow_disk: 0,
-};
+const CALM: Faults = Faults::NONE;
 
-const EVERYTHING: Faults = Faults {
-    crash: 6,
-    crash_all: 1,
-    disk_breaks: 4,
-    pause: 4,
-    partition: 4,
-    one_way: 2,
-    bridge: 1,
-    rough: 2,
-    hand_over: 2,
-    slow_disk: 2,
-};
+const EVERYTHING: Faults = CALM
+    .with(Fault::Crash, 6)
+    .with(Fault::CrashAll, 1)
+    .with(Fault::CrashLoop, 1)
+    .with(Fault::DiskBreaks, 4)
+    .with(Fault::DiskError, 3)
+    .with(Fault::DiskFull, 2)
+    .with(Fault::SlowDisk, 2)
+    .with(Fault::BitFlip, 1)
+    .with(Fault::Pause, 4)
+    .with(Fault::Partition, 4)
+    .with(Fault::OneWay, 2)
+    .with(Fault::Bridge, 1)
+    .with(Fault::Isolate, 2)
+    .with(Fault::Ring, 1)
+    .with(Fault::Scatter, 1)
+    .with(Fault::Flap, 2)
+    .with(Fault::Swizzle, 2)
+    .with(Fault::Clog, 2)
+    .with(Fault::Weather, 2)
+    .with(Fault::HandOver, 2);
 
 const MIX: Mix = Mix { keys: 12, range: 30, put: 30, delete: 8, txn: 20, lease: 8, compact: 3 };
 
@@ -45,26 +43,23 @@ const BASE: Scenario = Scenario {
     think: 300 * MILLI,
     options: None,
     breaks: None,
+    drift_ppm: 200,
+    retry_per_mille: 0,
+    core: true,
+    leaders_max: None,
 };
 
 /// Everything at once, drawn from the seed.
 pub fn swarm(seed: u64) -> Scenario {
     let mut dice = Dice::new(seed.wrapping_mul(31).wrapping_add(7));
-    let mut some = |weight: u64| if dice.chance(700) { weight } else { 0 };
-    let faults = Faults {
-        crash: some(6) + 1,
-        crash_all: some(1),
-        disk_breaks: some(4),
-        pause: some(4),
-        partition: some(4),
-        one_way: some(2),
-        bridge: some(1),
-        rough: some(2),
-        hand_over: some(2),
-        slow_disk: some(2),
-    };
+    let mut faults = CALM.with(Fault::Crash, 1);
+    for fault in FAULTS {
+        if dice.chance(600) {
+            faults = faults.with(fault, EVERYTHING.of(fault) * dice.pick(&[1, 1, 3]));
+        }
+    }
     Scenario {
-        members: dice.pick(&[1, 3, 3, 3, 5]),
+        members: dice.pick(&[1, 3, 3, 3, 3, 5]),
         kv_clients: dice.between(2, 8) as u32,
         watch_clients: dice.between(2, 8) as u32,
         mix: Mix {
@@ -74,11 +69,13 @@ pub fn swarm(seed: u64) -> Scenario {
             delete: dice.between(0, 15),
             txn: dice.between(0, 30),
             lease: dice.between(0, 20),
-            compact: dice.between(0, 6),
+            compact: dice.pick(&[0, 2, 3, 5]),
         },
-        faulty: dice.between(20, 60) * SECOND,
-        every: dice.pick(&[500, 1500, 4000]) * MILLI,
-        think: dice.pick(&[50, 300, 1000]) * MILLI,
+        faulty: dice.between(270, 420) * SECOND,
+        every: dice.pick(&[1000, 2500, 6000]) * MILLI,
+        think: dice.pick(&[150, 500, 1500]) * MILLI,
+        drift_ppm: dice.pick(&[200, 1000, 10_000, 100_000]),
+        retry_per_mille: dice.pick(&[0, 0, 300]),
         faults,
         ..BASE
     }
@@ -99,27 +96,58 @@ const TINY: Options = Options {
     pre_vote: true,
     disk_delay_max: 5 * MILLI,
     slow_sync_per_mille: 0,
+    outbox_bytes: 2000,
+    outbox_messages: 16,
+    election_ticks: 10,
+    wire: true,
 };
 
-/// All named ones.
+/// All named ones. Each is after a fear, most of them after a bug that etcd had.
 pub fn named() -> Vec<Scenario> {
+    let disks = CALM.with(Fault::DiskBreaks, 6).with(Fault::DiskError, 6).with(Fault::DiskFull, 3);
+    let reads = Mix { range: 80, ..MIX };
     vec![
         // Seed 1: a range in slices that a compaction overtook answered with newer keys than its header said.
         Scenario { name: "calm", every: 0, faults: CALM, ..BASE },
-        Scenario { name: "alone", members: 1, faults: Faults { crash: 3, disk_breaks: 3, ..CALM }, ..BASE },
-        // etcd #20418: reads in flight when the leader stands still, and answers that come late.
+        // Nothing happens for an hour, and nobody campaigns.
+        Scenario {
+            name: "quiet hour",
+            kv_clients: 1,
+            watch_clients: 1,
+            faulty: 3600 * SECOND,
+            every: 0,
+            faults: CALM,
+            think: 60 * SECOND,
+            leaders_max: Some(1),
+            core: false,
+            ..BASE
+        },
+        // A member that is its own quorum acknowledged before its disk had it (etcd #14370).
+        Scenario { name: "alone", members: 1, every: SECOND, faults: disks.with(Fault::Crash, 6), ..BASE },
+        // Reads in flight when the leader stands still, and answers that come late (etcd #20418).
         Scenario {
             name: "paused member",
             every: 800 * MILLI,
-            faults: Faults { pause: 6, rough: 1, hand_over: 1, ..CALM },
-            mix: Mix { range: 80, ..MIX },
+            faults: CALM.with(Fault::Pause, 6).with(Fault::Weather, 1).with(Fault::HandOver, 1),
+            mix: reads,
             ..BASE
         },
-        // Followers fall behind a log that is short, and die at every step of the snapshot that they get.
+        // Whoever stood still for a moment is told of one tick, not of all that it missed.
+        Scenario {
+            name: "short pauses",
+            every: 2 * SECOND,
+            faults: CALM.with(Fault::ShortPause, 1),
+            drift_ppm: 0,
+            leaders_max: Some(1),
+            core: false,
+            ..BASE
+        },
+        // Followers fall behind a log that is short, and die at every step of the snapshot that they get. A watch went back in
+        // time over one (etcd #15271); two came in a row (etcd #18055).
         Scenario {
             name: "snapshots",
             every: SECOND,
-            faults: Faults { crash: 4, disk_breaks: 4, pause: 4, partition: 3, ..CALM },
+            faults: disks.with(Fault::Crash, 4).with(Fault::Pause, 4).with(Fault::Partition, 3).with(Fault::Isolate, 3),
             think: 50 * MILLI,
             options: Some(TINY),
             ..BASE
@@ -132,10 +160,39 @@ pub fn named() -> Vec<Scenario> {
             watch_clients: 10,
             ..BASE
         },
+        // After a compaction and a restart the revision went back (etcd #17780).
+        Scenario {
+            name: "compaction and crashes",
+            every: 700 * MILLI,
+            mix: Mix { keys: 3, put: 20, delete: 40, txn: 5, lease: 4, compact: 25, ..MIX },
+            faults: CALM.with(Fault::Crash, 6).with(Fault::CrashAll, 4).with(Fault::CrashLoop, 1),
+            options: Some(TINY),
+            ..BASE
+        },
+        // The applied index was saved apart from the rows (etcd #13766); names that were not synced (etcd #6368).
         Scenario {
             name: "power",
             every: 700 * MILLI,
-            faults: Faults { crash: 4, crash_all: 4, disk_breaks: 6, ..CALM },
+            faults: CALM.with(Fault::Crash, 4).with(Fault::CrashAll, 4).with(Fault::DiskBreaks, 6),
+            options: Some(TINY),
+            ..BASE
+        },
+        // A sync that failed is not tried again: what it was to carry is gone.
+        Scenario { name: "failing disks", every: 500 * MILLI, faults: disks, options: Some(TINY), ..BASE },
+        // Damage at rest is found, not taken for a torn end.
+        Scenario {
+            name: "damaged logs",
+            members: 5,
+            every: SECOND,
+            faults: CALM.with(Fault::BitFlip, 6).with(Fault::Crash, 2).with(Fault::Isolate, 1),
+            options: Some(TINY),
+            ..BASE
+        },
+        // A member dies as soon as it has started, again and again.
+        Scenario {
+            name: "crash loops",
+            every: 2 * SECOND,
+            faults: CALM.with(Fault::CrashLoop, 6).with(Fault::CrashAll, 1),
             options: Some(TINY),
             ..BASE
         },
@@ -143,16 +200,154 @@ pub fn named() -> Vec<Scenario> {
             name: "partitions",
             members: 5,
             every: SECOND,
-            faults: Faults { partition: 5, one_way: 5, bridge: 4, rough: 2, ..CALM },
+            faults: CALM
+                .with(Fault::Partition, 5)
+                .with(Fault::OneWay, 5)
+                .with(Fault::Bridge, 4)
+                .with(Fault::Weather, 2)
+                .with(Fault::Ring, 2)
+                .with(Fault::Scatter, 2)
+                .with(Fault::Swizzle, 2),
             ..BASE
         },
+        // Entries that a new leader replaced must not come back after a restart.
+        Scenario {
+            name: "partitions and power",
+            every: SECOND,
+            faults: CALM
+                .with(Fault::Isolate, 6)
+                .with(Fault::Partition, 3)
+                .with(Fault::Crash, 4)
+                .with(Fault::CrashAll, 3)
+                .with(Fault::DiskBreaks, 2),
+            think: 40 * MILLI,
+            options: Some(Options { snapshot_count: 300, ..TINY }),
+            ..BASE
+        },
+        // Members that see only some of the others must settle for a leader.
+        Scenario {
+            name: "bridges",
+            members: 5,
+            every: 3 * SECOND,
+            faults: CALM.with(Fault::Bridge, 6).with(Fault::Ring, 3).with(Fault::OneWay, 3),
+            ..BASE
+        },
+        // Links come and go faster than an election takes.
+        Scenario {
+            name: "flapping links",
+            every: 3 * SECOND,
+            faults: CALM.with(Fault::Flap, 6).with(Fault::Swizzle, 1).with(Fault::Clog, 2),
+            ..BASE
+        },
+        // A vote is remembered over a crash, else two lead in one term.
+        Scenario {
+            name: "votes",
+            members: 5,
+            every: 400 * MILLI,
+            faults: CALM
+                .with(Fault::Crash, 8)
+                .with(Fault::CrashAll, 2)
+                .with(Fault::Partition, 3)
+                .with(Fault::Weather, 3)
+                .with(Fault::HandOver, 3),
+            options: Some(Options { pre_vote: false, ..TINY }),
+            ..BASE
+        },
+        // A new leader answers reads only once an entry of its own term is committed.
+        Scenario {
+            name: "leader changes",
+            every: 600 * MILLI,
+            faults: CALM
+                .with(Fault::HandOver, 4)
+                .with(Fault::Isolate, 4)
+                .with(Fault::Pause, 3)
+                .with(Fault::Clog, 3)
+                .with(Fault::OneWay, 3),
+            mix: reads,
+            think: 40 * MILLI,
+            ..BASE
+        },
+        // The leader's disk is slow, its clock is not.
+        Scenario {
+            name: "slow disks",
+            every: 2 * SECOND,
+            faults: CALM.with(Fault::SlowDisk, 6).with(Fault::Pause, 1),
+            mix: Mix { lease: 30, ..MIX },
+            ..BASE
+        },
+        // A deposed leader went on to revoke (etcd #15247).
         Scenario {
             name: "leases",
             mix: Mix { lease: 60, ..MIX },
-            faults: Faults { crash: 2, pause: 4, hand_over: 4, partition: 2, ..CALM },
+            faults: CALM
+                .with(Fault::Crash, 2)
+                .with(Fault::Pause, 4)
+                .with(Fault::HandOver, 4)
+                .with(Fault::Partition, 2)
+                .with(Fault::Isolate, 4),
+            drift_ppm: 1000,
             ..BASE
         },
+        // Many leases that end together, of members that come and go: what goes with a lease is the same everywhere.
+        Scenario {
+            name: "leases and crashes",
+            every: SECOND,
+            mix: Mix { keys: 40, put: 60, lease: 30, ..MIX },
+            faults: CALM.with(Fault::Crash, 5).with(Fault::CrashAll, 2).with(Fault::Isolate, 2),
+            think: 60 * MILLI,
+            options: Some(TINY),
+            ..BASE
+        },
+        // A watch created right after a change missed it (etcd #20655).
         Scenario { name: "watchers", watch_clients: 16, mix: Mix { keys: 3, ..MIX }, think: 40 * MILLI, ..BASE },
+        // A watch from a revision to come was sent what comes before it (etcd #20221).
+        Scenario {
+            name: "future watches",
+            watch_clients: 16,
+            faults: CALM.with(Fault::Pause, 4).with(Fault::Isolate, 4).with(Fault::Crash, 2),
+            options: Some(Options { recent_bytes: 0, ..TINY }),
+            think: 80 * MILLI,
+            ..BASE
+        },
+        // Progress told of what was still to come (etcd #15220).
+        Scenario {
+            name: "progress",
+            watch_clients: 14,
+            mix: Mix { keys: 5, put: 60, ..MIX },
+            faults: CALM.with(Fault::Pause, 3).with(Fault::Isolate, 3),
+            options: Some(Options { catch_up_delay: 200 * MILLI, ..TINY }),
+            think: 40 * MILLI,
+            ..BASE
+        },
+        // What a stream's queue could not take was gone (etcd #17529).
+        Scenario {
+            name: "starved streams",
+            watch_clients: 14,
+            mix: Mix { keys: 3, put: 60, ..MIX },
+            faults: CALM.with(Fault::Pause, 1).with(Fault::Isolate, 1),
+            options: Some(Options { outbox_messages: 4, outbox_bytes: 300, ..TINY }),
+            think: 30 * MILLI,
+            ..BASE
+        },
+        // Apply depended on whether somebody waited for the reply (etcd #18667), and on a table that was not built anew
+        // (etcd #14571).
+        Scenario {
+            name: "txns",
+            every: SECOND,
+            mix: Mix { keys: 5, txn: 90, put: 20, ..MIX },
+            faults: CALM.with(Fault::Crash, 4).with(Fault::Isolate, 2).with(Fault::HandOver, 2),
+            think: 60 * MILLI,
+            options: Some(TINY),
+            ..BASE
+        },
+        // Everything that depends on time, with clocks a tenth apart.
+        Scenario {
+            name: "drifting clocks",
+            mix: Mix { lease: 50, ..MIX },
+            faults: CALM.with(Fault::Pause, 2).with(Fault::Isolate, 2).with(Fault::HandOver, 2).with(Fault::Crash, 1),
+            drift_ppm: 100_000,
+            ..BASE
+        },
     ]
 }
 
@@ -169,6 +364,7 @@ pub fn sweep(members: usize, command: u64, loss: Loss) -> Scenario {
         think: 200 * MILLI,
         options: Some(Options { backend_rows: 10, ..TINY }),
         breaks: Some((command, loss)),
+        core: false,
         ..BASE
     }
 }

@@ -1,14 +1,14 @@
 //! The world: time, chance, and everything that happens, in one queue.
 //!
 //! Nothing here depends on anything but the seed and the scenario, so a run can be repeated exactly. The world owns the members,
-//! the network between them and the clients; it lets a nemesis loose on them for a while, then heals everything, gives the cluster
-//! time to recover, and judges: what clients saw (the checks), what members hold (agreement), what was shown before it was durable
-//! on a quorum (exposure), and whether everything works again (liveness).
+//! the network between them and the clients. `nemesis` says what goes wrong, `phases` how a run proceeds: faults for a while;
+//! then only a quorum is mended and must work; then everything is, and the run is judged: what clients saw (the checks), what
+//! members hold (agreement), what was shown before it was durable on a quorum (exposure), and whether everything works again.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use everwatch::mvcc::revision::RevisionKey;
-use everwatch::pb::mvccpb;
+use everwatch::pb::{everwatchpb, mvccpb};
 use everwatch::raft::{Message, MessageType};
 use everwatch::storage::backend::{Batch, Bucket, Reader};
 use everwatch::storage::schema;
@@ -16,15 +16,28 @@ use everwatch::watch::Outgoing;
 use prost::Message as _;
 use std::sync::Arc;
 
-use crate::checks::{self, Event, EventKind, History, KeyValue, Op, Outcome, Request, WatchMessage, WatchRecord};
+use crate::checks::{
+    self, Event, EventKind, History, KeyValue, Op, Outcome, Reply, Request, WatchMessage, WatchRecord,
+};
 use crate::clients::{self, Knowledge, Mix};
-use crate::dice::{Dice, hash_on};
-use crate::disk::Loss;
+use crate::dice::{Dice, Hashing, hash_on};
+use crate::disk::{Loss, Trouble};
 use crate::member::{Content, Context, Effect, Member, MemberEvent, place_of};
-use crate::network::{Link, Network};
+use crate::network::Network;
+
+#[path = "nemesis.rs"]
+mod nemesis;
+#[path = "phases.rs"]
+mod phases;
+
+pub use nemesis::{FAULTS, Fault, Faults};
 
 pub const MILLI: u64 = 1_000_000;
 pub const SECOND: u64 = 1000 * MILLI;
+/// Streams that one watch client holds, at most.
+const STREAMS_MAX: usize = 3;
+/// Open watches of one stream above which a client asks for no more.
+const WATCHES_MAX: usize = 6;
 /// Events of the world shown with a failure.
 const TRACE_SHOWN: usize = 100;
 
@@ -46,21 +59,14 @@ pub struct Scenario {
     pub options: Option<Options>,
     /// Every disk breaks after so many commands, and what the crash then takes.
     pub breaks: Option<(u64, Loss)>,
-}
-
-/// How often which fault is chosen.
-#[derive(Clone, Copy, Debug)]
-pub struct Faults {
-    pub crash: u64,
-    pub crash_all: u64,
-    pub disk_breaks: u64,
-    pub pause: u64,
-    pub partition: u64,
-    pub one_way: u64,
-    pub bridge: u64,
-    pub rough: u64,
-    pub hand_over: u64,
-    pub slow_disk: u64,
+    /// Clocks run so much faster or slower than time, at most, in parts per million.
+    pub drift_ppm: u64,
+    /// How often a client that heard nothing asks the same again, out of a thousand.
+    pub retry_per_mille: u64,
+    /// Before all is mended, a quorum alone must work.
+    pub core: bool,
+    /// More leaders than that are a failure.
+    pub leaders_max: Option<usize>,
 }
 
 /// What a member's configuration and machine are like.
@@ -81,6 +87,13 @@ pub struct Options {
     pub pre_vote: bool,
     pub disk_delay_max: u64,
     pub slow_sync_per_mille: u64,
+    /// What waits for one stream, at most.
+    pub outbox_bytes: usize,
+    pub outbox_messages: usize,
+    /// Ticks without word from a leader until a member campaigns, at least.
+    pub election_ticks: usize,
+    /// Messages are encoded and decoded on their way.
+    pub wire: bool,
 }
 
 impl Options {
@@ -100,6 +113,10 @@ impl Options {
             pre_vote: dice.chance(900),
             disk_delay_max: dice.pick(&[1, 5, 30]) * MILLI,
             slow_sync_per_mille: dice.pick(&[0, 0, 5]),
+            outbox_bytes: dice.pick(&[100, 1000, 20_000, 1 << 20]),
+            outbox_messages: dice.pick(&[2, 16, 1024]),
+            election_ticks: dice.pick(&[10, 10, 5]),
+            wire: dice.chance(50),
         }
     }
 
@@ -121,9 +138,22 @@ pub struct Ledger {
     changes: BTreeMap<i64, (u64, Vec<Event>)>,
     contents: BTreeMap<u64, (Content, u64)>,
     leaders: BTreeMap<u64, u64>,
+    /// By index: who votes from there on.
+    voters: BTreeMap<u64, Vec<usize>>,
     pub installs: u64,
     now: u64,
     violations: Vec<String>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The nemesis is loose.
+    Faulty,
+    /// These must work, whatever the others do.
+    Core(Vec<usize>),
+    /// All must work.
+    Healed,
 }
 
 impl Ledger {
@@ -131,7 +161,7 @@ impl Ledger {
         self.entries.get(&index).map_or(0, |(chain, _)| *chain)
     }
 
-    fn violated(&mut self, what: String) {
+    pub fn violated(&mut self, what: String) {
         self.violations.push(what);
     }
 
@@ -139,6 +169,7 @@ impl Ledger {
     pub fn follow(&mut self, mut chain: u64, batch: &Batch, member: u64) -> u64 {
         let mut changed: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
         let mut current = 0;
+        let mut voters = None;
         for (bucket, key, value) in &batch.rows {
             let meta = *bucket == Bucket::Meta;
             if meta && key == schema::REVISION {
@@ -160,6 +191,7 @@ impl Ledger {
                     Some(_) => {}
                     None => {
                         self.entries.insert(current, (chain, term));
+                        self.voters.extend(voters.take().map(|voters| (current, voters)));
                         for (revision, events) in std::mem::take(&mut changed) {
                             self.revisions.insert(revision, current);
                             self.changes.insert(revision, (self.now, events));
@@ -168,6 +200,10 @@ impl Ledger {
                 }
                 changed.clear();
                 continue;
+            }
+            if meta && key == schema::CONF_STATE {
+                let stored = everwatchpb::ConfState::decode(value.clone().unwrap_or_default()).expect("apply wrote it");
+                voters = Some(stored.voters.into_iter().map(place_of).collect());
             }
             chain = hash_on(chain, &[*bucket as u8, u8::from(value.is_some())]);
             chain = hash_on(chain, key);
@@ -206,18 +242,77 @@ impl Ledger {
 }
 
 enum WorldEvent {
-    Member { place: usize, life: u64, event: MemberEvent },
-    Deliver { from: usize, to: usize, message: Message },
-    SnapshotArrives { from: usize, to: usize, message: Message, rows: Arc<dyn Reader> },
-    Boot { place: usize },
-    Client { client: u32 },
-    CallArrives { call: u64, place: usize, request: Request, deadline: u64 },
-    AnswerArrives { call: u64, outcome: Outcome },
-    CallEnds { call: u64 },
-    Watcher { client: u32 },
-    WatchArrives { stream: u64, watch: usize, message: WatchMessage },
-    StreamEnds { stream: u64 },
+    Member {
+        place: usize,
+        life: u64,
+        event: MemberEvent,
+    },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
+    SnapshotArrives {
+        from: usize,
+        to: usize,
+        message: Message,
+        rows: Arc<dyn Reader>,
+    },
+    Boot {
+        place: usize,
+    },
+    Client {
+        client: u32,
+    },
+    CallArrives {
+        call: u64,
+        place: usize,
+        request: Request,
+        deadline: u64,
+    },
+    /// From a member, in one of its lives.
+    AnswerArrives {
+        call: u64,
+        outcome: Outcome,
+        by: (u64, u64),
+    },
+    CallEnds {
+        call: u64,
+    },
+    Watcher {
+        client: u32,
+    },
+    WatchArrives {
+        stream: u64,
+        watch: usize,
+        message: WatchMessage,
+    },
+    StreamEnds {
+        stream: u64,
+    },
     Nemesis,
+    /// Those links are cut or mended, unless all were mended since.
+    Links {
+        links: Vec<(usize, usize)>,
+        cut: bool,
+        era: u64,
+    },
+    Flap {
+        links: Vec<(usize, usize)>,
+        until: u64,
+        cut: bool,
+        era: u64,
+    },
+    Calm {
+        era: u64,
+    },
+    /// A disk has room again, and is as fast as it was.
+    Relief {
+        place: usize,
+    },
+    Resume {
+        place: usize,
+    },
 }
 
 struct Call {
@@ -225,10 +320,10 @@ struct Call {
     op: usize,
 }
 
-/// A watch client: one stream at a time.
+/// A watch client: a few streams at a time.
 #[derive(Default)]
 struct Watcher {
-    stream: Option<u64>,
+    streams: Vec<u64>,
     /// Records that are to be continued on the next stream.
     broken: Vec<usize>,
 }
@@ -247,9 +342,17 @@ struct Stream {
 pub struct Report {
     pub trace: u64,
     pub virtual_ns: u64,
-    pub faults: u64,
+    /// By kind.
+    pub faults: [u64; FAULTS.len()],
     pub crashes: u64,
+    /// Crashes that took what was not synced.
+    pub power_cuts: u64,
+    /// Members that refused to start because their disk was damaged.
+    pub refusals: u64,
     pub installs: u64,
+    pub leaders: usize,
+    /// The longest that a mended quorum took to acknowledge a write, in milliseconds.
+    pub recovery_ms: u64,
     pub events: u64,
     pub ops: usize,
     pub acknowledged: usize,
@@ -273,7 +376,9 @@ pub struct World {
     queue: BTreeMap<(u64, u64), WorldEvent>,
     members: Vec<Member>,
     network: Network,
-    options: Options,
+    /// By member.
+    options: Vec<Options>,
+    usual: Options,
     ledger: Ledger,
     knowledge: Knowledge,
     history: History,
@@ -284,8 +389,17 @@ pub struct World {
     streams_made: u64,
     /// Snapshots on their way: from, to, and the life of the sender.
     transfers: BTreeMap<(usize, usize), u64>,
-    healed: bool,
+    phase: Phase,
     asking: bool,
+    /// What happened to members that stand still.
+    held: Vec<VecDeque<(u64, MemberEvent)>>,
+    /// Times that a member still dies right after its start.
+    crash_loops: Vec<u64>,
+    /// Members whose disk lost what it had promised to keep: what was durable before.
+    damaged: Vec<Option<BTreeMap<u64, u64>>>,
+    to_damage: Vec<bool>,
+    /// Members that refuse to start for it.
+    refused: Vec<bool>,
     /// Every event is printed.
     tells_all: bool,
     report: Report,
@@ -296,11 +410,14 @@ impl World {
     pub fn new(seed: u64, scenario: Scenario) -> World {
         let mut dice = Dice::new(seed ^ hash_on(0, scenario.name.as_bytes()));
         let drawn = Options::draw(&mut dice);
-        let options = scenario.options.clone().unwrap_or(drawn);
+        let options = vec![scenario.options.clone().unwrap_or(drawn); scenario.members];
+        let drift = scenario.drift_ppm;
         let members = (0..scenario.members)
-            .map(|place| Member::new(place, scenario.members, dice.between(0, 400) as i64 - 200))
+            .map(|place| Member::new(place, scenario.members, dice.between(0, 2 * drift) as i64 - drift as i64))
             .collect();
-        let watchers = (0..scenario.watch_clients).map(|_| Watcher::default()).collect();
+        // Those of the probe come after those of the clients.
+        let watchers = (0..scenario.watch_clients as usize + scenario.members).map(|_| Watcher::default()).collect();
+        let places = scenario.members;
         let mut world = World {
             seed,
             scenario,
@@ -310,18 +427,25 @@ impl World {
             queue: BTreeMap::new(),
             members,
             network: Network::default(),
+            usual: options[0].clone(),
             options,
             ledger: Ledger::default(),
             knowledge: Knowledge::default(),
-            history: History { drift_ppm: 1000, ..History::default() },
+            // A little is lost in rounding.
+            history: History { drift_ppm: drift + 100, ..History::default() },
             calls: BTreeMap::new(),
             calls_made: 0,
             watchers,
             streams: BTreeMap::new(),
             streams_made: 0,
             transfers: BTreeMap::new(),
-            healed: false,
+            phase: Phase::Faulty,
             asking: true,
+            held: (0..places).map(|_| VecDeque::new()).collect(),
+            crash_loops: vec![0; places],
+            damaged: vec![None; places],
+            to_damage: vec![false; places],
+            refused: vec![false; places],
             tells_all: std::env::var_os("TRACE").is_some(),
             report: Report::default(),
             trace: VecDeque::new(),
@@ -345,33 +469,6 @@ impl World {
         world
     }
 
-    /// Lives through the whole scenario. A failure says all that is needed to see it again.
-    pub fn run(mut self) -> Result<Report, String> {
-        let end = self.now + self.scenario.faulty;
-        let outcome = self.live(end);
-        self.report.virtual_ns = self.now;
-        self.report.events = self.events;
-        self.report.installs = self.ledger.installs;
-        outcome.map(|()| self.report.clone()).map_err(|what| self.failure(&what))
-    }
-
-    fn live(&mut self, end: u64) -> Result<(), String> {
-        self.run_until(end)?;
-        self.heal();
-        let end = self.now + 12 * SECOND;
-        self.run_until(end)?;
-        self.asking = false;
-        let acknowledged = self.history.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok { .. }));
-        let late = self.now - 6 * SECOND;
-        if !acknowledged.clone().any(|op| op.ret.is_some_and(|ret| ret > late)) {
-            return Err("liveness: nothing is acknowledged after everything was healed".into());
-        }
-        // Leases run out meanwhile.
-        let end = self.now + 12 * SECOND;
-        self.run_until(end)?;
-        self.judge()
-    }
-
     fn run_until(&mut self, end: u64) -> Result<(), String> {
         while let Some(entry) = self.queue.first_entry() {
             let at = entry.key().0;
@@ -389,84 +486,6 @@ impl World {
         }
         self.now = end;
         Ok(())
-    }
-
-    fn standing(&self) -> Result<Vec<(u64, i64, Content)>, String> {
-        let down = |member: &Member| format!("liveness: {}", member.describe());
-        self.members.iter().map(|member| member.standing().ok_or_else(|| down(member))).collect()
-    }
-
-    fn judge(&mut self) -> Result<(), String> {
-        let mut standing = self.standing()?;
-        // Leases still run out, and have their rests recorded: there is a moment without an entry on its way, and without a
-        // change that watchers are about to be told of.
-        let mut unchanged = (standing[0].1, self.now);
-        for _ in 0..500 {
-            let together = standing.iter().all(|other| other == &standing[0]);
-            if together && self.now >= unchanged.1 + 200 * MILLI {
-                break;
-            }
-            self.run_until(self.now + 10 * MILLI)?;
-            standing = self.standing()?;
-            if standing[0].1 != unchanged.0 {
-                unchanged = (standing[0].1, self.now);
-            }
-        }
-        if standing.iter().any(|other| other != &standing[0]) {
-            let all: Vec<String> = self.members.iter().map(Member::describe).collect();
-            return Err(format!("liveness: members do not come together: {}", all.join("; ")));
-        }
-        if let Some(member) = self.members.iter().find(|member| member.slow_watchers() > 0) {
-            return Err(format!("liveness: m{} still has watchers to catch up", member.place));
-        }
-        self.mark("content", [standing[0].2.0.into(), standing[0].0, self.history.ops.len() as u64, 0], String::new());
-        let revision = standing[0].1;
-
-        // What was carried out, as a watcher would see it that misses nothing.
-        let mut messages = vec![(0, WatchMessage::Created { revision: 1 })];
-        for (revision, (at, events)) in &self.ledger.changes {
-            let events = events.clone();
-            messages.push((*at, WatchMessage::Events { header_revision: *revision, fragment: false, events }));
-        }
-        messages.push((self.now, WatchMessage::Ended));
-        let witness =
-            WatchRecord { client: u32::MAX, key: vec![0], end: vec![0], start: 1, messages, ..Default::default() };
-        self.history.watches.push(witness);
-        let summary = checks::check(&self.history).map_err(|violation| {
-            let op = violation.op.and_then(|op| self.history.ops.get(op));
-            let watch = violation.watch.and_then(|watch| self.history.watches.get(watch));
-            let watch = watch.map(|watch| {
-                let from = watch.messages.len().saturating_sub(12);
-                let head = WatchRecord { messages: Vec::new(), ..watch.clone() };
-                format!("{head:?} … {:?}", &watch.messages[from..])
-            });
-            format!("{violation}\n  op: {op:?}\n  watch: {watch:?}")
-        })?;
-        if !summary.behind.is_empty() {
-            return Err(format!("liveness: watches {:?} were not sent everything", summary.behind));
-        }
-        self.report.ops = summary.ops;
-        self.report.acknowledged = summary.acknowledged;
-        self.report.watch_events = summary.events;
-        self.report.revision = revision;
-        Ok(())
-    }
-
-    fn failure(&self, what: &str) -> String {
-        let mut text = String::new();
-        for traced in &self.trace {
-            let Traced { now, what, numbers, text: more } = traced;
-            text += &format!("  {:>12.6} {what} {numbers:?} {more}\n", *now as f64 / SECOND as f64);
-        }
-        format!(
-            "the last {} events of the world:\n{text}{:?}\nscenario {:?} seed {}: {what}\nreplay: SEED={} SCENARIO={} cargo test --test sim scenario",
-            self.trace.len(),
-            self.options,
-            self.scenario.name,
-            self.seed,
-            self.seed,
-            self.scenario.name,
-        )
     }
 
     fn schedule(&mut self, delay: u64, event: WorldEvent) {
@@ -503,6 +522,9 @@ impl World {
             WorldEvent::Deliver { from, to, message } => {
                 if !self.network.link(from, to).cut {
                     self.tell_member(to, MemberEvent::Message(message));
+                    if self.crash_loops[to] > 0 {
+                        self.crash_again(to);
+                    }
                 }
             }
             WorldEvent::SnapshotArrives { from, to, message, rows } => {
@@ -517,13 +539,13 @@ impl World {
             WorldEvent::CallArrives { call, place, request, deadline } => {
                 if self.members[place].running.is_none() {
                     let delay = self.dice.below(MILLI);
-                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome: Outcome::Unknown });
+                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome: Outcome::Unknown, by: (0, 0) });
                 } else {
                     self.tell_member(place, MemberEvent::Call { call, request, deadline });
                 }
             }
-            WorldEvent::AnswerArrives { call, outcome } => self.answered(call, outcome, true),
-            WorldEvent::CallEnds { call } => self.answered(call, Outcome::Unknown, false),
+            WorldEvent::AnswerArrives { call, outcome, by } => self.answered(call, outcome, Some(by)),
+            WorldEvent::CallEnds { call } => self.answered(call, Outcome::Unknown, None),
             WorldEvent::Watcher { client } => self.watcher(client),
             WorldEvent::WatchArrives { stream, watch, message } => {
                 if self.streams.get(&stream).is_some_and(|stream| !stream.ended) {
@@ -534,22 +556,59 @@ impl World {
             }
             WorldEvent::StreamEnds { stream } => self.stream_ends(stream),
             WorldEvent::Nemesis => self.nemesis(),
+            WorldEvent::Links { links, cut, era } => {
+                if era == self.network.era {
+                    self.mark("links", [links[0].0 as u64, links[0].1 as u64, u64::from(cut), 0], String::new());
+                    links.iter().for_each(|(from, to)| self.network.at(*from, *to).cut = cut);
+                }
+            }
+            WorldEvent::Flap { links, until, cut, era } => self.flap(links, until, cut, era),
+            WorldEvent::Calm { era } => {
+                if era == self.network.era {
+                    self.mark("calm", [0; 4], String::new());
+                    self.network.heal();
+                }
+            }
+            WorldEvent::Relief { place } => self.relieve(place),
+            WorldEvent::Resume { place } => self.resume(place),
         }
     }
 
     fn tell_member(&mut self, place: usize, event: MemberEvent) {
         let paused_until = self.members[place].paused_until;
-        if paused_until > self.now {
-            let life = self.members[place].life;
-            return self.schedule(paused_until - self.now, WorldEvent::Member { place, life, event });
+        if paused_until > self.now || !self.held[place].is_empty() {
+            if self.held[place].is_empty() {
+                self.schedule(paused_until - self.now, WorldEvent::Resume { place });
+            }
+            return self.held[place].push_back((self.members[place].life, event));
         }
+        self.happens_to(place, event);
+    }
+
+    /// A member moves again: what waited happens, in its order.
+    fn resume(&mut self, place: usize) {
+        let until = self.members[place].paused_until;
+        if self.held[place].is_empty() || until > self.now {
+            if !self.held[place].is_empty() {
+                self.schedule(until - self.now, WorldEvent::Resume { place });
+            }
+            return;
+        }
+        for (life, event) in std::mem::take(&mut self.held[place]) {
+            if self.members[place].life == life {
+                self.happens_to(place, event);
+            }
+        }
+    }
+
+    fn happens_to(&mut self, place: usize, event: MemberEvent) {
         let (what, numbers) = describe(place, &event);
         self.mark(what, numbers, String::new());
         let mut effects = Vec::new();
         let mut cx = Context {
             now: self.now,
             dice: &mut self.dice,
-            options: &self.options,
+            options: &self.options[place],
             effects: &mut effects,
             ledger: &mut self.ledger,
         };
@@ -562,13 +621,35 @@ impl World {
 
     fn died(&mut self, place: usize, why: &str) {
         self.mark("dies", [place as u64, 0, 0, 0], why.to_owned());
-        if !self.members[place].disk.is_broken() {
+        if !self.members[place].disk.has_failed() {
             return self.ledger.violated(format!("m{place} stopped for no fault of the world: {why}"));
         }
         let loss = self.loss();
         self.crash(place, loss);
         let delay = self.dice.below(3 * SECOND);
         self.schedule(delay, WorldEvent::Boot { place });
+    }
+
+    /// One of the deaths of a crash loop: it has just heard something.
+    fn crash_again(&mut self, place: usize) {
+        if self.members[place].running.is_none() || !self.dice.chance(100) {
+            return;
+        }
+        self.crash_loops[place] -= 1;
+        self.count(Fault::CrashLoop);
+        let loss = self.loss();
+        self.crash(place, loss);
+        let delay = self.dice.skewed(MILLI, 300 * MILLI);
+        self.schedule(delay, WorldEvent::Boot { place });
+    }
+
+    /// A disk has room again, and is as fast as it was.
+    fn relieve(&mut self, place: usize) {
+        self.members[place].disk.set_full(false);
+        let usual = &self.usual;
+        let options = &mut self.options[place];
+        options.slow_sync_per_mille = usual.slow_sync_per_mille;
+        options.disk_delay_max = usual.disk_delay_max;
     }
 
     fn loss(&mut self) -> Loss {
@@ -578,6 +659,8 @@ impl World {
 
     fn crash(&mut self, place: usize, loss: Loss) {
         self.report.crashes += 1;
+        self.report.power_cuts += u64::from(loss != Loss::Process);
+        self.held[place].clear();
         self.mark("crash", [place as u64, loss as u64, 0, 0], String::new());
         self.members[place].crash(loss, &mut self.dice);
         let broken: Vec<_> = self.transfers.keys().copied().filter(|(_, to)| *to == place).collect();
@@ -600,28 +683,51 @@ impl World {
     }
 
     fn boot(&mut self, place: usize) {
-        if self.members[place].running.is_some() {
+        let left_out = matches!(&self.phase, Phase::Core(core) if !core.contains(&place));
+        if self.members[place].running.is_some() || self.refused[place] || left_out {
             return;
         }
-        if !self.healed && self.scenario.faults.disk_breaks > 0 && self.dice.chance(60) {
+        if std::mem::take(&mut self.to_damage[place]) && self.phase == Phase::Faulty {
+            self.damage(place);
+        }
+        if self.phase == Phase::Faulty && self.scenario.faults.of(Fault::DiskBreaks) > 0 && self.dice.chance(60) {
             let commands = self.dice.below(12);
             self.members[place].disk.break_after(commands);
+        }
+        if self.phase == Phase::Faulty && self.scenario.faults.of(Fault::DiskError) > 0 && self.dice.chance(60) {
+            let trouble = self.dice.pick(&[Trouble::Read, Trouble::Write, Trouble::Sync]);
+            let commands = self.dice.below(6);
+            self.members[place].disk.trouble_after(trouble, commands);
         }
         self.mark("boot", [place as u64, 0, 0, 0], String::new());
         let mut effects = Vec::new();
         let mut cx = Context {
             now: self.now,
             dice: &mut self.dice,
-            options: &self.options,
+            options: &self.options[place],
             effects: &mut effects,
             ledger: &mut self.ledger,
         };
         let outcome = self.members[place].boot(&mut cx);
         match outcome {
-            Ok(()) => self.carry_out(place, effects),
+            Ok(()) => {
+                self.carry_out(place, effects);
+                let Some(before) = &self.damaged[place] else { return };
+                let member = &self.members[place];
+                if let Some((index, _)) = before.iter().find(|(index, term)| !member.holds(**index, **term)) {
+                    self.ledger.violated(format!("m{place} starts on a damaged log without entry {index}"));
+                }
+                // Its log is whole, or the damage lies where nothing is: it can only be found by what comes later.
+                self.damaged[place] = Some(BTreeMap::new());
+            }
             Err(death) => {
                 self.mark("dies", [place as u64, 1, 0, 0], death.0.clone());
-                if !self.members[place].disk.is_broken() {
+                if !self.members[place].disk.has_failed() && self.damaged[place].is_some() {
+                    self.refused[place] = true;
+                    self.report.refusals += 1;
+                    return;
+                }
+                if !self.members[place].disk.has_failed() {
                     return self.ledger.violated(format!("m{place} does not start: {}", death.0));
                 }
                 let loss = self.loss();
@@ -642,9 +748,15 @@ impl World {
     fn carry_out(&mut self, place: usize, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Send(message) => {
+                Effect::Send(mut message) => {
                     let to = place_of(message.to);
-                    let mut arrivals = self.network.arrivals(place, to, &mut self.dice);
+                    if self.usual.wire {
+                        let bytes = everwatch::peer::codec::to_wire(message).encode_to_vec();
+                        let read = everwatchpb::RaftMessage::decode(&bytes[..]).expect("it was just written");
+                        message = everwatch::peer::codec::from_wire(read).expect("members send what travels");
+                    }
+                    self.trace_message(place, &message);
+                    let mut arrivals = self.network.arrivals(place, to, self.now, &mut self.dice);
                     if message.get_msg_type() == MessageType::MsgPropose {
                         // The transport may lose a message but never repeats one, and here it matters: a proposal that
                         // arrives twice is carried out twice. Of the others a repetition must do no harm.
@@ -669,11 +781,13 @@ impl World {
                     if let Outcome::Ok { revision, .. } = &outcome {
                         self.shown(*revision, place);
                     }
-                    if self.dice.chance(if self.healed { 0 } else { 5 }) {
+                    self.trace_outcome(call, &outcome);
+                    if self.dice.chance(if self.phase == Phase::Faulty { 5 } else { 0 }) {
                         continue;
                     }
                     let delay = self.dice.skewed(MILLI / 10, 5 * MILLI);
-                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome });
+                    let by = (place as u64 + 1, self.members[place].life);
+                    self.schedule(delay, WorldEvent::AnswerArrives { call, outcome, by });
                 }
                 Effect::AskLeader { leader, call, id, deadline } => {
                     let ask = MemberEvent::RenewFor { origin: place, call, id, deadline };
@@ -693,6 +807,7 @@ impl World {
                     let Some(known) = self.streams.get_mut(&stream) else { continue };
                     known.last_arrival = (self.now + delay).max(known.last_arrival + 1);
                     let delay = known.last_arrival - self.now;
+                    self.trace_watch(stream, &message);
                     let message = clients::watch_message(&message);
                     self.schedule(delay, WorldEvent::WatchArrives { stream, watch, message });
                 }
@@ -702,9 +817,60 @@ impl World {
         }
     }
 
+    /// What a member says to another belongs to the trace.
+    fn trace_message(&mut self, from: usize, message: &Message) {
+        let entries = &message.entries;
+        let numbers = [
+            (from as u64) << 32 | message.to,
+            message.get_msg_type() as u64,
+            message.term,
+            message.log_term,
+            message.index,
+            message.commit,
+            u64::from(message.reject) << 32 | entries.len() as u64,
+            message.reject_hint,
+        ];
+        let mut hash = self.report.trace;
+        for number in numbers {
+            hash = hash_on(hash, &number.to_le_bytes());
+        }
+        hash = hash_on(hash, &message.context);
+        self.report.trace = entries.iter().fold(hash, |hash, entry| hash_on(hash ^ entry.index, &entry.data));
+    }
+
+    /// What a client is told belongs to it.
+    fn trace_text(&mut self, number: u64, text: std::fmt::Arguments<'_>) {
+        let mut hash = Hashing(self.report.trace ^ number);
+        std::fmt::Write::write_fmt(&mut hash, text).expect("hashing takes everything");
+        self.report.trace = hash_on(hash.0, &[]);
+    }
+
+    /// What a call comes to belongs to it.
+    fn trace_outcome(&mut self, call: u64, outcome: &Outcome) {
+        let Outcome::Ok { revision, reply: Reply::Range { kvs, more, count } } = outcome else {
+            return self.trace_text(call, format_args!("{outcome:?}"));
+        };
+        let mut hash = hash_on(self.report.trace ^ call ^ u64::from(*more), &revision.to_le_bytes());
+        hash = hash_on(hash, &count.to_le_bytes());
+        for kv in kvs {
+            hash = hash_on(hash_on(hash ^ kv.mod_revision as u64, &kv.key), &kv.value);
+        }
+        self.report.trace = hash;
+    }
+
+    /// What a watcher is told belongs to it.
+    fn trace_watch(&mut self, stream: u64, message: &Outgoing) {
+        let Outgoing::Events(events) = message else { return self.trace_text(stream, format_args!("{message:?}")) };
+        let mut hash = hash_on(self.report.trace ^ stream, &events.revision.0.to_le_bytes());
+        for event in events.events.as_slice() {
+            hash = hash_on(hash, event);
+        }
+        self.report.trace = hash;
+    }
+
     /// A question from member to member, or the news that it got lost.
     fn between(&mut self, from: usize, to: usize, event: MemberEvent, lost: MemberEvent, hears: usize) {
-        let arrives = self.network.arrivals(from, to, &mut self.dice).first().copied();
+        let arrives = self.network.arrivals(from, to, self.now, &mut self.dice).first().copied();
         let (delay, place, event) = match arrives {
             Some(delay) if self.members[to].running.is_some() => (delay, to, event),
             _ => (SECOND, hears, lost),
@@ -718,8 +884,11 @@ impl World {
         let Some((_, index)) = self.ledger.revisions.range(..=revision).next_back() else { return };
         let index = *index;
         let term = self.ledger.entries[&index].1;
-        let holders = self.members.iter().filter(|member| member.holds(index, term)).count();
-        if holders <= self.members.len() / 2 {
+        let voters = self.ledger.voters.range(..=index).next_back();
+        let everybody: Vec<usize> = (0..self.scenario.members).collect();
+        let voters = voters.map_or(&everybody, |(_, voters)| voters);
+        let holders = voters.iter().filter(|place| self.members[**place].holds(index, term)).count();
+        if holders <= voters.len() / 2 {
             self.ledger.violated(format!(
                 "durability: m{by} shows revision {revision} but entry {index} of term {term} is durable on {holders} members"
             ));
@@ -734,22 +903,31 @@ impl World {
         if !self.asking {
             return;
         }
-        let request = self.knowledge.request(&mut self.dice, client, &self.scenario.mix);
+        let again = self.knowledge.again.remove(&client).filter(|_| self.dice.chance(self.scenario.retry_per_mille));
+        let request = again.unwrap_or_else(|| self.knowledge.request(&mut self.dice, client, &self.scenario.mix));
         let place = if self.dice.chance(700) { client as usize % self.members.len() } else { self.any() };
+        let patience = self.dice.pick(&[500, 2000, 7000]) * MILLI;
+        self.issue(client, place, request, patience);
+    }
+
+    /// A request sets out. Returns its place in the history.
+    fn issue(&mut self, client: u32, place: usize, request: Request, patience: u64) -> usize {
         let op = Op { client, call: self.now, request: request.clone(), ..Op::default() };
         self.history.ops.push(op);
+        let op = self.history.ops.len() - 1;
         self.calls_made += 1;
         let call = self.calls_made;
         self.mark("call", [client.into(), call, place as u64, 0], String::new());
-        self.calls.insert(call, Call { client, op: self.history.ops.len() - 1 });
-        let patience = self.dice.pick(&[500, 2000, 7000]) * MILLI;
+        self.trace_text(call, format_args!("{request:?}"));
+        self.calls.insert(call, Call { client, op });
         let delay = self.dice.skewed(MILLI / 10, 5 * MILLI);
         let deadline = self.now + patience;
         self.schedule(delay, WorldEvent::CallArrives { call, place, request, deadline });
         self.schedule(patience, WorldEvent::CallEnds { call });
+        op
     }
 
-    fn answered(&mut self, call: u64, outcome: Outcome, heard: bool) {
+    fn answered(&mut self, call: u64, outcome: Outcome, by: Option<(u64, u64)>) {
         let Some(Call { client, op }) = self.calls.remove(&call) else { return };
         let revision = match &outcome {
             Outcome::Ok { revision, .. } => *revision as u64,
@@ -760,20 +938,30 @@ impl World {
         let op = &mut self.history.ops[op];
         self.knowledge.learn(&op.request, &outcome);
         let known = !matches!(outcome, Outcome::Unknown);
-        op.ret = (heard && known).then_some(self.now);
+        if !known {
+            self.knowledge.again.insert(client, op.request.clone());
+        }
+        op.ret = (by.is_some() && known).then_some(self.now);
+        (op.member, op.life) = by.unwrap_or_default();
         op.outcome = outcome;
-        let pause = self.dice.skewed(MILLI, self.scenario.think);
-        self.schedule(pause, WorldEvent::Client { client });
+        if client < self.scenario.kv_clients {
+            let pause = self.dice.skewed(MILLI, self.scenario.think);
+            self.schedule(pause, WorldEvent::Client { client });
+        }
     }
 
     fn watcher(&mut self, client: u32) {
         let pause = self.dice.skewed(5 * MILLI, 3 * SECOND);
         self.schedule(pause, WorldEvent::Watcher { client });
-        let Some(token) = self.watchers[client as usize].stream else {
-            return self.open_stream(client);
-        };
+        let streams = &self.watchers[client as usize].streams;
+        let more = streams.len() < STREAMS_MAX && self.asking && self.dice.chance(50);
+        if streams.is_empty() || more {
+            let place = self.any();
+            return self.open_stream(client, place);
+        }
+        let token = streams[self.dice.below(streams.len() as u64) as usize];
         let (place, life) = (self.streams[&token].place, self.streams[&token].life);
-        let event = match self.dice.below(if self.asking { 14 } else { 2 }) {
+        let event = match self.dice.below(if self.asking { 15 } else { 2 }) {
             0 => MemberEvent::AskProgress { stream: token },
             1 => MemberEvent::TickProgress { stream: token },
             2 => {
@@ -781,23 +969,37 @@ impl World {
                 if open.is_empty() {
                     return;
                 }
-                let watch = open[self.dice.below(open.len() as u64) as usize];
-                MemberEvent::Cancel { stream: token, watch }
+                // Now and then all of them, in a storm.
+                let first = self.dice.below(open.len() as u64) as usize;
+                let last = if self.dice.chance(100) { open.len() } else { first + 1 };
+                for watch in open[first..last].iter().copied() {
+                    let delay = self.dice.below(2 * MILLI);
+                    let event = MemberEvent::Cancel { stream: token, watch };
+                    self.schedule(delay, WorldEvent::Member { place, life, event });
+                }
+                return;
             }
-            3..5 => {
-                let watch = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
-                let watch = WatchRecord { stream: token, ..watch };
-                let spec = clients::spec(&watch);
-                let at = self.history.watches.len();
-                self.history.watches.push(watch);
-                self.streams.get_mut(&token).expect("it is open").watches.push(at);
-                MemberEvent::Open { stream: token, watches: vec![(at, spec)] }
-            }
-            5 => {
-                let until = self.now + self.dice.below(8 * SECOND);
-                MemberEvent::Pace { stream: token, until }
+            3..6 if self.open_watches(token).len() < WATCHES_MAX => {
+                let count = if self.dice.chance(60) { self.dice.between(5, 30) } else { 1 };
+                let mut watches = Vec::new();
+                for _ in 0..count {
+                    let watch = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+                    let watch = WatchRecord { stream: token, ..watch };
+                    watches.push((self.history.watches.len(), clients::spec(&watch)));
+                    self.history.watches.push(watch);
+                }
+                let stream = self.streams.get_mut(&token).expect("it is open");
+                stream.watches.extend(watches.iter().map(|(watch, _)| *watch));
+                MemberEvent::Open { stream: token, watches }
             }
             6 => {
+                // Some never read again.
+                let most = if self.phase == Phase::Faulty { 8 } else { 1 };
+                let never = self.phase == Phase::Faulty && self.dice.chance(150);
+                let quiet = if never { 3600 * SECOND } else { self.dice.below(most * SECOND) };
+                MemberEvent::Pace { stream: token, until: self.now + quiet }
+            }
+            7 => {
                 // It moves to another member.
                 self.stream_ends(token);
                 MemberEvent::CloseStream { stream: token }
@@ -812,14 +1014,14 @@ impl World {
     fn open_watches(&self, token: u64) -> Vec<usize> {
         let open = |watch: &&usize| {
             let messages = &self.history.watches[**watch].messages;
+            // Nothing follows the end.
             let over = |message: &WatchMessage| matches!(message, WatchMessage::Canceled { .. } | WatchMessage::Ended);
-            !messages.is_empty() && !messages.iter().any(|(_, message)| over(message))
+            messages.last().is_some_and(|(_, message)| !over(message))
         };
         self.streams[&token].watches.iter().filter(open).copied().collect()
     }
 
-    fn open_stream(&mut self, client: u32) {
-        let place = self.any();
+    fn open_stream(&mut self, client: u32, place: usize) {
         if self.members[place].running.is_none() {
             return;
         }
@@ -834,7 +1036,13 @@ impl World {
             records.push(WatchRecord { member: place as u64, start, resumes, messages, ..old.clone() });
         }
         if records.is_empty() {
-            records.push(self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys));
+            let mut record = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+            if client >= self.scenario.watch_clients {
+                // The probe's see everything from now on.
+                let (key, end) = (vec![0], vec![0]);
+                record = WatchRecord { client, member: place as u64, key, end, ..WatchRecord::default() };
+            }
+            records.push(record);
         }
         records.iter_mut().for_each(|record| record.stream = token);
         let first = self.history.watches.len();
@@ -850,7 +1058,7 @@ impl World {
             ended: false,
         };
         self.streams.insert(token, stream);
-        self.watchers[client as usize].stream = Some(token);
+        self.watchers[client as usize].streams.push(token);
         let delay = self.dice.below(5 * MILLI);
         self.schedule(delay, WorldEvent::Member { place, life, event: MemberEvent::Open { stream: token, watches } });
     }
@@ -869,116 +1077,12 @@ impl World {
                 messages.push((self.now, WatchMessage::Ended));
             }
         }
-        self.watchers[client].stream = None;
+        self.watchers[client].streams.retain(|open| *open != token);
         // Most are continued elsewhere.
         for watch in open {
             if self.dice.chance(850) {
                 self.watchers[client].broken.push(watch);
             }
-        }
-    }
-
-    /// Everything works again, and stays so.
-    fn heal(&mut self) {
-        self.healed = true;
-        self.network.heal();
-        self.options.slow_sync_per_mille = 0;
-        self.options.disk_delay_max = self.options.disk_delay_max.min(10 * MILLI);
-        self.mark("heal", [0; 4], String::new());
-        for place in 0..self.members.len() {
-            self.members[place].paused_until = self.now;
-            if self.members[place].running.is_none() {
-                self.schedule(MILLI, WorldEvent::Boot { place });
-            }
-        }
-        // Nobody keeps his eyes shut for ever.
-        for (token, stream) in &self.streams {
-            if !stream.ended {
-                let event = MemberEvent::Pace { stream: *token, until: 0 };
-                let key = (self.now + 8 * SECOND, u64::MAX - token);
-                self.queue.insert(key, WorldEvent::Member { place: stream.place, life: stream.life, event });
-            }
-        }
-    }
-
-    fn nemesis(&mut self) {
-        if self.healed {
-            return;
-        }
-        let pause = self.dice.skewed(self.scenario.every / 4, self.scenario.every * 2);
-        self.schedule(pause, WorldEvent::Nemesis);
-        self.report.faults += 1;
-        let Faults { crash, crash_all, disk_breaks, pause, partition, one_way, bridge, rough, hand_over, slow_disk } =
-            self.scenario.faults;
-        let weights = [crash, crash_all, disk_breaks, pause, partition, one_way, bridge, rough, hand_over, slow_disk];
-        let mut roll = self.dice.below(weights.iter().sum());
-        let chosen = weights
-            .iter()
-            .position(|weight| {
-                let hit = roll < *weight;
-                roll = roll.wrapping_sub(*weight);
-                hit
-            })
-            .expect("the roll is below the sum");
-        let members = self.members.len();
-        let place = self.any();
-        self.mark("nemesis", [chosen as u64, place as u64, 0, 0], String::new());
-        match chosen {
-            0 | 1 => {
-                for place in if chosen == 0 { place..place + 1 } else { 0..members } {
-                    let loss = self.loss();
-                    if self.members[place].running.is_some() {
-                        self.crash(place, loss);
-                        let delay = self.dice.skewed(10 * MILLI, 6 * SECOND);
-                        self.schedule(delay, WorldEvent::Boot { place });
-                    }
-                }
-            }
-            2 => {
-                let commands = self.dice.skewed(0, 60);
-                self.members[place].disk.break_after(commands);
-            }
-            3 => self.members[place].paused_until = self.now + self.dice.skewed(50 * MILLI, 6 * SECOND),
-            4 => {
-                self.network.heal();
-                let side: Vec<bool> = (0..members).map(|_| self.dice.chance(500)).collect();
-                for a in 0..members {
-                    for b in (0..members).filter(|b| side[*b] != side[a]) {
-                        self.network.cut(a, b);
-                    }
-                }
-            }
-            5 => {
-                let other = self.any();
-                self.network.cut(place, other);
-                if self.dice.chance(300) {
-                    (0..members).for_each(|to| self.network.cut(place, to));
-                }
-            }
-            6 => {
-                // All but one of the links of a member.
-                let friend = self.any();
-                for other in (0..members).filter(|other| *other != friend && *other != place) {
-                    self.network.cut(place, other);
-                    self.network.cut(other, place);
-                }
-            }
-            7 => {
-                for a in 0..members {
-                    for b in 0..members {
-                        let link = Link::rough(&mut self.dice);
-                        self.network.set(a, b, link);
-                    }
-                }
-            }
-            8 => (0..members).for_each(|place| self.tell_member(place, MemberEvent::HandOver)),
-            _ => {
-                self.options.slow_sync_per_mille = self.dice.pick(&[0, 5, 50]);
-                self.options.disk_delay_max = self.dice.pick(&[1, 10, 200]) * MILLI;
-            }
-        }
-        if self.dice.chance(400) {
-            self.network.heal();
         }
     }
 }

@@ -59,6 +59,7 @@ impl StateMachine {
             Kind::Alarm(request) => self.alarm(request, batch),
             Kind::MemberAttributes(command) => self.member_attributes(command, batch),
             Kind::ClusterVersion(command) => self.raise_cluster_version(command, batch),
+            Kind::MemberPeerUrls(command) => self.member_peer_urls(command, batch),
         }
     }
 
@@ -69,9 +70,11 @@ impl StateMachine {
             Kind::Put(_) | Kind::LeaseGrant(_) => (true, true),
             Kind::Txn(request) => (true, has_put(request)),
             Kind::DeleteRange(_) | Kind::Compaction(_) | Kind::LeaseRevoke(_) | Kind::LeaseExpire(_) => (true, false),
-            Kind::LeaseRemaining(_) | Kind::Alarm(_) | Kind::MemberAttributes(_) | Kind::ClusterVersion(_) => {
-                (false, false)
-            }
+            Kind::LeaseRemaining(_)
+            | Kind::Alarm(_)
+            | Kind::MemberAttributes(_)
+            | Kind::ClusterVersion(_)
+            | Kind::MemberPeerUrls(_) => (false, false),
         };
         if changes_data && self.alarms.is_raised(AlarmKind::Corrupt) {
             return Some(Refusal::Corrupt);

@@ -1,7 +1,8 @@
 //! What a script talks to: one member, with its state machine, its hub and its leader's lessor, over a backend in memory.
 //!
 //! Commands that change something go the way they go in the server: encoded into an entry, and through the server's own
-//! [`apply_loop::turn`], which changes the state, tells the hub and answers. What is missing is raft, and any waiting.
+//! [`apply_loop::turn`], which changes the state, tells the hub and answers. Of raft there is only what counts votes: it is told
+//! of each change of the configuration, and must come to the same as the state. What is missing is any waiting.
 
 use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -9,19 +10,21 @@ use std::time::Duration;
 use everwatch::lease::Lessor;
 use everwatch::mvcc::History;
 use everwatch::pb::etcdserverpb::LeaseGrantRequest;
-use everwatch::pb::everwatchpb::ConfState;
-use everwatch::raft::Entry;
+use everwatch::pb::everwatchpb::{ConfState, MemberRecord};
+use everwatch::raft::{self, Entry, LogStart, Node, NodeConfig, encode_conf_change};
 use everwatch::server::apply_loop::{self, Proposer};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::{LeaseChange, Refusal, Reply};
-use everwatch::state::command::{Command, Kind, ProposalWriter, encode_command};
+use everwatch::state::command::{
+    Change, Command, Kind, ProposalWriter, Reconfiguration, encode_command, encode_reconfiguration,
+};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch};
-use everwatch::types::LeaseId;
+use everwatch::types::{LeaseId, MemberId};
 use everwatch::watch::Hub;
 
 use crate::watch_commands::{self, Watches};
-use crate::{kv, lease_commands};
+use crate::{kv, lease_commands, member_commands};
 
 /// The member that proposes what scripts say.
 const OWN: Proposer = Proposer { member: 1, boot: 1 };
@@ -33,6 +36,8 @@ pub(crate) struct World {
     /// What was done and the backend does not have yet.
     pub(crate) batch: Batch,
     state: RwLock<StateMachine>,
+    /// What counts votes.
+    node: Node,
     /// Those who are told.
     pub(crate) watches: Watches,
     /// The leader's clock half of leases.
@@ -45,13 +50,31 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> World {
+        World::founded_by(&[1])
+    }
+
+    /// A world for scripts about members: three have founded it.
+    pub(crate) fn of_three() -> World {
+        World::founded_by(&[1, 2, 3])
+    }
+
+    fn founded_by(ids: &[u64]) -> World {
         let backend = MemoryBackend::new();
-        backend.commit(&StateMachine::founding_rows(&[], &ConfState::default())).unwrap();
+        let founder = |id: &u64| MemberRecord {
+            id: *id,
+            name: format!("m{id}"),
+            peer_urls: vec![format!("http://h:{id}")],
+            ..Default::default()
+        };
+        let founders: Vec<MemberRecord> = ids.iter().map(founder).collect();
+        let conf_state = ConfState { voters: ids.to_vec(), ..Default::default() };
+        backend.commit(&StateMachine::founding_rows(&founders, &conf_state)).unwrap();
         let state = StateMachine::open(backend.reader().unwrap()).unwrap();
         let mut lessor = Lessor::default();
         lessor.promote(&state.leases, Duration::ZERO, Duration::ZERO);
         World {
             watches: Watches::new(&state.kv),
+            node: node(&state),
             state: RwLock::new(state),
             backend,
             batch: Batch::default(),
@@ -91,6 +114,7 @@ impl World {
             _ => kv::run(self, &words, &command[1..])
                 .or_else(|| lease_commands::run(self, &words))
                 .or_else(|| watch_commands::run(self, &words))
+                .or_else(|| member_commands::run(self, &words, &command[1..]))
                 .unwrap_or_else(|| panic!("no command {:?}; the areas' commands are in golden/support/", command[0])),
         };
         lines.extend(self.watches.follow(&self.state.read().unwrap().kv));
@@ -102,17 +126,7 @@ impl World {
         let deletes_by_lease = matches!(kind, Kind::LeaseRevoke(_) | Kind::LeaseExpire(_));
         let before = self.state().kv.revision();
         let reply = self.apply(vec![kind]).remove(0);
-        let mut lines = match &reply {
-            Ok(Reply::Put(response)) => kv::show_put(response),
-            Ok(Reply::DeleteRange(response)) => kv::show_delete(response),
-            Ok(Reply::Txn(response)) => kv::show_txn(response, ""),
-            Ok(Reply::LeaseGrant(response)) => {
-                vec![format!("rev={} id={} ttl={}", kv::revision(&response.header), response.id, response.ttl)]
-            }
-            Ok(Reply::LeaseRevoke(response)) => vec![format!("rev={}", kv::revision(&response.header))],
-            Ok(_) => Vec::new(),
-            Err(refusal) => vec![show_refusal(refusal)],
-        };
+        let mut lines = show_reply(&reply);
         if deletes_by_lease && let History::Ready(sets) = self.state().kv.history(before.next(), usize::MAX) {
             for set in &sets {
                 let keys: Vec<String> = set.changes.iter().map(|change| kv::show(&change.key)).collect();
@@ -124,17 +138,21 @@ impl World {
 
     /// An entry with these commands, one after the other.
     pub(crate) fn apply(&mut self, kinds: Vec<Kind>) -> Vec<Result<Reply, Refusal>> {
-        self.index += 1;
-        let mut proposal = ProposalWriter::new(OWN.member, OWN.boot, 0);
-        for (id, kind) in (1..).zip(kinds) {
-            proposal.push(&encode_command(&Command { id, kind: Some(kind), ..Default::default() }));
+        self.turn(vec![commands(kinds)])
+    }
+
+    /// One turn of the apply loop with these entries, which get their places here.
+    pub(crate) fn turn(&mut self, mut entries: Vec<Entry>) -> Vec<Result<Reply, Refusal>> {
+        for entry in &mut entries {
+            self.index += 1;
+            (entry.index, entry.term) = (self.index, self.term);
         }
-        let entry = Entry { index: self.index, term: self.term, data: proposal.finish(), ..Default::default() };
         let elsewhere = Mutex::new(Hub::new(self.state().kv.revision(), self.state().kv.compacted()));
         let hub = self.watches.hub().unwrap_or(&elsewhere);
         let batch = &mut self.batch;
         let submit = &mut |rows: Batch| batch.rows.extend(rows.rows);
-        let turn = apply_loop::turn(&self.state, hub, OWN, vec![entry], submit).unwrap();
+        let turn = apply_loop::turn(&self.state, hub, OWN, entries, submit).unwrap();
+        turn.reconfigure(&mut self.node);
         for change in turn.leases {
             match change {
                 LeaseChange::Granted { id, ttl } => self.lessor.granted(id, ttl, self.now),
@@ -156,6 +174,7 @@ impl World {
         let state = StateMachine::open(self.backend.reader().unwrap()).unwrap();
         self.watches = Watches::new(&state.kv);
         self.lessor.demote();
+        self.node = node(&state);
         let of_lease = |(id, lease): (LeaseId, &everwatch::lease::Lease)| -> Vec<String> {
             lease.keys().map(|key| format!("leased {}={id}", kv::show(key))).collect()
         };
@@ -164,6 +183,60 @@ impl World {
         let is = format!("rev={} compacted={}", state.kv.revision(), state.kv.compacted());
         *self.state.write().unwrap() = state;
         [is].into_iter().chain(leased).collect()
+    }
+}
+
+/// An entry with these commands.
+pub(crate) fn commands(kinds: Vec<Kind>) -> Entry {
+    let mut proposal = ProposalWriter::new(OWN.member, OWN.boot, 0);
+    for (id, kind) in (1..).zip(kinds) {
+        proposal.push(&encode_command(&Command { id, kind: Some(kind), ..Default::default() }));
+    }
+    Entry { data: proposal.finish(), ..Default::default() }
+}
+
+/// An entry that changes who belongs.
+pub(crate) fn reconfiguration(change: Change) -> Entry {
+    let raft = apply_loop::conf_change(&change);
+    let command = Reconfiguration { proposer: OWN.member, boot: OWN.boot, id: 1, change: Some(change) };
+    encode_conf_change(&raft, encode_reconfiguration(&command))
+}
+
+/// A node as the server starts it over this state.
+fn node(state: &StateMachine) -> Node {
+    let ConfState { voters, learners, .. } = state.conf_state().clone();
+    let log = LogStart {
+        base: (state.applied(), state.applied_term()),
+        conf_state: raft::ConfState { voters, learners, ..Default::default() },
+        hard_state: None,
+        entries: Vec::new(),
+    };
+    Node::new(NodeConfig {
+        id: MemberId(OWN.member),
+        election_ticks: 10,
+        heartbeat_ticks: 1,
+        applied: state.applied(),
+        seed: 1,
+        boot: OWN.boot,
+        pre_vote: true,
+        log,
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+    })
+    .unwrap()
+}
+
+pub(crate) fn show_reply(reply: &Result<Reply, Refusal>) -> Vec<String> {
+    match reply {
+        Ok(Reply::Put(response)) => kv::show_put(response),
+        Ok(Reply::DeleteRange(response)) => kv::show_delete(response),
+        Ok(Reply::Txn(response)) => kv::show_txn(response, ""),
+        Ok(Reply::LeaseGrant(response)) => {
+            vec![format!("rev={} id={} ttl={}", kv::revision(&response.header), response.id, response.ttl)]
+        }
+        Ok(Reply::LeaseRevoke(response)) => vec![format!("rev={}", kv::revision(&response.header))],
+        Ok(Reply::Members(members)) => members.iter().map(member_commands::show).collect(),
+        Ok(_) => Vec::new(),
+        Err(refusal) => vec![show_refusal(refusal)],
     }
 }
 
@@ -177,5 +250,11 @@ fn show_refusal(refusal: &Refusal) -> String {
         Refusal::NoSpace => "error: no space".into(),
         Refusal::Corrupt => "error: corrupt".into(),
         Refusal::InvalidSort => "error: invalid sort".into(),
+        Refusal::MemberNotFound => "error: member not found".into(),
+        Refusal::MemberExists => "error: member exists".into(),
+        Refusal::PeerUrlExists => "error: peer url exists".into(),
+        Refusal::NotLearner => "error: not a learner".into(),
+        Refusal::TooManyLearners => "error: too many learners".into(),
+        Refusal::LastVoter => "error: last voter".into(),
     }
 }

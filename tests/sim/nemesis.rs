@@ -1,0 +1,372 @@
+//! The nemesis: what goes wrong, how often, and that it is counted.
+//!
+//! Faults stay within what the cluster promises to bear. Power cuts, pauses and the network may strike everybody at once. A disk
+//! that loses what it had promised to keep (a turned bit) strikes only while everything that its member holds is durable on
+//! a quorum without it, and a minority of members in one life of the cluster.
+
+use super::{MILLI, SECOND};
+use super::{MemberEvent, Phase, World, WorldEvent};
+use crate::disk::Trouble;
+use crate::network::Link;
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// One dies, with its process or its machine.
+    Crash,
+    /// All die at once.
+    CrashAll,
+    /// One dies again and again, soon after it was started.
+    CrashLoop,
+    /// A disk breaks for good at one of its next commands; the member dies of it.
+    DiskBreaks,
+    /// A write, a read or a sync fails once.
+    DiskError,
+    /// There is no room on a disk for a while.
+    DiskFull,
+    /// Syncs take long.
+    SlowDisk,
+    /// A bit of a dead member's log turns.
+    BitFlip,
+    /// A member stands still.
+    Pause,
+    /// For less than an election takes.
+    ShortPause,
+    /// Two sides that do not hear each other.
+    Partition,
+    /// One hears another but is not heard.
+    OneWay,
+    /// One hears only one other.
+    Bridge,
+    /// One hears nobody.
+    Isolate,
+    /// Everybody hears two neighbours.
+    Ring,
+    /// Any links are cut.
+    Scatter,
+    /// Links come and go, many times a second.
+    Flap,
+    /// Links of one are cut one by one and mended in another order.
+    Swizzle,
+    /// Links hold everything back, and deliver it at once.
+    Clog,
+    /// Messages get lost, come late, twice and out of order.
+    Weather,
+    /// The leader hands over.
+    HandOver,
+}
+
+/// All kinds.
+pub const FAULTS: [Fault; 21] = [
+    Fault::Crash,
+    Fault::CrashAll,
+    Fault::CrashLoop,
+    Fault::DiskBreaks,
+    Fault::DiskError,
+    Fault::DiskFull,
+    Fault::SlowDisk,
+    Fault::BitFlip,
+    Fault::Pause,
+    Fault::ShortPause,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Bridge,
+    Fault::Isolate,
+    Fault::Ring,
+    Fault::Scatter,
+    Fault::Flap,
+    Fault::Swizzle,
+    Fault::Clog,
+    Fault::Weather,
+    Fault::HandOver,
+];
+
+impl Fault {
+    /// In words, as counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Crash => "crash",
+            Fault::CrashAll => "crash-all",
+            Fault::CrashLoop => "crash-loop",
+            Fault::DiskBreaks => "disk-breaks",
+            Fault::DiskError => "disk-error",
+            Fault::DiskFull => "disk-full",
+            Fault::SlowDisk => "slow-disk",
+            Fault::BitFlip => "bit-flip",
+            Fault::Pause => "pause",
+            Fault::ShortPause => "short-pause",
+            Fault::Partition => "partition",
+            Fault::OneWay => "one-way",
+            Fault::Bridge => "bridge",
+            Fault::Isolate => "isolate",
+            Fault::Ring => "ring",
+            Fault::Scatter => "scatter",
+            Fault::Flap => "flap",
+            Fault::Swizzle => "swizzle",
+            Fault::Clog => "clog",
+            Fault::Weather => "weather",
+            Fault::HandOver => "hand-over",
+        }
+    }
+
+    /// Whether it takes others to suffer from it.
+    fn needs_others(self) -> bool {
+        self >= Fault::Partition || self == Fault::BitFlip
+    }
+}
+
+/// How often which fault is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Faults(pub [u64; FAULTS.len()]);
+
+impl Faults {
+    pub const NONE: Faults = Faults([0; FAULTS.len()]);
+
+    /// With that fault, at that weight.
+    pub const fn with(mut self, fault: Fault, weight: u64) -> Faults {
+        self.0[fault as usize] = weight;
+        self
+    }
+
+    /// How often that one is chosen.
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.0[fault as usize]
+    }
+}
+
+impl World {
+    /// The next fault.
+    pub(super) fn nemesis(&mut self) {
+        if self.phase != Phase::Faulty {
+            return;
+        }
+        let pause = self.dice.skewed(self.scenario.every / 4, self.scenario.every * 2);
+        self.schedule(pause, WorldEvent::Nemesis);
+        let alone = self.members.len() == 1;
+        let weight = |fault: &Fault| if alone && fault.needs_others() { 0 } else { self.scenario.faults.of(*fault) };
+        let total: u64 = FAULTS.iter().map(weight).sum();
+        if total == 0 {
+            return;
+        }
+        let mut roll = self.dice.below(total);
+        let hits = |fault: &&Fault| {
+            let weight = if alone && fault.needs_others() { 0 } else { self.scenario.faults.of(**fault) };
+            let hit = roll < weight;
+            roll = roll.wrapping_sub(weight);
+            hit
+        };
+        let fault = *FAULTS.iter().find(hits).expect("the roll is below the sum");
+        let place = self.any();
+        self.mark("nemesis", [fault as u64, place as u64, 0, 0], String::new());
+        self.strike(fault, place);
+        if fault >= Fault::Partition && self.dice.chance(800) {
+            let calm = self.dice.skewed(100 * MILLI, 6 * SECOND);
+            self.schedule(calm, WorldEvent::Calm { era: self.network.era });
+        }
+    }
+
+    /// Something with an effect is counted.
+    pub(super) fn count(&mut self, fault: Fault) {
+        self.report.faults[fault as usize] += 1;
+    }
+
+    fn strike(&mut self, fault: Fault, place: usize) {
+        let members = self.members.len();
+        match fault {
+            Fault::Crash => self.strike_dead(Fault::Crash, place, 6 * SECOND),
+            Fault::CrashAll => {
+                for place in 0..members {
+                    self.strike_dead(Fault::CrashAll, place, 6 * SECOND);
+                }
+            }
+            Fault::CrashLoop => {
+                self.crash_loops[place] = self.dice.between(2, 6);
+                self.strike_dead(Fault::CrashLoop, place, 300 * MILLI);
+            }
+            // These are counted when they come to pass.
+            Fault::DiskBreaks => {
+                let commands = self.dice.skewed(0, 60);
+                self.members[place].disk.break_after(commands);
+            }
+            Fault::DiskError => {
+                let trouble = self.dice.pick(&[Trouble::Write, Trouble::Sync]);
+                let commands = self.dice.skewed(0, 30);
+                self.members[place].disk.trouble_after(trouble, commands);
+            }
+            Fault::DiskFull => {
+                self.members[place].disk.set_full(true);
+                let relief = self.dice.skewed(2 * SECOND, 40 * SECOND);
+                self.schedule(relief, WorldEvent::Relief { place });
+            }
+            Fault::SlowDisk => {
+                self.count(fault);
+                let options = &mut self.options[place];
+                options.slow_sync_per_mille = self.dice.pick(&[0, 5, 50, 300]);
+                options.disk_delay_max = self.dice.pick(&[1, 10, 200]) * MILLI;
+                let relief = self.dice.skewed(SECOND, 15 * SECOND);
+                self.schedule(relief, WorldEvent::Relief { place });
+            }
+            Fault::BitFlip => self.turn_a_bit(place),
+            Fault::Pause | Fault::ShortPause => {
+                if self.members[place].running.is_some() {
+                    self.count(fault);
+                    let most = if fault == Fault::Pause { 6 * SECOND } else { 650 * MILLI };
+                    self.members[place].paused_until = self.now + self.dice.skewed(50 * MILLI, most);
+                }
+            }
+            Fault::HandOver => {
+                self.count(fault);
+                (0..members).for_each(|place| self.tell_member(place, MemberEvent::HandOver));
+            }
+            _ => {
+                self.count(fault);
+                self.strike_links(fault, place);
+            }
+        }
+    }
+
+    fn strike_links(&mut self, fault: Fault, place: usize) {
+        let members = self.members.len();
+        let others: Vec<usize> = (0..members).filter(|other| *other != place).collect();
+        match fault {
+            Fault::Partition => {
+                self.network.heal();
+                let chosen = self.dice.between(1, members as u64 - 1) as usize;
+                let side = self.dice.order(members).split_off(chosen);
+                for a in 0..members {
+                    for b in (0..members).filter(|b| side.contains(b) != side.contains(&a)) {
+                        self.network.cut(a, b);
+                    }
+                }
+            }
+            Fault::OneWay => {
+                let other = self.dice.pick(&others);
+                match self.dice.below(4) {
+                    0 => others.iter().for_each(|to| self.network.cut(place, *to)),
+                    1 => others.iter().for_each(|from| self.network.cut(*from, place)),
+                    _ => self.network.cut(place, other),
+                }
+            }
+            Fault::Bridge => {
+                let friend = self.dice.pick(&others);
+                others.iter().filter(|other| **other != friend).for_each(|o| self.network.set_both(place, *o, true));
+            }
+            Fault::Isolate => others.iter().for_each(|other| self.network.set_both(place, *other, true)),
+            Fault::Ring => {
+                let ring = self.dice.order(members);
+                for a in 0..members {
+                    for b in a + 1..members {
+                        let neighbours = b - a == 1 || (a, b) == (0, members - 1) && members > 3;
+                        self.network.set_both(ring[a], ring[b], !neighbours);
+                    }
+                }
+            }
+            Fault::Scatter => {
+                let share = self.dice.pick(&[200, 400, 600]);
+                for from in 0..members {
+                    for to in (0..members).filter(|to| *to != from) {
+                        self.network.at(from, to).cut = self.dice.chance(share);
+                    }
+                }
+            }
+            Fault::Flap => {
+                let links = match self.dice.below(3) {
+                    0 => vec![(place, self.dice.pick(&others))],
+                    1 => others.iter().map(|other| (place, *other)).collect(),
+                    _ => others.iter().flat_map(|other| [(place, *other), (*other, place)]).collect(),
+                };
+                let until = self.now + self.dice.skewed(2 * SECOND, 20 * SECOND);
+                self.schedule(0, WorldEvent::Flap { links, until, cut: true, era: self.network.era });
+            }
+            Fault::Swizzle => {
+                let era = self.network.era;
+                for cut in [true, false] {
+                    let mut delay = if cut { 0 } else { 2 * SECOND };
+                    for at in self.dice.order(others.len()) {
+                        delay += self.dice.skewed(10 * MILLI, 800 * MILLI);
+                        let links = vec![(place, others[at]), (others[at], place)];
+                        self.schedule(delay, WorldEvent::Links { links, cut, era });
+                    }
+                }
+            }
+            Fault::Clog => {
+                let until = self.now + self.dice.skewed(100 * MILLI, 4 * SECOND);
+                let share = self.dice.pick(&[300, 1000]);
+                for other in others {
+                    for (from, to) in [(place, other), (other, place)] {
+                        if self.dice.chance(share) {
+                            self.network.at(from, to).clogged_until = until;
+                        }
+                    }
+                }
+            }
+            _ => {
+                for from in 0..members {
+                    for to in 0..members {
+                        *self.network.at(from, to) = Link::rough(&mut self.dice);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Links go on coming and going.
+    pub(super) fn flap(&mut self, links: Vec<(usize, usize)>, until: u64, cut: bool, era: u64) {
+        if era != self.network.era {
+            return;
+        }
+        let cut = cut && self.now < until;
+        self.mark("flap", [links[0].0 as u64, links[0].1 as u64, u64::from(cut), 0], String::new());
+        links.iter().for_each(|(from, to)| self.network.at(*from, *to).cut = cut);
+        if self.now < until {
+            let pause = self.dice.between(50, 500) * MILLI;
+            self.schedule(pause, WorldEvent::Flap { links, until, cut: !cut, era });
+        }
+    }
+
+    fn strike_dead(&mut self, fault: Fault, place: usize, down: u64) {
+        if self.members[place].running.is_none() {
+            return;
+        }
+        self.count(fault);
+        let loss = self.loss();
+        self.crash(place, loss);
+        let delay = self.dice.skewed(10 * MILLI, down);
+        self.schedule(delay, WorldEvent::Boot { place });
+    }
+
+    /// Kills a member, to turn a bit of its log before it starts again.
+    fn turn_a_bit(&mut self, place: usize) {
+        if self.members[place].running.is_none() || !self.bears_damage(place) {
+            return;
+        }
+        let loss = self.loss();
+        self.crash(place, loss);
+        self.to_damage[place] = true;
+        let delay = self.dice.skewed(SECOND, 8 * SECOND);
+        self.schedule(delay, WorldEvent::Boot { place });
+    }
+
+    /// Whether only a minority would be damaged then.
+    fn bears_damage(&self, place: usize) -> bool {
+        let damaged = (0..self.members.len()).filter(|other| *other == place || self.damaged[*other].is_some());
+        damaged.count() <= (self.members.len() - 1) / 2
+    }
+
+    /// Turns a bit of a dead member's log if by now the others can do without it.
+    pub(super) fn damage(&mut self, place: usize) {
+        let held = |(index, term): (&u64, &u64)| {
+            let sound = self.members.iter().filter(|other| other.place != place && self.damaged[other.place].is_none());
+            sound.filter(|other| other.holds(*index, *term)).count() > self.members.len() / 2
+        };
+        let before = self.members[place].durable.clone();
+        if !self.bears_damage(place) || !before.iter().all(held) {
+            return;
+        }
+        if let Some(at) = self.members[place].disk.flip(&mut self.dice) {
+            self.count(Fault::BitFlip);
+            self.mark("flip", [place as u64, 0, 0, 0], at);
+            self.damaged[place] = Some(before);
+        }
+    }
+}

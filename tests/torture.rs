@@ -1,0 +1,323 @@
+//! The clients of the torture test: load on a real cluster, everything recorded, and the verdict of the judge.
+//!
+//! Runs only when `TORTURE` names the three members' client URLs, which `tests/torture/torture.py` does; otherwise it
+//! passes at once. The cluster is new and nobody else uses it. Faults are not its business: whoever started it makes
+//! them, says `stop` (a line on standard input) when everything has been healed, and reads what is printed:
+//!
+//! ```text
+//! torture-clients: began                                        the load begins now
+//! torture-clients: wrong: …                                      a promise broken, in words; any number of these
+//! torture-clients: violation: …
+//! torture-clients: acknowledged per 100 ms: 12 30 …             since it began
+//! torture-clients: verdict operations=… acknowledged=… unknown=… events=… watches=… revision=… violations=…
+//! ```
+//!
+//! After `stop` it demands that every member serves within [`HEALED`], that all have the same contents and the same hash,
+//! and that every watch reaches the end. The history goes to the file `history` in `TORTURE_OUT` if anything was wrong.
+
+#![allow(unreachable_pub)]
+
+#[path = "torture/ask.rs"]
+mod ask;
+#[path = "sim/checks/mod.rs"]
+mod checks;
+#[allow(dead_code)] // the simulator uses more of it
+#[path = "sim/dice.rs"]
+mod dice;
+#[path = "torture/load.rs"]
+mod load;
+#[path = "torture/watches.rs"]
+mod watches;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use everwatch::pb::etcdserverpb::HashKvRequest;
+use everwatch::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use tokio::sync::watch;
+
+use ask::Members;
+use checks::{History, Op, Outcome, Reply, Request, WatchRecord};
+use dice::Dice;
+use load::Knowledge;
+
+/// Clients that read and write; three of them stay with one member each.
+const WRITERS: u32 = 8;
+/// Clients that watch, beside the one that watches everything.
+const WATCHERS: u32 = 8;
+/// After healing everything must be well again within this time. Not how fast it should be: the machine may be busy.
+const HEALED: Duration = Duration::from_secs(60);
+/// One machine's clocks do not drift apart; what is allowed is their grain.
+const DRIFT_PPM: u64 = 1000;
+
+/// What all clients share.
+struct Run {
+    members: Members,
+    knowledge: Mutex<Knowledge>,
+    ops: Mutex<Vec<Op>>,
+    watches: Mutex<Vec<WatchRecord>>,
+    /// Set when the load shall end.
+    stop: AtomicBool,
+    /// Everything below has reached the watch of everything: what may be compacted.
+    watched: AtomicI64,
+    /// Watches are to end when they have been sent everything up to here; 0: not yet.
+    finish: watch::Sender<i64>,
+    /// What is wrong and the judge cannot see.
+    wrongs: Mutex<Vec<String>>,
+    began: Instant,
+}
+
+impl Run {
+    /// Nanoseconds on the clock of the history.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// One recorded call.
+    async fn call(&self, client: u32, member: usize, request: Request, limit: Duration) -> Outcome {
+        let call = self.now();
+        let answer = tokio::time::timeout(limit, self.members.ask(member, &request)).await;
+        let outcome = answer.unwrap_or(Outcome::Unknown);
+        let ret = (outcome != Outcome::Unknown).then(|| self.now());
+        lock(&self.knowledge).learn(&request, &outcome);
+        lock(&self.ops).push(Op { client, call, ret, request, outcome: outcome.clone(), ..Op::default() });
+        outcome
+    }
+
+    fn wrong(&self, what: String) {
+        println!("torture-clients: wrong: {what}");
+        lock(&self.wrongs).push(what);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[test]
+fn torture() {
+    let Ok(members) = std::env::var("TORTURE") else { return };
+    let members: Vec<String> = members.split(',').map(str::to_owned).collect();
+    let seed = std::env::var("TORTURE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let run = runtime.block_on(clients(members, seed));
+    drop(runtime);
+    judge(&Arc::into_inner(run).expect("the clients have ended"));
+}
+
+/// Waits for `stop`, or for the end of the input: whoever started us is gone then.
+fn told_to_stop() -> watch::Receiver<bool> {
+    let (tell, told) = watch::channel(false);
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        while std::io::stdin().read_line(&mut line).is_ok_and(|bytes| bytes > 0) && line.trim() != "stop" {
+            line.clear();
+        }
+        let _ = tell.send(true);
+    });
+    told
+}
+
+async fn clients(urls: Vec<String>, seed: u64) -> Arc<Run> {
+    let run = Arc::new(Run {
+        members: Members::new(&urls),
+        knowledge: Mutex::default(),
+        ops: Mutex::default(),
+        watches: Mutex::default(),
+        stop: AtomicBool::new(false),
+        watched: AtomicI64::new(1),
+        finish: watch::channel(0).0,
+        wrongs: Mutex::default(),
+        began: Instant::now(),
+    });
+    let mut stop = told_to_stop();
+    let mut dice = Dice::new(seed);
+    println!("torture-clients: began");
+    let mut writers = Vec::new();
+    for client in 0..WRITERS {
+        writers.push(tokio::spawn(load::client(run.clone(), client, Dice::new(dice.next()))));
+    }
+    let mut watchers = vec![tokio::spawn(watches::everything(run.clone(), WRITERS, Dice::new(dice.next())))];
+    for client in WRITERS + 1..=WRITERS + WATCHERS {
+        watchers.push(tokio::spawn(watches::client(run.clone(), client, Dice::new(dice.next()))));
+    }
+    let _ = stop.wait_for(|stop| *stop).await;
+    run.stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a client does not panic");
+    }
+    if let Some(last) = healed(&run).await {
+        run.finish.send_replace(last);
+        let deadline = tokio::time::Instant::now() + HEALED;
+        for (number, watcher) in watchers.into_iter().enumerate() {
+            let abort = watcher.abort_handle();
+            match tokio::time::timeout_at(deadline, watcher).await {
+                Ok(ended) => ended.expect("a client does not panic"),
+                Err(_) => {
+                    abort.abort();
+                    run.wrong(format!("watch client {number} has not been sent everything up to {last}"));
+                }
+            }
+        }
+    } else {
+        watchers.iter().for_each(|watcher| watcher.abort());
+    }
+    run
+}
+
+/// Every member serves, all have the same contents; the revision of the last change, after which there are no keys and
+/// so no lease can make another one.
+async fn healed(run: &Run) -> Option<i64> {
+    let client = WRITERS + WATCHERS + 1;
+    let deadline = Instant::now() + HEALED;
+    let members = run.members.count();
+    let mut last = 0;
+    for member in 0..members {
+        let request = Request::Put {
+            key: b"k00".to_vec(),
+            value: format!("healed{member}").into_bytes(),
+            lease: 0,
+            prev_kv: true,
+        };
+        last = insist(run, client, member, request, deadline).await?.0;
+    }
+    let mut contents = Vec::new();
+    for member in 0..members {
+        let request =
+            Request::Range { key: vec![0], end: vec![0], limit: 0, revision: last, serializable: member % 2 == 1 };
+        contents.push(insist(run, client, member, request, deadline).await?.1);
+    }
+    if contents.iter().any(|other| *other != contents[0]) {
+        run.wrong(format!("contents differ at revision {last}: {contents:?}"));
+    }
+    same_hash(run, last, deadline).await;
+    let request = Request::Delete { key: vec![0], end: vec![0], prev_kv: true };
+    let (last, _) = insist(run, client, 0, request, deadline).await?;
+    for member in 0..members {
+        let request = Request::Range { key: vec![0], end: vec![0], limit: 0, revision: 0, serializable: false };
+        insist(run, client, member, request, deadline).await?;
+    }
+    same_hash(run, last, deadline).await;
+    Some(last)
+}
+
+/// Asks until it is answered.
+async fn insist(run: &Run, client: u32, member: usize, request: Request, deadline: Instant) -> Option<(i64, Reply)> {
+    let mut outcome = Outcome::Unknown;
+    while Instant::now() < deadline {
+        outcome = run.call(client, member, request.clone(), Duration::from_secs(5)).await;
+        if let Outcome::Ok { revision, reply } = outcome {
+            return Some((revision, reply));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    run.wrong(format!("member {} does not serve after healing: {request:?}: {outcome:?}", member + 1));
+    None
+}
+
+/// Compaction ends at different times on different members: hashes are compared when it has ended on all.
+async fn same_hash(run: &Run, revision: i64, deadline: Instant) {
+    let mut hashes = Vec::new();
+    while Instant::now() < deadline {
+        hashes.clear();
+        for member in 0..run.members.count() {
+            let request = HashKvRequest { revision };
+            let mut client = MaintenanceClient::new(run.members.channel(member));
+            let answer = tokio::time::timeout(Duration::from_secs(5), client.hash_kv(request)).await;
+            if let Ok(Ok(answer)) = answer {
+                let answer = answer.into_inner();
+                hashes.push((answer.compact_revision, answer.hash));
+            }
+        }
+        if hashes.len() == run.members.count() && hashes.iter().all(|(compacted, _)| *compacted == hashes[0].0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    if hashes.len() < run.members.count() || hashes.iter().any(|hash| *hash != hashes[0]) {
+        run.wrong(format!("hashes at revision {revision} differ (compacted at, hash): {hashes:?}"));
+    }
+}
+
+fn judge(run: &Run) {
+    let mut ops = std::mem::take(&mut *lock(&run.ops));
+    ops.sort_by_key(|op| op.call);
+    let watches = std::mem::take(&mut *lock(&run.watches));
+    let history = History { ops, watches, drift_ppm: DRIFT_PPM, ..History::default() };
+    let mut wrongs = lock(&run.wrongs).clone();
+    let judged = Instant::now();
+    match checks::check(&history) {
+        Ok(summary) => {
+            for watch in &summary.behind {
+                wrongs.push(format!("watch {watch} is behind at the end: {:?}", show_head(&history.watches[*watch])));
+                println!("torture-clients: violation: {}", wrongs.last().expect("just pushed"));
+            }
+        }
+        Err(violation) => {
+            println!("torture-clients: violation: {violation}");
+            wrongs.push(violation.to_string());
+        }
+    }
+    println!("torture-clients: judged in {:.1} s", judged.elapsed().as_secs_f64());
+    if !wrongs.is_empty()
+        && let Ok(directory) = std::env::var("TORTURE_OUT")
+        && let Err(error) = write(&history, &wrongs, &format!("{directory}/history"))
+    {
+        println!("torture-clients: the history could not be written: {error}");
+    }
+    let acknowledged = |op: &&Op| matches!(op.outcome, Outcome::Ok { .. });
+    let mut rates: Vec<u64> = Vec::new();
+    for ret in history.ops.iter().filter(acknowledged).filter_map(|op| op.ret) {
+        let at = (ret / 100_000_000) as usize;
+        rates.resize(rates.len().max(at + 1), 0);
+        rates[at] += 1;
+    }
+    let rates = rates.iter().fold(String::new(), |mut line, rate| {
+        let _ = write!(line, " {rate}");
+        line
+    });
+    println!("torture-clients: acknowledged per 100 ms:{rates}");
+    println!(
+        "torture-clients: verdict operations={} acknowledged={} unknown={} events={} watches={} revision={} violations={}",
+        history.ops.len(),
+        history.ops.iter().filter(acknowledged).count(),
+        history.ops.iter().filter(|op| op.outcome == Outcome::Unknown).count(),
+        history
+            .watches
+            .iter()
+            .flat_map(|watch| &watch.messages)
+            .map(|(_, message)| message.events().len())
+            .sum::<usize>(),
+        history.watches.len(),
+        lock(&run.knowledge).revision,
+        wrongs.len(),
+    );
+    assert!(wrongs.is_empty(), "{} violations", wrongs.len());
+}
+
+/// A watch without what it received.
+fn show_head(record: &WatchRecord) -> WatchRecord {
+    let last = record.messages.len().saturating_sub(3);
+    WatchRecord { messages: record.messages[last..].to_vec(), ..record.clone() }
+}
+
+/// The history as text: one line for each call, one for each watch, one for each of its messages.
+fn write(history: &History, wrongs: &[String], path: &str) -> std::io::Result<()> {
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    for wrong in wrongs {
+        writeln!(file, "wrong: {wrong}")?;
+    }
+    for (index, op) in history.ops.iter().enumerate() {
+        writeln!(file, "op {index}: {op:?}")?;
+    }
+    for (index, record) in history.watches.iter().enumerate() {
+        writeln!(file, "watch {index}: {:?}", WatchRecord { messages: Vec::new(), ..record.clone() })?;
+        for (time, message) in &record.messages {
+            writeln!(file, "  {time} {message:?}")?;
+        }
+    }
+    file.flush()
+}
