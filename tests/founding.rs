@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use everwatch::pb::etcdserverpb::cluster_client::ClusterClient;
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
-use everwatch::pb::etcdserverpb::{PutRequest, RangeRequest};
+use everwatch::pb::etcdserverpb::{MemberAddRequest, PutRequest, RangeRequest};
 
 /// How long anything that must come may take. Long, because the machine may be busy; never waited out by a passing test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -235,4 +236,34 @@ fn whoever_was_not_added_does_not_join() {
     let stranger = format!("m1=http://{}", cluster.peers[1]);
     assert!(joining(&stranger).contains(nobody), "there is nobody else to ask");
     assert!(!cluster.dir(1).join("member/state.redb").exists());
+}
+
+#[test]
+fn a_member_that_was_added_joins_once() {
+    let cluster = Cluster::new();
+    let first = cluster.start_with(0, &cluster.list(1), "new");
+    first.says(READY);
+    first.put("before");
+    let peer = format!("http://{}", cluster.peers[1]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut client = ClusterClient::connect(format!("http://{}", first.client)).await.expect("it listens");
+        let add = MemberAddRequest { peer_ur_ls: vec![peer], is_learner: false };
+        client.member_add(add).await.expect("the only member agrees");
+    });
+    // From here on there is no majority without the new member.
+    let second = cluster.start_with(1, &cluster.list(2), "existing");
+    second.says(READY);
+    assert!(second.has("before"));
+    second.put("after");
+
+    // With its data it may come back, without it not.
+    drop(second);
+    let second = cluster.start_with(1, &cluster.list(2), "existing");
+    second.says(READY);
+    assert!(second.has("after"));
+    drop(second);
+    cluster.wipe(1);
+    let (code, last) = cluster.start_with(1, &cluster.list(2), "existing").ends();
+    assert!(code == Some(1) && last.contains(BOOTSTRAPPED), "{code:?} {last}");
 }
