@@ -125,6 +125,10 @@ impl Socket {
 #[derive(Clone, Copy, Debug)]
 pub struct Nothing;
 
+/// Serves nothing yet: clients of gRPC come again, here or elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct NothingYet;
+
 impl Service<Request<Incoming>> for Nothing {
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
@@ -135,17 +139,35 @@ impl Service<Request<Incoming>> for Nothing {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let mut response = Response::new(Empty::new());
-        if is_grpc(&request) {
-            // How gRPC says UNIMPLEMENTED without a body.
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", http::HeaderValue::from_static("12"));
-        } else {
-            *response.status_mut() = http::StatusCode::NOT_FOUND;
-        }
-        std::future::ready(Ok(response))
+        std::future::ready(Ok(refusal(&request, "12", http::StatusCode::NOT_FOUND)))
     }
+}
+
+impl Service<Request<Incoming>> for NothingYet {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        std::future::ready(Ok(refusal(&request, "14", http::StatusCode::SERVICE_UNAVAILABLE)))
+    }
+}
+
+/// How gRPC says its status (12: UNIMPLEMENTED, 14: UNAVAILABLE) without a body, or HTTP its own.
+fn refusal<B>(request: &Request<B>, grpc_status: &'static str, status: http::StatusCode) -> Response<Empty<Bytes>> {
+    let mut response = Response::new(Empty::new());
+    if is_grpc(request) {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", http::HeaderValue::from_static(grpc_status));
+    } else {
+        *response.status_mut() = status;
+    }
+    response
 }
 
 /// What is asked of a service that answers requests. It must always be ready (tonic's and axum's routers are).

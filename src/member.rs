@@ -4,13 +4,16 @@
 //! [`crate::server`]; this adds the listeners. They stop on the stop signal, after a grace; those of peers are aborted last,
 //! because peers never end their streams by themselves. A member that was removed from its cluster stops by itself.
 
+use std::pin::pin;
+
 use slog::{Logger, info};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::config::Config;
-use crate::http::HandleProbe;
+use crate::http::{HandleProbe, UnfoundedProbe};
+use crate::server::{Admission, Asking};
 use crate::{api, http, listen, server, version};
 
 /// Runs a member until it is told to stop. An error says why it could not start.
@@ -20,19 +23,38 @@ pub fn run(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::E
 }
 
 async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
-    let termination = listen::Termination::new()?;
+    let mut termination = pin!(listen::Termination::new()?.wait());
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
-    // Before there is a socket that others could connect to: members that found a cluster together must not wait for each
-    // other's answer.
-    server::refuse_to_found_twice(config).await?;
     // Addresses first: a member that cannot listen should not touch its data.
     let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
     let client_sockets = listen::bind(&config.listen_client_urls).await?;
     let http_sockets = listen::bind(&config.listen_client_http_urls).await?;
     let metrics_sockets = listen::bind(&config.listen_metrics_urls).await?;
 
-    let (handle, tasks) = server::start(config, logger)?;
+    let admission = match Asking::new(config, logger)? {
+        None => Admission::Resident,
+        Some(asking) => {
+            // Those who are asked ask, too, and whoever looks after this member shall see what it does. What is served here
+            // ends with this block.
+            let mut meanwhile = JoinSet::new();
+            let peers = Routes::new(asking.peer_grpc()).prepare();
+            serve_unfounded(&mut meanwhile, &peer_sockets, peers, http::peer_routes, logger)?;
+            let sockets = if http_sockets.is_empty() { &client_sockets } else { &http_sockets };
+            serve_unfounded(&mut meanwhile, sockets, listen::NothingYet, http::client_routes, logger)?;
+            serve_unfounded(&mut meanwhile, &metrics_sockets, listen::NothingYet, http::metrics_routes, logger)?;
+            tokio::select! {
+                admission = asking.admission() => admission?,
+                signal = &mut termination => {
+                    info!(logger, "stopping"; "signal" => signal);
+                    info!(logger, "stopped");
+                    return Ok(());
+                }
+            }
+        }
+    };
+
+    let (handle, tasks) = server::start(config, &admission, logger)?;
     let (stop, stopped) = watch::channel(false);
     let probe = || HandleProbe::new(handle.clone());
     let peer_listener = tokio::spawn(listen::serve(
@@ -69,7 +91,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        signal = termination.wait() => info!(logger, "stopping"; "signal" => signal),
+        signal = &mut termination => info!(logger, "stopping"; "signal" => signal),
         () = tasks.removed() => info!(logger, "stopping: the member has been permanently removed from the cluster"),
         () = announce => {}
     }
@@ -80,6 +102,26 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     tasks.stop().await;
     peer_listener.abort();
     info!(logger, "stopped");
+    Ok(())
+}
+
+/// Serves on the same sockets before there is a member behind them, for as long as the task is kept.
+fn serve_unfounded<G: listen::Answer, H: listen::Answer>(
+    tasks: &mut JoinSet<std::io::Result<()>>,
+    sockets: &[listen::Socket],
+    grpc: G,
+    routes: impl FnOnce(UnfoundedProbe, Logger) -> H,
+    logger: &Logger,
+) -> std::io::Result<()> {
+    let sockets = sockets.iter().map(listen::Socket::try_clone).collect::<std::io::Result<Vec<_>>>()?;
+    let routes = routes(UnfoundedProbe, logger.clone());
+    let limits = listen::Limits::of_peers();
+    let logger = logger.clone();
+    tasks.spawn(async move {
+        // It ends when the task does.
+        let (_stop, stopped) = watch::channel(false);
+        listen::serve(sockets, grpc, routes, limits, stopped, logger).await
+    });
     Ok(())
 }
 

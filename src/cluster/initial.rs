@@ -1,6 +1,6 @@
-//! The founding members, as `--initial-cluster` names them: `a=http://1.2.3.4:2380,b=http://1.2.3.5:2380`.
+//! The members that `--initial-cluster` names: `a=http://1.2.3.4:2380,b=http://1.2.3.5:2380`.
 //!
-//! A name may stand more than once: that member has several URLs. Errors are worded as etcd words them, for they are what
+//! They are those who found a cluster, or all members of a running one that this member joins. A name may stand more than once: that member has several URLs. Errors are worded as etcd words them, for they are what
 //! an operator searches for. Unlike etcd, host names are compared as written and not looked up: `localhost` is not
 //! `127.0.0.1` here, and founding a cluster does not depend on a name server.
 
@@ -11,13 +11,13 @@ use super::{cluster_id, member_id};
 use crate::pb::everwatchpb::MemberRecord;
 use crate::types::{ClusterId, MemberId};
 
-/// Names and peer URLs of the members that found a cluster. URLs of a member are sorted.
+/// Names and peer URLs of the members of a cluster. URLs of a member are sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InitialCluster {
     members: BTreeMap<String, Vec<String>>,
 }
 
-/// Why a cluster cannot be founded like this.
+/// Why a cluster cannot be founded or joined like this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// A URL is not one a peer can have.
@@ -28,6 +28,13 @@ pub enum Error {
     UrlMismatch(String),
     /// A URL stands twice in the list, given here.
     DuplicateUrl(String),
+    /// The running cluster, given here as etcd prints it, has other members than the list; why that is seen.
+    OtherMembers {
+        /// The cluster.
+        cluster: String,
+        /// The difference.
+        why: String,
+    },
 }
 
 impl fmt::Display for Error {
@@ -39,6 +46,7 @@ impl fmt::Display for Error {
             }
             Error::UrlMismatch(what) => f.write_str(what),
             Error::DuplicateUrl(list) => write!(f, "initial cluster {list} has duplicate url"),
+            Error::OtherMembers { cluster, why } => write!(f, "error validating peerURLs {cluster}: {why}"),
         }
     }
 }
@@ -63,11 +71,45 @@ impl InitialCluster {
     pub fn check(&self, name: &str, peer_urls: &[String]) -> Result<(), Error> {
         let listed = self.members.get(name).ok_or_else(|| Error::NameMissing(name.to_owned()))?;
         check_match(name, peer_urls, listed).map_err(Error::UrlMismatch)?;
+        self.check_joining(name)
+    }
+
+    /// Whether the member called `name` can join these. What it advertises does not matter: its URLs were given when it was added.
+    pub fn check_joining(&self, name: &str) -> Result<(), Error> {
+        if !self.members.contains_key(name) {
+            return Err(Error::NameMissing(name.to_owned()));
+        }
         let mut seen = BTreeSet::new();
         if self.members.values().flatten().any(|url| !seen.insert(url)) {
             return Err(Error::DuplicateUrl(self.to_string()));
         }
         Ok(())
+    }
+
+    /// The id of the member called `name` in a running cluster whose table of members is `table`. The list has to name the same
+    /// members, by their URLs: the names there are what they call themselves, and a new one has none yet.
+    pub fn join(&self, name: &str, cluster: ClusterId, table: &[MemberRecord]) -> Result<MemberId, Error> {
+        let other = |why| Error::OtherMembers { cluster: describe(cluster, table), why };
+        if table.len() != self.members.len() {
+            return Err(other("member count is unequal".to_owned()));
+        }
+        let mut own = None;
+        for record in table {
+            let mut urls = record.peer_urls.clone();
+            urls.sort_unstable();
+            match self.members.iter().find(|(_, listed)| **listed == urls) {
+                Some((listed, _)) if listed == name => own = Some(MemberId(record.id)),
+                Some(_) => {}
+                None => {
+                    return Err(other(format!(
+                        "PeerURLs: no match found for existing member ({}, {})",
+                        MemberId(record.id),
+                        bracketed(&record.peer_urls)
+                    )));
+                }
+            }
+        }
+        own.ok_or_else(|| Error::NameMissing(name.to_owned()))
     }
 
     /// The founding members' rows, by id.
@@ -110,6 +152,28 @@ impl fmt::Display for InitialCluster {
         }
         Ok(())
     }
+}
+
+/// A table of members as etcd prints it.
+fn describe(cluster: ClusterId, table: &[MemberRecord]) -> String {
+    let members: Vec<String> = table
+        .iter()
+        .map(|member| {
+            format!(
+                "&{{ID:{} RaftAttributes:{{PeerURLs:{} IsLearner:{}}} Attributes:{{Name:{} ClientURLs:{}}}}}",
+                MemberId(member.id),
+                bracketed(&member.peer_urls),
+                member.is_learner,
+                member.name,
+                bracketed(&member.client_urls)
+            )
+        })
+        .collect();
+    format!("{{ClusterID:{cluster} Members:{} RemovedMemberIDs:[]}}", bracketed(&members))
+}
+
+fn bracketed(items: &[String]) -> String {
+    format!("[{}]", items.join(" "))
 }
 
 /// Whether a URL can be one of a peer's: a scheme we speak, a host and a port, and nothing else. The error says what is wrong.
@@ -227,6 +291,43 @@ mod tests {
             refusal("b=http://h:1,a=http://h:1", "a", &[p]),
             "initial cluster a=http://h:1,b=http://h:1 has duplicate url"
         );
+    }
+
+    #[test]
+    fn whoever_joins_is_found_by_its_urls() {
+        let record = |id, name: &str, peer_urls: &[&str], client_urls: &[&str]| MemberRecord {
+            id,
+            name: name.into(),
+            peer_urls: peer_urls.iter().map(|url| url.to_string()).collect(),
+            client_urls: client_urls.iter().map(|url| url.to_string()).collect(),
+            is_learner: false,
+        };
+        let a = record(0x69b38ac7138de88d, "a", &["http://h:1"], &["http://c:1"]);
+        let b = record(0x5a96eedc907994b1, "", &["http://h:3", "http://h:2"], &[]);
+        let join = |list: &str, table: &[&MemberRecord]| {
+            let table: Vec<MemberRecord> = table.iter().map(|record| (*record).clone()).collect();
+            let list = InitialCluster::parse(list).unwrap();
+            list.join("b", ClusterId(0x31c6e9f19e0fb0d9), &table).map_err(|error| error.to_string())
+        };
+        // The others may be called anything.
+        assert_eq!(join("x=http://h:1,b=http://h:2,b=http://h:3", &[&a, &b]), Ok(MemberId(b.id)));
+        // Texts as etcd 3.5.1 has them, but for what its resolver says at the end of the last one.
+        assert_eq!(
+            join("a=http://h:1,b=http://h:2", &[&a]).unwrap_err(),
+            "error validating peerURLs {ClusterID:31c6e9f19e0fb0d9 Members:[&{ID:69b38ac7138de88d \
+             RaftAttributes:{PeerURLs:[http://h:1] IsLearner:false} Attributes:{Name:a ClientURLs:[http://c:1]}}] \
+             RemovedMemberIDs:[]}: member count is unequal"
+        );
+        let why = join("a=http://h:1,b=http://h:2", &[&b, &a]).unwrap_err();
+        let end = ": PeerURLs: no match found for existing member (5a96eedc907994b1, [http://h:3 http://h:2])";
+        assert!(why.ends_with(end), "{why}");
+        assert!(join("a=http://h:1,c=http://h:2,c=http://h:3", &[&a, &b]).is_err(), "another one than this member");
+        let list = InitialCluster::parse("a=http://h:1,b=http://h:1").unwrap();
+        assert_eq!(
+            list.check_joining("b").unwrap_err().to_string(),
+            format!("initial cluster {list} has duplicate url")
+        );
+        assert_eq!(list.check_joining("c"), Err(Error::NameMissing("c".into())));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::version;
 
 pub use ask::ask_health;
 pub use health::{ActiveAlarm, Probe};
-pub(crate) use probe::HandleProbe;
+pub(crate) use probe::{HandleProbe, UnfoundedProbe};
 
 struct Endpoints<P> {
     probe: P,

@@ -1,4 +1,4 @@
-//! What the HTTP endpoints ask a member, answered by a [`Handle`].
+//! What the HTTP endpoints ask a member, answered by a [`Handle`], or by nobody while there is none.
 
 use super::{ActiveAlarm, Probe};
 use crate::api;
@@ -58,4 +58,40 @@ impl Probe for HandleProbe {
             metrics.health_checked(kind, check, healthy);
         }
     }
+}
+
+/// A member that takes part in nothing yet: alive, for a restart would not help, and not ready.
+#[derive(Clone, Copy)]
+pub(crate) struct UnfoundedProbe;
+
+impl Probe for UnfoundedProbe {
+    async fn linearizable_read(&self) -> Result<(), String> {
+        Err("etcdserver: no leader".to_owned())
+    }
+
+    async fn serializable_read(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn has_leader(&self) -> bool {
+        false
+    }
+
+    fn is_learner(&self) -> bool {
+        false
+    }
+
+    fn alarms(&self) -> Vec<ActiveAlarm> {
+        Vec::new()
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        None
+    }
+
+    fn metrics(&self) -> String {
+        String::new()
+    }
+
+    fn checked(&self, _: &'static str, _: &'static str, _: bool) {}
 }

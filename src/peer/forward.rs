@@ -23,9 +23,9 @@ use tonic::Status;
 use super::Transport;
 use super::transport::{Peer, Shared, connect};
 use crate::pb::everwatchpb::{
-    MemberRecord, MembersRequest, RenewRequest, RenewResponse, TimeToLiveRequest, TimeToLiveResponse, renew_response,
+    MembersRequest, MembersResponse, RenewRequest, RenewResponse, TimeToLiveRequest, TimeToLiveResponse, renew_response,
 };
-use crate::types::{ClusterId, LeaseId, MemberId};
+use crate::types::{LeaseId, MemberId};
 
 /// How long the leader may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -121,25 +121,26 @@ impl Transport {
     }
 }
 
-/// How long members that are asked for the table may take, with the connection to them.
-const TABLE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long one question to a member may take, with the connection to it. Longer than a healthy cluster needs to commit an entry.
+const MEMBERS_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The tables of members of those of a cluster that answer at `urls` soon. For a member that does not run yet: it is asked
-/// without a transport, and nobody needs to know it.
-pub async fn members_known(cluster: ClusterId, urls: Vec<String>) -> Vec<Vec<MemberRecord>> {
+/// What the member that is reached at one of `urls` says about the members, or `None`. For a member without data: it asks without
+/// a transport, and nobody needs to know it.
+pub async fn ask_members(urls: &[String], question: MembersRequest) -> Option<MembersResponse> {
     let mut asking = JoinSet::new();
     for url in urls {
-        asking.spawn(timeout(TABLE_TIMEOUT, async move {
+        let url = url.clone();
+        asking.spawn(timeout(MEMBERS_TIMEOUT, async move {
             let connection = connect(&url).await.ok()?;
-            let answer = connection.client.clone().members(MembersRequest { cluster_id: cluster.0 }).await;
-            Some(answer.ok()?.into_inner().members)
+            Some(connection.client.clone().members(question).await.ok()?.into_inner())
         }));
     }
-    let mut tables = Vec::new();
     while let Some(answer) = asking.join_next().await {
-        tables.extend(answer.ok().and_then(Result::ok).flatten());
+        if let Ok(Ok(Some(answer))) = answer {
+            return Some(answer);
+        }
     }
-    tables
+    None
 }
 
 type Waiter = (LeaseId, oneshot::Sender<Result<Renewal, Error>>);

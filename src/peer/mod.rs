@@ -7,7 +7,7 @@
 //!                          │              deliver(Unreachable)
 //!                          └─ MsgSnapshot ─▶ reader's rows ─▶ Snapshot stream ─ ─ ─▶ file ─▶ deliver(SnapshotReceived)
 //!                                            deliver(SnapshotSent), whatever happened
-//!   a member to be founded ─▶ members_known ─ ─ ─▶ every PeerService ─▶ its table of members
+//!   a member without data ─▶ ask_members ─ ─ ─▶ PeerService, or Unfounded while it has no data either
 //!   a follower's clients ─▶ Transport::renew, time_to_live ─ ─ ─▶ the leader's PeerService ─▶ closures of its member
 //! ```
 //!
@@ -76,11 +76,13 @@ mod queue;
 mod service;
 mod snapshot;
 mod transport;
+mod unfounded;
 
-pub use forward::{BoxFuture, Remaining, Renewal, members_known};
-pub use service::{PeerGrpc, PeerService, ServiceConfig, peer_service};
+pub use forward::{BoxFuture, Remaining, Renewal, ask_members};
+pub use service::{Members, PeerGrpc, PeerService, ServiceConfig, peer_service};
 pub use snapshot::Place;
 pub use transport::{PeerCounters, PeerStatus, Transport, TransportConfig};
+pub use unfounded::{Unfounded, UnfoundedGrpc};
 
 #[cfg(test)]
 mod tests;

@@ -37,11 +37,14 @@ pub struct ServiceConfig {
     pub renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     /// What is left of a lease, if this member leads.
     pub time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
-    /// The table of members as this one knows it.
-    pub members: Arc<dyn Fn() -> Vec<wire::MemberRecord> + Send + Sync>,
+    /// The table of members as this one knows it, and what is known of a member that starts without data, if one asks.
+    pub members: Members,
     /// The directory that received snapshots are written to: the member's.
     pub snapshot_dir: PathBuf,
 }
+
+/// Answers a question about the members.
+pub type Members = Arc<dyn Fn(Option<MemberId>) -> BoxFuture<wire::MembersResponse> + Send + Sync>;
 
 /// The gRPC service that peers call.
 pub type PeerGrpc = PeerServer<PeerService>;
@@ -64,7 +67,7 @@ pub struct PeerService {
     shared: Arc<Shared>,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
-    members: Arc<dyn Fn() -> Vec<wire::MemberRecord> + Send + Sync>,
+    members: Members,
     snapshot_dir: PathBuf,
     /// One snapshot at a time.
     receiving: Arc<Semaphore>,
@@ -130,8 +133,10 @@ impl wire::peer_server::Peer for PeerService {
     }
 
     async fn members(&self, request: Request<wire::MembersRequest>) -> Result<Response<wire::MembersResponse>, Status> {
-        self.check_cluster(request.into_inner().cluster_id)?;
-        Ok(Response::new(wire::MembersResponse { members: (self.members)() }))
+        let wire::MembersRequest { cluster_id, asker } = request.into_inner();
+        self.check_cluster(if cluster_id == 0 { self.shared.cluster.0 } else { cluster_id })?;
+        let asker = Some(MemberId(asker)).filter(|asker| asker.0 != 0);
+        Ok(Response::new((self.members)(asker).await))
     }
 }
 

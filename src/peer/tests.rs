@@ -92,12 +92,11 @@ impl Member {
                             }
                         })
                     }),
-                    members: Arc::new(move || {
-                        vec![wire::MemberRecord {
-                            id: id.0,
-                            client_urls: vec!["http://c".into()],
-                            ..Default::default()
-                        }]
+                    members: Arc::new(move |asker| {
+                        let table = vec![wire::MemberRecord { id: id.0, ..Default::default() }];
+                        let standing = asker.map_or(wire::Standing::Unsure, |_| wire::Standing::HasRun) as i32;
+                        let answer = wire::MembersResponse { members: table, cluster_id: CLUSTER.0, standing };
+                        Box::pin(async { answer })
                     }),
                     snapshot_dir: parts.dir,
                 };
@@ -431,10 +430,16 @@ fn a_member_that_is_yet_to_be_founded_hears_whom_the_others_know() {
     let b = Member::start(B, "127.0.0.1:0", Parts::default());
     as_stranger(async {
         let gone = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
-        let urls = vec![format!("http://{gone}"), b.url(), "nonsense".to_owned()];
-        let tables = members_known(CLUSTER, urls).await;
-        assert_eq!(tables.iter().flatten().map(|member| member.id).collect::<Vec<_>>(), [B.0]);
-        assert!(members_known(ClusterId(78), vec![b.url()]).await.is_empty(), "of another cluster");
+        let urls = [format!("http://{gone}"), b.url(), "nonsense".to_owned()];
+        let ask = |cluster: u64, asker: MemberId| {
+            ask_members(&urls, wire::MembersRequest { cluster_id: cluster, asker: asker.0 })
+        };
+        let answer = ask(CLUSTER.0, A).await.expect("one of the URLs is right");
+        assert_eq!((answer.cluster_id, answer.standing()), (CLUSTER.0, wire::Standing::HasRun));
+        let answer = ask(0, MemberId(0)).await.expect("the cluster need not be known");
+        assert_eq!((answer.members[0].id, answer.standing()), (B.0, wire::Standing::Unsure));
+        assert_eq!(ask(78, A).await, None, "of another cluster");
+        assert_eq!(ask_members(&urls[..1], wire::MembersRequest::default()).await, None);
     });
 }
 

@@ -3,15 +3,17 @@
 //! The backend is the state at some applied index; the log has everything after that. A founding member writes the backend's
 //! first rows, then the log's base; found half done, founding starts over, for nothing can have been acknowledged.
 //!
-//! A member that lost its directory must not found itself again: it would vote as if it had never voted, and answer for entries
-//! that it no longer has. So the other founders are asked first; those who know it as one that has run have a say.
+//! A member without data starts only as what the others admit it to ([`Admission`]): one that lost its directory would vote as if
+//! it had never voted, and answer for entries that it no longer has. [`super::founding`] asks them. One that joins a running
+//! cluster begins with nothing but the members' addresses, the state at index 0, and a blank configuration: the leader
+//! sends it a snapshot, for no log starts before the founding.
 //!
 //! A received snapshot is adopted in three steps, each durable before the next: the file is complete, the log says that it starts
 //! after the snapshot, the file takes the backend's name. The log's word decides: a file that the log does not mention is
 //! thrown away, one that it does mention is adopted now if the crash came before.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,11 +22,10 @@ use slog::{Logger, info};
 
 use super::disk_threads::adopt;
 use super::raft_loop::from_log;
-use crate::cluster::InitialCluster;
 use crate::cluster::initial::Error as InitialClusterError;
-use crate::config::{ClusterState, Config};
-use crate::pb::everwatchpb;
-use crate::peer;
+use crate::cluster::{InitialCluster, membership};
+use crate::config::Config;
+use crate::pb::everwatchpb::{self, MemberRecord};
 use crate::raft::{self, ConfState, LogStart, Node, NodeConfig, SnapshotPoint};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
@@ -118,35 +119,84 @@ impl Identity {
 }
 
 /// Where a new cluster's log starts: as if an entry at index 1 had established the founding members.
-const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
+pub(super) const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 
-/// Opens or founds the member that `config` describes. `boot` is drawn by the caller, new at every start.
-pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member, Error> {
+/// What a member may start as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// What its data says.
+    Resident,
+    /// One of those who found the cluster, if it has no data.
+    Founder,
+    /// The member of a running cluster that was added for it, if it has no data.
+    Joiner {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Its id there.
+        member: MemberId,
+        /// All members, so that it can talk to them before it knows anything.
+        table: Vec<MemberRecord>,
+    },
+}
+
+/// Whether the directory says what this member is.
+pub(crate) fn has_data(config: &Config) -> Result<bool, Error> {
+    if has_log(&wal_dir(config)) {
+        return Ok(true);
+    }
+    Ok(DataDir::is_founded(&config.data_dir) && holds_data(&DataDir::open(&config.data_dir)?, config)?)
+}
+
+/// Data that was begun and not finished is none: nothing had come of it. Data that lost one of its halves later is, for [`open`] to
+/// refuse it.
+fn holds_data(data_dir: &DataDir, config: &Config) -> Result<bool, Error> {
+    if has_log(&wal_dir(config)) {
+        return Ok(true);
+    }
+    if !DataDir::is_founded(&config.data_dir) {
+        return Ok(false);
+    }
+    let applied = applied_index(&*DiskBackend::open(data_dir.state())?.reader()?)?;
+    Ok(applied.is_some_and(|applied| applied > FOUNDING.index))
+}
+
+/// Opens the member that `config` describes, or begins it as what it was admitted to. `boot` is drawn by the caller, new at every
+/// start.
+pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &Logger) -> Result<Member, Error> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let dir = data_dir.member().to_owned();
-    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| data_dir.wal());
+    let wal_dir = wal_dir(config);
     snapshot::discard_unfinished(&dir)?;
 
+    let begin = !holds_data(&data_dir, config)?;
+    if begin && *admission != Admission::Resident && DataDir::is_founded(&config.data_dir) {
+        let path = data_dir.state();
+        RealDisk.remove(&path).map_err(|source| storage::Error::Io { doing: "removing", path, source })?;
+    }
     let mut backend = DiskBackend::open(data_dir.state())?;
-    let found = Identity::read(&*backend.reader()?)?;
-    let identity = match found {
+    let identity = match Identity::read(&*backend.reader()?)? {
+        _ if begin => begin_backend(config, admission, &backend)?,
         Some(identity) => identity,
-        None => found_backend(config, &backend, has_log(&wal_dir))?,
+        // The backend is begun before the log is.
+        None => return Err(Error::Refused("there is a raft log but the state that belongs to it is gone".into())),
     };
     let mut options = WalOptions::new(identity.cluster, identity.member);
     options.segment_bytes = config.wal_segment_bytes.unwrap_or(options.segment_bytes);
     let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
-    let applied = applied_index(&*backend.reader()?)?;
+    let applied = applied_index(&*backend.reader()?)?.unwrap_or(Index(0));
     if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {
-        if applied != FOUNDING.index {
+        if applied > FOUNDING.index {
             return Err(Error::Refused(format!(
                 "the raft log is empty but the state is at index {applied}: acknowledged entries are lost"
             )));
         }
-        let hard_state = HardState { term: FOUNDING.term, vote: MemberId(0), commit: FOUNDING.index };
-        wal.append(&Append { reset: Some(FOUNDING), entries: &[], hard_state: Some(&hard_state) })?;
+        // A founder's log starts after the founding, that of a member that joins at the beginning.
+        let reset = (applied == FOUNDING.index).then_some(FOUNDING);
+        log.base = reset.unwrap_or_default();
+        let hard_state = HardState { term: log.base.term, vote: MemberId(0), commit: log.base.index };
+        wal.append(&Append { reset, entries: &[], hard_state: Some(&hard_state) })?;
         wal.sync()?;
-        (log.base, log.hard_state) = (FOUNDING, Some(hard_state));
+        log.hard_state = Some(hard_state);
     }
 
     for (index, path) in snapshot::pending(&dir)? {
@@ -179,48 +229,35 @@ pub(crate) fn open(config: &Config, boot: u64, logger: &Logger) -> Result<Member
     })
 }
 
-/// Whether `config` describes a member that has yet to be founded although its peers know it as one that has run. Peers that do
-/// not answer soon are not waited for: a cluster is founded by members that start in any order.
-pub(crate) async fn refuse_to_found_twice(config: &Config) -> Result<(), Error> {
-    if DataDir::is_founded(&config.data_dir) || config.initial_cluster_state == ClusterState::Existing {
-        return Ok(());
-    }
-    let founders = InitialCluster::parse(&config.initial_cluster)?;
-    let token = &config.initial_cluster_token;
-    let Some(own) = founders.member_id(&config.name, token) else { return Ok(()) };
-    let others = founders.members().filter(|(name, _)| *name != config.name);
-    let urls = others.flat_map(|(_, urls)| urls.to_vec()).collect();
-    let tables = peer::members_known(founders.cluster_id(token), urls).await;
-    // A member tells its client URLs when it runs for the first time.
-    if tables.iter().flatten().any(|member| member.id == own.0 && !member.client_urls.is_empty()) {
-        return Err(Error::Refused(format!("member {own} has already been bootstrapped")));
-    }
-    Ok(())
-}
-
-fn found_backend(config: &Config, backend: &DiskBackend, log_exists: bool) -> Result<Identity, Error> {
-    if config.initial_cluster_state == ClusterState::Existing {
-        return Err(Error::Refused(
-            "joining an existing cluster (initial-cluster-state=existing) is not there yet".into(),
-        ));
-    }
-    let founders = InitialCluster::parse(&config.initial_cluster)?;
-    let own_urls: Vec<String> = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
-    founders.check(&config.name, &own_urls)?;
-    let token = &config.initial_cluster_token;
-    let member = founders.member_id(&config.name, token).expect("the check found this member in the list");
-    let identity = Identity { cluster: founders.cluster_id(token), member };
-    // The backend is founded before the log is begun.
-    if log_exists {
-        return Err(Error::Refused("there is a raft log but the state that belongs to it is gone".into()));
-    }
-    let records = founders.records(token);
-    let conf_state =
-        everwatchpb::ConfState { voters: records.iter().map(|record| record.id).collect(), ..Default::default() };
-    let mut rows = StateMachine::founding_rows(&records, &conf_state);
+/// The first rows of a member: who it is, and what it can know of its cluster.
+fn begin_backend(config: &Config, admission: &Admission, backend: &DiskBackend) -> Result<Identity, Error> {
+    let (identity, mut rows) = match admission {
+        Admission::Resident => return Err(Error::Refused("there is no data here".into())),
+        Admission::Founder => {
+            let founders = InitialCluster::parse(&config.initial_cluster)?;
+            let own_urls: Vec<String> = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
+            founders.check(&config.name, &own_urls)?;
+            let token = &config.initial_cluster_token;
+            let member = founders.member_id(&config.name, token).expect("the check found this member in the list");
+            let records = founders.records(token);
+            let voters = records.iter().map(|record| record.id).collect();
+            let conf_state = everwatchpb::ConfState { voters, ..Default::default() };
+            let identity = Identity { cluster: founders.cluster_id(token), member };
+            (identity, StateMachine::founding_rows(&records, &conf_state))
+        }
+        Admission::Joiner { cluster, member, table } => {
+            let mut rows = Batch::default();
+            table.iter().for_each(|record| membership::put_row(&mut rows, record));
+            (Identity { cluster: *cluster, member: *member }, rows)
+        }
+    };
     rows.append(identity.rows());
     backend.commit(&rows)?;
     Ok(identity)
+}
+
+fn wal_dir(config: &Config) -> PathBuf {
+    config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"))
 }
 
 /// Whether somebody's log is in this directory. An empty one, or one with what a file system puts into it, may wait for a log.
@@ -276,18 +313,19 @@ fn conf_state(stored: &everwatchpb::ConfState) -> ConfState {
     }
 }
 
-fn applied_index(reader: &dyn Reader) -> storage::Result<Index> {
-    let row = reader.get(Bucket::Meta, schema::APPLIED_INDEX)?;
-    row.as_deref()
-        .and_then(schema::read_u64)
-        .map(Index)
-        .ok_or_else(|| storage::Error::Engine("the row of the applied index is missing".into()))
+/// How far the rows are; none in those of a member that has not heard of its cluster yet.
+fn applied_index(reader: &dyn Reader) -> storage::Result<Option<Index>> {
+    let Some(row) = reader.get(Bucket::Meta, schema::APPLIED_INDEX)? else { return Ok(None) };
+    let index = schema::read_u64(&row).map(Index);
+    index.map(Some).ok_or_else(|| storage::Error::Engine("the row of the applied index cannot be read".into()))
 }
 
 /// The place in the log that the rows of `reader` are the state at.
 pub(crate) fn snapshot_meta(reader: &dyn Reader) -> storage::Result<everwatchpb::SnapshotMeta> {
     let damaged = |what: &str| storage::Error::Engine(format!("the row of the {what} cannot be read"));
-    let index = applied_index(reader)?.0;
+    let Some(Index(index)) = applied_index(reader)? else {
+        return Ok(everwatchpb::SnapshotMeta { conf_state: Some(Default::default()), ..Default::default() });
+    };
     let term = reader.get(Bucket::Meta, schema::APPLIED_TERM)?.as_deref().and_then(schema::read_u64);
     let conf_state = reader.get(Bucket::Meta, schema::CONF_STATE)?.unwrap_or_default();
     Ok(everwatchpb::SnapshotMeta {
@@ -313,11 +351,18 @@ mod tests {
     use crate::config::flags::{Request, Values};
     use crate::storage::snapshot::SnapshotWriter;
 
-    fn start(dir: &std::path::Path) -> Result<Member, Error> {
+    fn config(dir: &std::path::Path) -> Config {
         let line = ["--data-dir".to_owned(), dir.display().to_string()];
         let Ok(Request::Run(values)) = Values::read(line, []) else { panic!("a data directory is all it is told") };
-        let config = Config::new(&values).expect("the rest has defaults");
-        open(&config, 1, &Logger::root(slog::Discard, slog::o!()))
+        Config::new(&values).expect("the rest has defaults")
+    }
+
+    fn start_as(dir: &std::path::Path, admission: &Admission) -> Result<Member, Error> {
+        open(&config(dir), admission, 1, &Logger::root(slog::Discard, slog::o!()))
+    }
+
+    fn start(dir: &std::path::Path) -> Result<Member, Error> {
+        start_as(dir, &Admission::Founder)
     }
 
     /// The member receives a snapshot of what it has, said to be the state at `index`.
@@ -361,8 +406,43 @@ mod tests {
             );
             assert!(snapshot::pending(member.data_dir.member()).unwrap().is_empty());
         }
+        assert!(has_data(&config(dir.path())).unwrap());
         // Now without the state that the log starts after.
         std::fs::remove_file(dir.path().join("member/state.redb")).unwrap();
         assert!(matches!(start(dir.path()), Err(Error::Refused(_))));
+    }
+
+    #[test]
+    fn what_was_begun_and_not_finished_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let member = start(dir.path()).unwrap();
+        assert!(!has_data(&config(&dir.path().join("elsewhere"))).unwrap());
+        let (founder, log) = (member.id, member.data_dir.wal());
+        drop(member);
+        assert!(has_data(&config(dir.path())).unwrap());
+        // As if the crash had come before the log was begun. Who comes back may have been told otherwise meanwhile.
+        std::fs::remove_dir_all(log).unwrap();
+        assert!(!has_data(&config(dir.path())).unwrap());
+        assert!(matches!(start_as(dir.path(), &Admission::Resident), Err(Error::Refused(_))));
+        assert_eq!(start(dir.path()).unwrap().id, founder);
+    }
+
+    #[test]
+    fn a_member_that_joins_begins_with_nothing_but_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = |id: u64| MemberRecord { id, peer_urls: vec![format!("http://h:{id}")], ..Default::default() };
+        let table = vec![record(4), record(5)];
+        let joiner = Admission::Joiner { cluster: ClusterId(9), member: MemberId(5), table };
+        for admission in [joiner, Admission::Resident] {
+            let member = start_as(dir.path(), &admission).unwrap();
+            assert_eq!((member.cluster, member.id), (ClusterId(9), MemberId(5)));
+            assert_eq!((member.state.applied(), member.node.last_index(), member.committed), Default::default());
+            assert!(member.node.voters().is_empty());
+            assert_eq!(member.state.members.get(MemberId(4)).unwrap().peer_urls, ["http://h:4"]);
+            drop(member);
+            assert!(has_data(&config(dir.path())).unwrap());
+        }
+        std::fs::remove_dir_all(dir.path().join("member/wal")).unwrap();
+        assert_eq!(start(dir.path()).unwrap().state.applied(), FOUNDING.index, "admitted as something else");
     }
 }

@@ -200,6 +200,7 @@ impl Outside for Plumbing {
         progress.term.store(role.term.0, Relaxed);
         progress.learner.store(learner, Relaxed);
         progress.leader.store(role.leader.map_or(0, |leader| leader.0), Relaxed);
+        progress.knew_leader.fetch_or(role.leader.is_some(), Relaxed);
         let metrics = &self.shared.metrics;
         metrics.has_leader.set_flag(role.leader.is_some());
         metrics.is_leader.set_flag(role.leads);

@@ -79,6 +79,8 @@ pub(crate) struct Progress {
     pub(crate) applied: AtomicU64,
     pub(crate) pending: AtomicU64,
     pub(crate) learner: AtomicBool,
+    /// A leader was known at some time in this process.
+    pub(crate) knew_leader: AtomicBool,
 }
 
 /// What the core and all handles share.
@@ -417,6 +419,11 @@ impl Handle {
     /// The leader this member knows.
     pub fn leader(&self) -> Option<MemberId> {
         Some(MemberId(self.shared.progress.leader.load(Ordering::Relaxed))).filter(|leader| leader.0 != 0)
+    }
+
+    /// Whether it ever knew one since it started.
+    pub(crate) fn knew_leader(&self) -> bool {
+        self.shared.progress.knew_leader.load(Ordering::Relaxed)
     }
 
     /// This member.

@@ -9,6 +9,7 @@
 //! | log thread      | `disk_threads` | a thread                    | the core drops its queue                     |
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
+//! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
 //! many threads with a runtime each, and the main runtime keeps the core and the peers.
@@ -48,6 +49,7 @@ pub mod core;
 mod core_loop;
 mod disk_threads;
 pub mod error;
+mod founding;
 pub mod gathering;
 pub mod handle;
 mod inbox;
@@ -60,15 +62,20 @@ mod reads;
 mod waiters;
 pub mod watch_loop;
 
-pub(crate) use bootstrap::refuse_to_found_twice;
-pub use bootstrap::snapshot_point;
+pub use bootstrap::{Admission, snapshot_point};
+pub(crate) use founding::Asking;
 
-/// Starts a member on the current runtime: from now on it follows its peers and answers its [`Handle`]. An error says why it
-/// could not start.
-pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dyn std::error::Error>> {
+/// Starts a member on the current runtime, as what it was admitted to: from now on it follows its peers and answers its
+/// [`Handle`]. An error says why it could not start.
+pub fn start(
+    config: &Config,
+    admission: &Admission,
+    logger: &Logger,
+) -> Result<(Handle, Tasks), Box<dyn std::error::Error>> {
     let boot = getrandom::u64()?;
     let fail = failure(logger);
-    let member = bootstrap::open(config, boot, logger)?;
+    let member = bootstrap::open(config, admission, boot, logger)?;
+    let fresh = founding::is_fresh(&member.node);
     let metrics = Arc::new(Metrics::new(config.metrics_extensive));
     metrics.set_member(member.id);
     metrics.quota_bytes.set(config.quota_bytes.map_or(0, |bytes| bytes as i64));
@@ -179,7 +186,7 @@ pub fn start(config: &Config, logger: &Logger) -> Result<(Handle, Tasks), Box<dy
 
     let tasks = Tasks {
         handle: handle.clone(),
-        peer_grpc: peer_service(&transport, answers(&handle, &member.data_dir)),
+        peer_grpc: peer_service(&transport, answers(&handle, &member.data_dir, fresh)),
         ready: is_ready,
         removed: was_removed,
         committed: member.committed,
@@ -205,7 +212,8 @@ pub struct Opened {
 /// Opens a data directory as [`start`] does, and starts nothing: for tests of which directories a start accepts.
 #[doc(hidden)]
 pub fn open(config: &Config, logger: &Logger) -> Result<Opened, Box<dyn std::error::Error>> {
-    let bootstrap::Member { node, state, wal, backend, data_dir, .. } = bootstrap::open(config, 1, logger)?;
+    let bootstrap::Member { node, state, wal, backend, data_dir, .. } =
+        bootstrap::open(config, &Admission::Resident, 1, logger)?;
     Ok(Opened { node, state, wal, backend, data_dir })
 }
 
@@ -317,8 +325,8 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
     })
 }
 
-/// What this member answers its peers' members.
-fn answers(handle: &Handle, data_dir: &DataDir) -> ServiceConfig {
+/// What this member answers its peers' members. `fresh`: it had nothing beyond the founding at its start.
+fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
     let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
@@ -329,9 +337,7 @@ fn answers(handle: &Handle, data_dir: &DataDir) -> ServiceConfig {
             let handle = asking.clone();
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
         }),
-        members: Arc::new(move || {
-            listing.view(|state| state.members.iter().map(|(id, member)| member.record(id)).collect())
-        }),
+        members: Arc::new(move |asker| Box::pin(founding::answer(listing.clone(), fresh, asker))),
         snapshot_dir: data_dir.member().to_owned(),
     }
 }
