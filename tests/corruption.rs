@@ -17,6 +17,8 @@
 //!
 //! The same is asked of the real program, a few times, for its exit code and its last words.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a region is a list of ranges, most often of one")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
