@@ -115,7 +115,7 @@ impl Cluster {
             }
             if snapshot {
                 // Sent or not, its sender has to be told.
-                let ok = self.network.len() % 2 == 0;
+                let ok = self.network.len().is_multiple_of(2);
                 let _ = self.members[at].node.handle(Input::SnapshotStatus { to: MemberId(to), ok });
             }
         }

@@ -165,8 +165,9 @@ impl World {
                 // Several keys at one revision, each of them once.
                 let first = feed.below(KEYS.len());
                 let mut success = Vec::new();
-                for at in first..(first + 1 + feed.below(4)).min(KEYS.len()) {
-                    let key = Bytes::from(KEYS[at]);
+                let count = 1 + feed.below(4);
+                for key in KEYS.iter().skip(first).take(count) {
+                    let key = Bytes::from(*key);
                     let request = if feed.one_in(3) {
                         Request::RequestDeleteRange(self.delete(next, key, Bytes::new()))
                     } else {
