@@ -47,14 +47,17 @@ field() { # name, number
 
 # Lets the simulator look, and says how it ended.
 hunt() { # number
-    local number=$1 log=$work/log$1 began=$SECONDS seed=0 name worlds scenario=swarm shows what left other=""
+    local number=$1 log=$work/log$1 began=$SECONDS seed=0 name worlds scenario=swarm shows what left every other=""
     name=$(cd tests/mutants && ls "$number"-*.txt 2>/dev/null | sed 's/\.txt$//' || true)
     worlds=$(field worlds "$number")
     shows=$(field shows "$number")
     [ -z "$worlds" ] || scenario=$worlds
+    # Without a live bug, all scenarios that are after one.
+    [ "$number" != 00 ] || mapfile -t every < <(sed -n 's/^worlds: //p' tests/mutants/*.txt | sort -u)
     while left=$((began + budget - SECONDS)) && [ "$left" -gt 0 ]; do
-        [ "$scenario" = swarm ] || [ "$left" -gt $((budget / 3)) ] || { scenario=swarm seed=0; }
+        [ "$scenario" = swarm ] || [ "$number" = 00 ] || [ "$left" -gt $((budget / 3)) ] || { scenario=swarm seed=0; }
         seed=$((seed + 1))
+        [ "$number" != 00 ] || scenario=${every[(seed - 1) % ${#every[@]}]}
         MUTANT=$number SEED=$seed SCENARIO=$scenario timeout -k 5 "$left" "$work/sim" --exact scenario >"$log" 2>&1 && continue
         what=$(sed -nE "s/^scenario \"[^\"]*\" seed [0-9]+: //p" "$log" | head -1 | cut -c1-150)
         if [ -n "$what" ] && grep -qE -e "$shows" <<<"$what"; then
