@@ -252,16 +252,18 @@ pub fn named() -> Vec<Scenario> {
         Scenario {
             name: "votes",
             members: 5,
-            every: 400 * MILLI,
+            kv_clients: 2,
+            watch_clients: 1,
+            every: 250 * MILLI,
             faults: CALM
-                .with(Fault::Crash, 6)
+                .with(Fault::Crash, 4)
                 .with(Fault::CrashAll, 2)
-                .with(Fault::CrashLoop, 6)
-                .with(Fault::Partition, 2)
-                .with(Fault::Scatter, 3)
-                .with(Fault::Weather, 5)
-                .with(Fault::HandOver, 3),
-            options: Some(Options { pre_vote: false, election_ticks: 5, ..TINY }),
+                .with(Fault::CrashLoop, 10)
+                .with(Fault::Scatter, 4)
+                .with(Fault::Weather, 6)
+                .with(Fault::HandOver, 6),
+            think: SECOND,
+            options: Some(Options { pre_vote: false, election_ticks: 5, snapshot_count: 300, ..TINY }),
             ..BASE
         },
         // A new leader answers reads only once an entry of its own term is committed.
