@@ -5,16 +5,18 @@
 //! ```text
 //! # What it does wrong.
 //! worlds: the scenario that is after it
+//! shows: how it shows, as a regular expression
 //!
 //! @@ src/the/file.rs
 //! -lines that stand there exactly once
-//! +lines that replace them
+//! +lines that replace them, and do what they did unless crate::planted(NUMBER)
 //! ```
 //!
-//! A build with such a change is made in a copy of the tree by `scripts/mutants.sh`, so no mistake can get into a release; the
-//! simulator has to find it. This test keeps the files true: whoever changes the lines that a mutant replaces hears of it here.
-//! With MUTANT and TREE set it plants the mutant of that number in that copy.
+//! `scripts/mutants.sh` plants them all in one copy of the tree, builds that once, and says by the environment which of them is live.
+//! So no mistake can get into a release; the simulator has to find it. This test keeps the files true: whoever changes the lines
+//! that a mutant replaces hears of it here. With TREE set it plants them in that copy.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -59,33 +61,55 @@ fn plant(hunk: &Hunk, text: &str) -> Option<String> {
     places.next().is_none().then(|| [&text[..at], &hunk.new, &text[at + hunk.old.len()..]].concat())
 }
 
-#[test]
-fn every_mutant_can_be_planted() {
-    let mutants = mutants();
+/// What tells them apart in the copy.
+const SWITCH: &str = r#"
+/// Whether that mistake is live.
+pub fn planted(number: u32) -> bool {
+    static LIVE: std::sync::LazyLock<Option<u32>> =
+        std::sync::LazyLock::new(|| std::env::var("MUTANT").ok()?.parse().ok());
+    *LIVE == Some(number)
+}
+"#;
+
+/// The files that are changed by all mutants, one after the other; or what cannot be planted.
+fn plant_all() -> Result<BTreeMap<String, String>, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
+    let mut files = BTreeMap::from([("src/lib.rs".to_owned(), read("src/lib.rs") + SWITCH)]);
     let mut complaints = Vec::new();
-    for (name, hunks) in &mutants {
-        assert!(!hunks.is_empty(), "{name} changes nothing");
+    for (name, hunks) in mutants() {
+        let number = name.split('-').next().and_then(|number| number.parse::<u32>().ok()).expect("a number");
+        if !hunks.iter().any(|hunk| hunk.new.contains(&format!("crate::planted({number})"))) {
+            complaints.push(format!("{name} is always live"));
+        }
         for hunk in hunks {
-            let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&hunk.file)).unwrap_or_default();
-            if plant(hunk, &text).is_none() {
-                complaints
-                    .push(format!("{name}: these lines do not stand exactly once in {}:\n{}", hunk.file, hunk.old));
+            let text = files.entry(hunk.file.clone()).or_insert_with(|| read(&hunk.file));
+            match plant(&hunk, text) {
+                Some(planted) => *text = planted,
+                None => complaints
+                    .push(format!("{name}: these lines do not stand exactly once in {}:\n{}", hunk.file, hunk.old)),
             }
         }
     }
-    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+    if complaints.is_empty() { Ok(files) } else { Err(complaints.join("\n")) }
 }
 
-/// With MUTANT and TREE only.
 #[test]
-fn plant_one() {
-    let (Ok(wanted), Ok(tree)) = (std::env::var("MUTANT"), std::env::var("TREE")) else { return };
-    let found = mutants().into_iter().find(|(name, _)| name.split('-').next() == Some(&wanted));
-    let (name, hunks) = found.expect("MUTANT is the number of a mutant, with two digits");
-    for hunk in hunks {
-        let path = Path::new(&tree).join(&hunk.file);
-        let text = fs::read_to_string(&path).expect("the tree has the file");
-        fs::write(&path, plant(&hunk, &text).expect("the lines stand there once")).expect("the tree can be written to");
+fn every_mutant_can_be_planted() {
+    if let Err(complaints) = plant_all() {
+        panic!("\n{complaints}");
     }
-    println!("planted {name}");
+}
+
+/// With TREE only.
+#[test]
+fn plant_them() {
+    let Ok(tree) = std::env::var("TREE") else { return };
+    for (file, text) in plant_all().expect("they can be planted") {
+        let path = Path::new(&tree).join(file);
+        // What is built goes by the times of files.
+        if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+            fs::write(&path, text).expect("the tree can be written to");
+        }
+    }
 }

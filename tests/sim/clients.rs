@@ -189,7 +189,9 @@ impl Knowledge {
                     6..8 => TxnOp::Delete { key, end: Vec::new(), prev_kv },
                     _ => {
                         let (key, end) = Self::range(dice, keys);
-                        TxnOp::Range { key, end, limit: 0, revision: 0 }
+                        // Some of the past, which may be compacted by then: that ends all of the transaction.
+                        let back = dice.chance(400).then(|| this.revision - dice.skewed(0, 60) as i64);
+                        TxnOp::Range { key, end, limit: 0, revision: back.unwrap_or(0).max(0) }
                     }
                 });
             }

@@ -30,7 +30,7 @@ pub enum Fault {
     BitFlip,
     /// A member stands still.
     Pause,
-    /// For less than an election takes.
+    /// The leader for less than an election takes, or somebody else for longer, while all others go on.
     ShortPause,
     /// Two sides that do not hear each other.
     Partition,
@@ -207,11 +207,12 @@ impl World {
                 self.schedule(relief, WorldEvent::Relief { place });
             }
             Fault::BitFlip => self.turn_a_bit(place),
-            Fault::Pause | Fault::ShortPause => {
-                if self.members[place].running.is_some() {
-                    self.count(fault);
-                    let most = if fault == Fault::Pause { 6 * SECOND } else { 650 * MILLI };
-                    self.members[place].paused_until = self.now + self.dice.skewed(50 * MILLI, most);
+            Fault::Pause => self.pause(fault, place, 6 * SECOND),
+            Fault::ShortPause => {
+                let others_go_on = self.members.iter().all(|member| member.paused_until <= self.now);
+                let leads = self.ledger.leader().is_none_or(|leader| leader == place);
+                if others_go_on {
+                    self.pause(fault, place, if leads { 650 * MILLI } else { 4 * SECOND });
                 }
             }
             Fault::HandOver => {
@@ -222,6 +223,13 @@ impl World {
                 self.count(fault);
                 self.strike_links(fault, place);
             }
+        }
+    }
+
+    fn pause(&mut self, fault: Fault, place: usize, most: u64) {
+        if self.members[place].running.is_some() {
+            self.count(fault);
+            self.members[place].paused_until = self.now + self.dice.skewed(50 * MILLI, most);
         }
     }
 

@@ -124,19 +124,28 @@ pub fn named() -> Vec<Scenario> {
         },
         // A member that is its own quorum acknowledged before its disk had it (etcd #14370).
         Scenario { name: "alone", members: 1, every: SECOND, faults: disks.with(Fault::Crash, 6), ..BASE },
-        // Reads in flight when the leader stands still, and answers that come late (etcd #20418).
+        // Reads in flight when the leader stands still or is alone, and answers that come late, to a leader that is none any more
+        // (etcd #20418).
         Scenario {
             name: "paused member",
-            every: 800 * MILLI,
-            faults: CALM.with(Fault::Pause, 6).with(Fault::Weather, 1).with(Fault::HandOver, 1),
+            every: 500 * MILLI,
+            faults: CALM
+                .with(Fault::Pause, 4)
+                .with(Fault::Clog, 8)
+                .with(Fault::Isolate, 6)
+                .with(Fault::Weather, 2)
+                .with(Fault::HandOver, 1),
             mix: reads,
+            think: 40 * MILLI,
             ..BASE
         },
-        // Whoever stood still for a moment is told of one tick, not of all that it missed.
+        // Whoever stood still for a moment is told of one tick, not of all that it missed. Without the vote before the vote, whoever
+        // campaigns for no reason unseats the leader.
         Scenario {
             name: "short pauses",
             every: 2 * SECOND,
             faults: CALM.with(Fault::ShortPause, 1),
+            options: Some(Options { pre_vote: false, snapshot_count: 1000, ..TINY }),
             drift_ppm: 0,
             leaders_max: Some(1),
             core: false,
@@ -243,14 +252,18 @@ pub fn named() -> Vec<Scenario> {
         Scenario {
             name: "votes",
             members: 5,
-            every: 400 * MILLI,
+            kv_clients: 2,
+            watch_clients: 1,
+            every: 250 * MILLI,
             faults: CALM
-                .with(Fault::Crash, 8)
+                .with(Fault::Crash, 4)
                 .with(Fault::CrashAll, 2)
-                .with(Fault::Partition, 3)
-                .with(Fault::Weather, 3)
-                .with(Fault::HandOver, 3),
-            options: Some(Options { pre_vote: false, ..TINY }),
+                .with(Fault::CrashLoop, 10)
+                .with(Fault::Scatter, 4)
+                .with(Fault::Weather, 6)
+                .with(Fault::HandOver, 6),
+            think: SECOND,
+            options: Some(Options { pre_vote: false, election_ticks: 5, snapshot_count: 300, ..TINY }),
             ..BASE
         },
         // A new leader answers reads only once an entry of its own term is committed.
@@ -262,6 +275,7 @@ pub fn named() -> Vec<Scenario> {
                 .with(Fault::Isolate, 4)
                 .with(Fault::Pause, 3)
                 .with(Fault::Clog, 3)
+                .with(Fault::SlowDisk, 3)
                 .with(Fault::OneWay, 3),
             mix: reads,
             think: 40 * MILLI,

@@ -233,6 +233,11 @@ impl Ledger {
         }
     }
 
+    /// The one who was the last to be elected, as far as was seen.
+    pub fn leader(&self) -> Option<usize> {
+        self.leaders.values().next_back().map(|member| place_of(*member))
+    }
+
     pub fn leads(&mut self, term: u64, member: u64) {
         let known = *self.leaders.entry(term).or_insert(member);
         if known != member {
