@@ -48,14 +48,14 @@ impl World {
         let end = self.now + 12 * SECOND;
         self.run_until(end)?;
         self.asking = false;
-        let sound: Vec<usize> = (0..self.members.len()).filter(|place| !self.refused[*place]).collect();
-        self.probe(&sound, self.now)?;
-        let leaders = self.ledger.leaders.len();
+        self.probe(self.now)?;
+        let (leaders, quiet) = (self.ledger.leaders.len(), self.now);
         // Leases run out meanwhile, and the last calls end.
         let end = self.now + 12 * SECOND;
         self.run_until(end)?;
         self.converge()?;
-        if self.ledger.leaders.len() > leaders {
+        // A change of members that was on its way may have removed the leader.
+        if self.ledger.leaders.len() > leaders && self.reconfigured_at < quiet {
             return Err("liveness: leaders change though nothing is wrong".into());
         }
         if let Some(max) = self.scenario.leaders_max
@@ -69,18 +69,24 @@ impl World {
 
     /// A quorum alone is mended, and must work.
     fn core_works(&mut self) -> Result<(), String> {
-        let members = self.members.len();
-        let sound = self.dice.order(members).into_iter().filter(|place| !self.refused[*place]);
-        let mut core: Vec<usize> = sound.collect();
-        let quorum = members / 2 + 1;
-        let size =
-            if self.dice.chance(700) { quorum } else { self.dice.between(quorum as u64, core.len() as u64) as usize };
+        let mut core = self.sound_voters();
+        let order = self.dice.order(core.len());
+        core = order.into_iter().map(|at| core[at]).collect();
+        // Whoever has never begun can only do so with the help of others.
+        core.sort_by_key(|place| !self.members[*place].has_data());
+        let quorum = self.configuration.quorum();
+        let begun = core.iter().filter(|place| self.members[**place].has_data()).count();
+        let size = match self.dice.chance(700) {
+            _ if begun < quorum => core.len(),
+            true => quorum,
+            false => self.dice.between(quorum as u64, core.len() as u64) as usize,
+        };
         core.truncate(size);
         core.sort_unstable();
         self.mark("core", [core.iter().fold(0, |bits, place| bits | 1 << place), 0, 0, 0], String::new());
         self.phase = Phase::Core(core.clone());
         self.network.heal_among(&core);
-        for place in 0..members {
+        for place in self.present() {
             if core.contains(&place) {
                 self.mend(place);
             } else {
@@ -95,16 +101,10 @@ impl World {
             self.open_stream(self.scenario.watch_clients + *place as u32, *place);
         }
         let probes = first_watch..self.history.watches.len();
-        let revision = self.probe(&core, began)?;
+        let revision = self.probe(began)?;
         self.report.recovery_ms = self.report.recovery_ms.max((self.now - began) / MILLI);
-        // A member may catch up with a snapshot, past what a watcher still had to be told: then it is told that. Or it dies
-        // of an error that its disk gave before it was mended: then the stream has ended.
-        let overtaken = |watch: &WatchRecord| {
-            matches!(watch.messages.last(), Some((_, WatchMessage::Canceled { .. } | WatchMessage::Ended)))
-        };
-        let told = |watch: &WatchRecord| next_revision(watch) > revision || overtaken(watch);
         let end = self.now + TELLING_MAX;
-        while !self.history.watches[probes.clone()].iter().all(told) {
+        while !probes.clone().all(|watch| self.is_told(watch, revision)) {
             if self.now >= end {
                 let probes = &self.history.watches[probes];
                 let last: Vec<_> = probes.iter().map(|watch| (watch.member, watch.messages.last())).collect();
@@ -119,13 +119,56 @@ impl World {
         self.run_until(self.now + on)
     }
 
+    /// Whether a watch of the probe's has been told of a revision, or there is a reason why not.
+    fn is_told(&self, watch: usize, revision: i64) -> bool {
+        let watch = &self.history.watches[watch];
+        match watch.messages.last() {
+            // Its member caught up with a snapshot, past what the watcher still had to be told: then it is told that.
+            Some((_, WatchMessage::Canceled { compact_revision: 1.. })) => true,
+            // Its member died, of an error that its disk gave before it was mended, or was removed: else that would have
+            // been a violation.
+            Some((_, WatchMessage::Ended)) => {
+                self.members[watch.member as usize].life != self.streams[&watch.stream].life
+            }
+            _ => next_revision(watch) > revision,
+        }
+    }
+
+    /// Those who vote and have lost nothing.
+    fn sound_voters(&self) -> Vec<usize> {
+        self.configuration.voters.iter().copied().filter(|place| self.is_sound(*place)).collect()
+    }
+
+    /// Members were changed while only some work: it is up to a quorum of those who vote now.
+    pub(super) fn extend_core(&mut self, core: Vec<usize>) {
+        let voters = self.sound_voters();
+        let mut extended: Vec<usize> = core.iter().copied().filter(|place| voters.contains(place)).collect();
+        let missing = self.configuration.quorum().saturating_sub(extended.len());
+        extended.extend(voters.iter().filter(|place| !core.contains(place)).take(missing));
+        self.mark("core", [extended.iter().fold(0, |bits, place| bits | 1 << place), 1, 0, 0], String::new());
+        self.phase = Phase::Core(extended.clone());
+        self.network.heal_among(&extended);
+        for place in extended.into_iter().filter(|place| !core.contains(place)) {
+            self.mend(place);
+        }
+    }
+
+    /// Those who must work now.
+    fn working(&self) -> Vec<usize> {
+        match &self.phase {
+            Phase::Core(core) => core.clone(),
+            _ => self.sound_voters(),
+        }
+    }
+
     /// Writes until a write is acknowledged. Returns its revision.
-    fn probe(&mut self, core: &[usize], began: u64) -> Result<i64, String> {
+    fn probe(&mut self, began: u64) -> Result<i64, String> {
         let election = 2 * self.usual.election_ticks as u64 * TICK;
         let mut tries = 0;
         loop {
             let value = format!("probe{}", self.calls_made).into_bytes();
             let request = Request::Put { key: b"k00".to_vec(), value, lease: 0, prev_kv: false };
+            let core = self.working();
             let op = self.issue(PROBE, core[tries % core.len()], request, SECOND);
             tries += 1;
             let end = self.now + SECOND;
@@ -134,7 +177,7 @@ impl World {
                 if let Outcome::Ok { revision, .. } = self.history.ops[op].outcome {
                     return Ok(revision);
                 }
-                if self.now > began + ELECTIONS_MAX * election {
+                if self.now > began.max(self.reconfigured_at) + ELECTIONS_MAX * election {
                     return Err(format!("liveness: {core:?} do not come to work: {}", self.describe()));
                 }
             }
@@ -182,8 +225,13 @@ impl World {
         self.phase = Phase::Healed;
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
-        for place in 0..self.members.len() {
-            self.mend(place);
+        for place in self.present() {
+            if self.configuration.members().contains(&place) {
+                self.mend(place);
+            } else {
+                // It was removed and has not heard of it.
+                self.retire(place);
+            }
         }
         // Nobody keeps his eyes shut for ever.
         let reading = |(token, stream): (&u64, &Stream)| (!stream.ended).then_some((*token, stream.place, stream.life));
@@ -195,15 +243,21 @@ impl World {
     }
 
     fn describe(&self) -> String {
-        let all: Vec<String> = self.members.iter().map(Member::describe).collect();
+        let present = self.members.iter().filter(|member| !member.gone);
+        let all: Vec<String> = present.map(Member::describe).collect();
         all.join("; ")
     }
 
     /// Of all that can run.
     fn standing(&self) -> Result<Vec<(u64, i64, Content)>, String> {
         let down = |member: &Member| format!("liveness: {}", member.describe());
-        let sound = self.members.iter().filter(|member| !self.refused[member.place]);
+        let sound = self.sound_members().into_iter().map(|place| &self.members[place]);
         sound.map(|member| member.standing().ok_or_else(|| down(member))).collect()
+    }
+
+    /// Those who belong and have lost nothing.
+    fn sound_members(&self) -> Vec<usize> {
+        self.configuration.members().into_iter().filter(|place| self.is_sound(*place)).collect()
     }
 
     /// Members have the same content, and watchers have been told all of it.
@@ -250,7 +304,7 @@ impl World {
         let everything =
             |serializable| Request::Range { key: vec![0], end: vec![0], limit: 0, revision: 0, serializable };
         let mut ops = Vec::new();
-        for place in (0..self.members.len()).filter(|place| !self.refused[*place]).collect::<Vec<_>>() {
+        for place in self.sound_members() {
             for serializable in [false, true] {
                 ops.push(self.issue(PROBE, place, everything(serializable), 2 * SECOND));
             }
