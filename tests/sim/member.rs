@@ -546,7 +546,8 @@ impl Member {
         self.durable_base > FOUNDING.index.0 || !self.durable.is_empty()
     }
 
-    fn applied(&self) -> Option<u64> {
+    /// How far the rows on its disk are.
+    pub fn applied(&self) -> Option<u64> {
         let row = self.image.reader().and_then(|reader| reader.get(Bucket::Meta, schema::APPLIED_INDEX));
         row.expect("memory can be read").as_deref().and_then(schema::read_u64)
     }

@@ -82,6 +82,7 @@ impl World {
             false => self.dice.between(quorum as u64, core.len() as u64) as usize,
         };
         core.truncate(size);
+        core.extend(self.needed());
         core.sort_unstable();
         self.mark("core", [core.iter().fold(0, |bits, place| bits | 1 << place), 0, 0, 0], String::new());
         self.phase = Phase::Core(core.clone());
@@ -97,8 +98,8 @@ impl World {
         // A machine needs a moment to start.
         self.run_until(began + 100 * MILLI)?;
         let first_watch = self.history.watches.len();
-        for place in &core {
-            self.open_stream(self.scenario.watch_clients + *place as u32, *place);
+        for place in self.working() {
+            self.open_stream(self.scenario.watch_clients + place as u32, place);
         }
         let probes = first_watch..self.history.watches.len();
         let revision = self.probe(began)?;
@@ -145,6 +146,7 @@ impl World {
         let mut extended: Vec<usize> = core.iter().copied().filter(|place| voters.contains(place)).collect();
         let missing = self.configuration.quorum().saturating_sub(extended.len());
         extended.extend(voters.iter().filter(|place| !core.contains(place)).take(missing));
+        extended.extend(self.needed());
         self.mark("core", [extended.iter().fold(0, |bits, place| bits | 1 << place), 1, 0, 0], String::new());
         self.phase = Phase::Core(extended.clone());
         self.network.heal_among(&extended);
@@ -156,7 +158,7 @@ impl World {
     /// Those who must work now.
     fn working(&self) -> Vec<usize> {
         match &self.phase {
-            Phase::Core(core) => core.clone(),
+            Phase::Core(core) => self.sound_voters().into_iter().filter(|place| core.contains(place)).collect(),
             _ => self.sound_voters(),
         }
     }
@@ -226,9 +228,8 @@ impl World {
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
         for place in self.present() {
-            if self.configuration.members().contains(&place) {
-                self.mend(place);
-            } else {
+            self.mend(place);
+            if !self.configuration.members().contains(&place) {
                 // It was removed and has not heard of it.
                 self.retire(place);
             }

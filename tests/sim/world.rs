@@ -392,6 +392,10 @@ enum WorldEvent {
     Resume {
         place: usize,
     },
+    /// A removed member stops for good.
+    Retire {
+        place: usize,
+    },
 }
 
 struct Call {
@@ -676,6 +680,7 @@ impl World {
             }
             WorldEvent::Relief { place } => self.relieve(place),
             WorldEvent::Resume { place } => self.resume(place),
+            WorldEvent::Retire { place } => self.retire(place),
         }
     }
 
@@ -1018,10 +1023,37 @@ impl World {
         }
     }
 
+    /// Whether a removed member may still have to vote: as long as those who vote now have not all but forgotten it. Where
+    /// fewer of them than a quorum have its removal on their disks, the others may not know that it was committed, and ask
+    /// for its vote as before; whoever takes its machine away then, takes away a voter.
+    fn is_needed(&self, place: usize) -> bool {
+        let configurations = &self.ledger.configurations;
+        let voted = configurations.iter().rev().find(|(_, known)| known.voters.contains(&place));
+        let Some((voted, _)) = voted else { return false };
+        let Some((removed, _)) = configurations.range(voted + 1..).next() else { return false };
+        let knows = |voter: &&usize| self.members[**voter].applied().is_some_and(|applied| applied >= *removed);
+        let voters = &self.configuration.voters;
+        voters.iter().filter(knows).count() < self.configuration.quorum()
+    }
+
+    /// Removed members that may still have to vote.
+    fn needed(&self) -> Vec<usize> {
+        let left = |place: &usize| !self.configuration.members().contains(place) && self.is_needed(*place);
+        let all = self.members.iter().filter(|member| !member.gone && member.has_data());
+        all.map(|member| member.place).filter(left).collect()
+    }
+
     /// A removed member has stopped for good.
     fn retire(&mut self, place: usize) {
         if self.configuration.members().contains(&place) {
             return self.ledger.violated(format!("m{place} stops as if it were removed"));
+        }
+        if self.members[place].gone {
+            return;
+        }
+        if self.is_needed(place) {
+            // Started again, it stops again: sooner or later for good.
+            return self.schedule(SECOND, WorldEvent::Retire { place });
         }
         self.mark("retires", [place as u64, 0, 0, 0], String::new());
         self.take_down(place, Loss::Process);
