@@ -227,10 +227,14 @@ impl World {
         self.phase = Phase::Healed;
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
-        for place in self.present() {
-            self.mend(place);
-            if !self.configuration.members().contains(&place) {
+        let members = self.configuration.members();
+        for place in 0..self.members.len() {
+            let member = &self.members[place];
+            if members.contains(&place) {
+                self.mend(place);
+            } else if !member.gone && (member.has_data() || member.asking.is_some()) {
                 // It was removed and has not heard of it.
+                self.mend(place);
                 self.retire(place);
             }
         }
