@@ -1245,9 +1245,7 @@ impl Running {
         for (question, mut waits, until) in std::mem::take(&mut self.standings) {
             let Waits::Reply(outcome) = &mut waits else { unreachable!("it waits for a proposal") };
             let answer = match outcome.try_recv() {
-                Ok(Ok(_) | Err(Error::Refused(_))) => {
-                    founding::confirmed(id_of(question.asker), &self.state().members)
-                }
+                Ok(Ok(_) | Err(Error::Refused(_))) => founding::confirmed(id_of(question.asker), &self.state().members),
                 Err(oneshot::error::TryRecvError::Empty) if cx.now < until => {
                     self.standings.push((question, waits, until));
                     continue;

@@ -13,6 +13,10 @@ use crate::member::TICK;
 const ELECTIONS_MAX: u64 = 10;
 /// Within so much of silence every watcher must have been told.
 const TELLING_MAX: u64 = 5 * SECOND;
+/// How long all is quiet in the end, so that leases run out.
+const QUIET: u64 = 20 * SECOND;
+/// How much later than their time leases may end then.
+const LEASE_LATE_MAX: u64 = 6 * SECOND;
 /// A client that no other is like.
 const PROBE: u32 = u32::MAX - 1;
 
@@ -51,7 +55,7 @@ impl World {
         self.probe(self.now)?;
         let (leaders, quiet) = (self.ledger.leaders.len(), self.now);
         // Leases run out meanwhile, and the last calls end.
-        let end = self.now + 12 * SECOND;
+        let end = self.now + QUIET;
         self.run_until(end)?;
         self.converge()?;
         // A change of members that was on its way may have removed the leader.
@@ -64,6 +68,12 @@ impl World {
             return Err(format!("liveness: {leaders} leaders, {max} would be right"));
         }
         self.read_everything()?;
+        // From the probe's answer on a leader leads, and nobody takes its place: leases end when they should.
+        if self.reconfigured_at < quiet {
+            self.history.healed = Some(quiet);
+            self.history.lease_bound = LEASE_LATE_MAX;
+        }
+        self.history.end = self.now;
         self.judge()
     }
 

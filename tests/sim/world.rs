@@ -277,7 +277,8 @@ impl Ledger {
         let known = self.configurations.range(..=index).next_back();
         let configuration = Configuration::of(conf_state);
         if let Some((_, known)) = known.filter(|(_, known)| **known != configuration) {
-            let what = format!("agreement: m{} takes {configuration:?} for those at {index}, not {known:?}", place_of(member));
+            let what =
+                format!("agreement: m{} takes {configuration:?} for those at {index}, not {known:?}", place_of(member));
             self.violated(what);
         }
     }
