@@ -165,6 +165,14 @@ impl SimDisk {
         self.lock().names.keys().map(|path| path.display().to_string()).collect()
     }
 
+    /// Everything on it is gone.
+    pub fn empty(&self) {
+        let state = &mut *self.lock();
+        (state.files, state.names, state.durable_names) = Default::default();
+        state.renames.clear();
+        state.last_writes.clear();
+    }
+
     /// Turns a bit of what is at rest, of which the disk alone can tell that it was there. Says where.
     pub fn flip(&self, dice: &mut Dice) -> Option<String> {
         let state = &mut *self.lock();

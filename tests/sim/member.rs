@@ -13,11 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use everwatch::cluster::founding::{self, Answer, Decision, Heard, Wish};
+use everwatch::cluster::{membership, reconfig};
 use everwatch::lease::Renewed;
 use everwatch::mvcc::Store;
 use everwatch::pb::everwatchpb::lease_remaining::Remaining;
 use everwatch::pb::everwatchpb::{self, MemberAttributes, MemberRecord};
-use everwatch::raft::{self, ConfState, Input, LogStart, Message, MessageType, Node, NodeConfig, Role};
+use everwatch::raft::{self, ConfChangeType, ConfState, Input, LogStart, Message, MessageType, Node, NodeConfig, Role};
 use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
 use everwatch::server::gathering::{self, Gathering};
@@ -26,7 +28,7 @@ use everwatch::server::watch_loop::{self, StoreAccess};
 use everwatch::server::{apply_loop, raft_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
-use everwatch::state::command::{Command, Kind, LeaseRemaining, encode_command};
+use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
@@ -40,7 +42,7 @@ use crate::checks::{Outcome, Request};
 use crate::clients;
 use crate::dice::{Dice, hash_on};
 use crate::disk::{Loss, SimDisk};
-use crate::world::{Ledger, MILLI, Options};
+use crate::world::{Ledger, MILLI, Options, SECOND};
 
 const CLUSTER: ClusterId = ClusterId(7);
 const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
@@ -48,6 +50,10 @@ const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 pub const TICK: u64 = 100 * MILLI;
 /// How long a client's request may wait on a member.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a removed member is still talked to, and goes on itself, as in the server.
+const FAREWELL: u64 = SECOND;
+/// How long the entry may take that confirms what is said about a member without data.
+const CONFIRM_TIMEOUT: u64 = SECOND;
 /// What an entry takes, about, where a portion to be carried out is counted in entries.
 const ENTRY_BYTES: usize = 60;
 
@@ -135,6 +141,26 @@ pub enum MemberEvent {
         until: u64,
     },
     HandOver,
+    /// A member without data asks whether it may take part.
+    Asked {
+        question: Question,
+    },
+    /// Members are to change. Since when others are connected goes with it.
+    Reconfigure {
+        change: Change,
+        connected: BTreeMap<u64, Duration>,
+    },
+    /// It was removed, and has said farewell.
+    Retire,
+}
+
+/// A question of a member without data, in one of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub asker: usize,
+    pub life: u64,
+    /// Counts the questions of that life.
+    pub number: u64,
 }
 
 /// Something a member does to the world.
@@ -148,6 +174,8 @@ pub enum Effect {
     AnswerRenewal { origin: usize, call: u64, id: i64, ttl: Option<i64>, deadline: u64 },
     Watch { stream: u64, message: Outgoing, watch: Option<usize> },
     StreamEnded { stream: u64 },
+    AnswerQuestion { question: Question, answer: Answer, table: Vec<MemberRecord> },
+    Retired,
     Note(String),
 }
 
@@ -194,7 +222,24 @@ pub struct Member {
     pub paused_until: u64,
     /// Its clock gains so many parts per million.
     pub drift_ppm: i64,
+    /// Those it was to found the cluster with, itself included; none of a member that was added later.
+    founders: usize,
+    /// It has no data, and asks whether it may take part.
+    pub asking: Option<Asking>,
+    /// It was removed and has stopped for good.
+    pub gone: bool,
     pub running: Option<Box<Running>>,
+}
+
+/// A member without data asks the others until it is clear what it may do.
+pub struct Asking {
+    wish: Wish,
+    heard: BTreeMap<usize, Heard>,
+    /// Questions without answer, by whom they went to.
+    open: BTreeMap<usize, u64>,
+    numbers: u64,
+    /// The newest table of members that has this one in it.
+    table: Vec<MemberRecord>,
 }
 
 /// A write to the log: where it starts anew, and entries with their terms.
@@ -216,6 +261,12 @@ pub struct Running {
     scans: BTreeMap<u64, Scanning>,
     renewals: Vec<Renewal>,
     streams: BTreeMap<u64, Stream>,
+    /// Changes of members that were asked for here.
+    changes: Vec<oneshot::Receiver<Result<Reply, Error>>>,
+    /// Answers to members without data that wait for their confirmation, until then.
+    standings: Vec<(Question, Waits, u64)>,
+    /// It had nothing beyond the founding when it started.
+    fresh: bool,
 }
 
 /// The threads and the transport of a member.
@@ -237,6 +288,10 @@ struct Shell {
     place_taken: bool,
     /// Everything carried out, hashed.
     chain: u64,
+    /// Until when removed members are still talked to.
+    farewells: BTreeMap<u64, u64>,
+    retiring: bool,
+    knew_leader: bool,
     death: Option<String>,
 }
 
@@ -267,6 +322,12 @@ impl Outside for Surroundings<'_, '_> {
 
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
+            if !self.shell.talks_to(message.to, self.state, self.cx.now) {
+                if message.get_msg_type() == MessageType::MsgSnapshot {
+                    self.cx.later(0, MemberEvent::SnapshotNotSent { to: MemberId(message.to) });
+                }
+                continue;
+            }
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.send_snapshot(message);
             } else {
@@ -302,9 +363,19 @@ impl Outside for Surroundings<'_, '_> {
         self.shell.place_taken = false;
         self.cx.ledger.installs += 1;
         self.note(format!("adopted the snapshot {index}"));
+        self.belongs(index.0);
     }
 
     fn applied(&mut self, turn: &apply_loop::Turn, _: Duration) {
+        if let (Some((index, _)), Some(conf_state)) = (turn.conf_changes.last(), &turn.conf_state) {
+            let removals = turn.conf_changes.iter().map(|(_, change)| &change.changes[0]);
+            for removal in removals.filter(|single| single.get_change_type() == ConfChangeType::RemoveNode) {
+                self.shell.farewells.insert(removal.node_id, self.cx.now + FAREWELL);
+            }
+            self.note(format!("members: {:?} {:?}", conf_state.voters, conf_state.learners));
+            self.cx.ledger.configured(index.0, conf_state, self.shell.id.0);
+            self.belongs(index.0);
+        }
         if turn.applied.0.is_multiple_of(HASH_EVERY) {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             self.cx.ledger.content(turn.applied.0, content(&state), self.shell.id.0);
@@ -312,6 +383,7 @@ impl Outside for Surroundings<'_, '_> {
     }
 
     fn role(&mut self, role: Role, _: Option<Role>, _: bool) {
+        self.shell.knew_leader |= role.leader.is_some();
         if role.leads {
             self.cx.ledger.leads(role.term.0, self.shell.id.0);
             self.note(format!("leads term {}", role.term));
@@ -332,6 +404,17 @@ impl Outside for Surroundings<'_, '_> {
 }
 
 impl Surroundings<'_, '_> {
+    /// Who belongs may have changed at this index: does this member still?
+    fn belongs(&mut self, index: u64) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let removed = state.members.was_removed(self.shell.id);
+        self.cx.ledger.check_configuration(index, state.conf_state(), self.shell.id.0);
+        drop(state);
+        if removed && !std::mem::replace(&mut self.shell.retiring, true) {
+            self.cx.later(FAREWELL, MemberEvent::Retire);
+        }
+    }
+
     fn note(&mut self, text: String) {
         self.cx.effects.push(Effect::Note(text));
     }
@@ -352,6 +435,14 @@ impl Surroundings<'_, '_> {
         (meta.index, meta.term) = (point.index.0, point.term.0);
         meta.set_conf_state(point.conf_state);
         self.cx.effects.push(Effect::SendSnapshot { to, message, rows });
+    }
+}
+
+impl Shell {
+    /// Whether messages to and from a member are passed on: not for long after it was removed.
+    fn talks_to(&self, id: u64, state: &RwLock<StateMachine>, now: u64) -> bool {
+        let removed = state.read().unwrap_or_else(PoisonError::into_inner).members.was_removed(MemberId(id));
+        !removed || self.farewells.get(&id).is_some_and(|until| now < *until)
     }
 }
 
@@ -424,18 +515,12 @@ impl StoreAccess for Access<'_> {
 }
 
 impl Member {
-    pub fn new(place: usize, members: usize, drift_ppm: i64) -> Member {
-        let image = Arc::new(MemoryBackend::new());
-        let records: Vec<_> = (0..members)
-            .map(|place| MemberRecord { id: id_of(place).0, name: format!("m{place}"), ..MemberRecord::default() })
-            .collect();
-        let voters = records.iter().map(|record| record.id).collect();
-        let conf_state = everwatchpb::ConfState { voters, ..Default::default() };
-        image.commit(&StateMachine::founding_rows(&records, &conf_state)).expect("memory takes it");
+    /// A machine with an empty disk, for one of so many founders, or for a member that joins them later.
+    pub fn new(place: usize, founders: usize, drift_ppm: i64) -> Member {
         Member {
             place,
             disk: SimDisk::default(),
-            image,
+            image: Arc::default(),
             snapshots: BTreeMap::new(),
             durable: BTreeMap::new(),
             durable_base: 0,
@@ -443,8 +528,67 @@ impl Member {
             life: 0,
             paused_until: 0,
             drift_ppm,
+            founders,
+            asking: None,
+            gone: false,
             running: None,
         }
+    }
+
+    /// Whether its disk says what it is: a log, or a state beyond the founding.
+    pub fn has_data(&self) -> bool {
+        let log = self.disk.names().iter().any(|name| name.ends_with(".wal"));
+        log || self.applied().is_some_and(|applied| applied > FOUNDING.index.0)
+    }
+
+    /// Whether there is something beyond the founding on its disk.
+    pub fn has_entries(&self) -> bool {
+        self.durable_base > FOUNDING.index.0 || !self.durable.is_empty()
+    }
+
+    /// How far the rows on its disk are.
+    pub fn applied(&self) -> Option<u64> {
+        let row = self.image.reader().and_then(|reader| reader.get(Bucket::Meta, schema::APPLIED_INDEX));
+        row.expect("memory can be read").as_deref().and_then(schema::read_u64)
+    }
+
+    /// Everything on its disk is gone.
+    pub fn wipe(&mut self) {
+        self.disk.empty();
+        self.image = Arc::default();
+        self.snapshots.clear();
+        self.durable.clear();
+        self.durable_base = 0;
+    }
+
+    /// Without data it begins to ask these.
+    pub fn ask(&mut self, members: &[usize]) {
+        self.life += 1;
+        let founds = self.place < self.founders;
+        let founders: Vec<usize> = (0..self.founders).collect();
+        let others = if founds { &founders } else { members };
+        let heard = others.iter().filter(|other| **other != self.place).map(|other| (*other, Heard::Nothing)).collect();
+        let wish = if founds { Wish::Found } else { Wish::Join };
+        self.asking = Some(Asking { wish, heard, open: BTreeMap::new(), numbers: 0, table: Vec::new() });
+    }
+
+    /// It may take part: what it begins with, before it starts.
+    pub fn begin(&mut self) {
+        let asking = self.asking.take().expect("it has asked");
+        let image = MemoryBackend::new();
+        let rows = if asking.wish == Wish::Found {
+            let record = |place| MemberRecord { id: id_of(place).0, name: format!("m{place}"), ..Default::default() };
+            let records: Vec<_> = (0..self.founders).map(record).collect();
+            let voters = records.iter().map(|record| record.id).collect();
+            let conf_state = everwatchpb::ConfState { voters, ..Default::default() };
+            StateMachine::founding_rows(&records, &conf_state)
+        } else {
+            let mut rows = Batch::default();
+            asking.table.iter().for_each(|record| membership::put_row(&mut rows, record));
+            rows
+        };
+        image.commit(&rows).expect("memory takes it");
+        self.image = Arc::new(image);
     }
 
     pub fn id(&self) -> MemberId {
@@ -460,6 +604,7 @@ impl Member {
     pub fn crash(&mut self, loss: Loss, dice: &mut Dice) {
         self.life += 1;
         self.paused_until = 0;
+        self.asking = None;
         let Some(running) = self.running.take() else { return };
         // What the backend was about to do is done or not.
         match running.shell.backend_busy {
@@ -480,15 +625,17 @@ impl Member {
         self.life += 1;
         let options = WalOptions { segment_bytes: cx.options.segment_bytes, identity: (CLUSTER, self.id()) };
         let (mut wal, mut log) = Wal::open(Arc::new(self.disk.clone()), PathBuf::from("/wal"), options)?;
-        let applied = number(&*self.image.reader()?, schema::APPLIED_INDEX)?;
+        let applied = self.applied().unwrap_or(0);
         if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {
-            if applied != FOUNDING.index.0 {
+            if applied > FOUNDING.index.0 {
                 return Err(Death(format!("the log is empty but the state is at {applied}")));
             }
-            let hard_state = HardState { term: FOUNDING.term, vote: MemberId(0), commit: FOUNDING.index };
-            wal.append(&Append { reset: Some(FOUNDING), entries: &[], hard_state: Some(&hard_state) })?;
+            let reset = (applied == FOUNDING.index.0).then_some(FOUNDING);
+            log.base = reset.unwrap_or_default();
+            let hard_state = HardState { term: log.base.term, vote: MemberId(0), commit: log.base.index };
+            wal.append(&Append { reset, entries: &[], hard_state: Some(&hard_state) })?;
             wal.sync()?;
-            (log.base, log.hard_state) = (FOUNDING, Some(hard_state));
+            log.hard_state = Some(hard_state);
         }
         for (index, rows) in std::mem::take(&mut self.snapshots) {
             if index == log.base.index.0 && index > applied {
@@ -502,6 +649,8 @@ impl Member {
 
         let reader = self.image.reader()?;
         let state = StateMachine::open(reader.clone())?;
+        cx.ledger.check_configuration(state.applied().0, state.conf_state(), self.id().0);
+        let removed = state.members.was_removed(self.id());
         let entries = log.entries.into_iter();
         let hard_state = log.hard_state.map(|state| {
             let mut out = raft::HardState::default();
@@ -526,6 +675,7 @@ impl Member {
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         })
         .map_err(|error| Death(error.to_string()))?;
+        let fresh = node.last_index() == FOUNDING.index;
         let point = snapshot_point(&*reader)?;
         let mut state = state;
         state.kv.limit_recent(cx.options.recent_bytes);
@@ -574,6 +724,9 @@ impl Member {
                 sending: BTreeSet::new(),
                 place_taken: false,
                 chain,
+                farewells: BTreeMap::new(),
+                retiring: removed,
+                knew_leader: false,
                 death: None,
             },
             born: cx.now,
@@ -586,7 +739,13 @@ impl Member {
             scans: BTreeMap::new(),
             renewals: Vec::new(),
             streams: BTreeMap::new(),
+            changes: Vec::new(),
+            standings: Vec::new(),
+            fresh,
         }));
+        if removed {
+            cx.later(FAREWELL, MemberEvent::Retire);
+        }
         cx.later(0, MemberEvent::Turn);
         let first = cx.dice.below(TICK);
         cx.later(first, MemberEvent::Tick);
@@ -619,9 +778,14 @@ impl Member {
                 running.catch_up_due = false;
                 running.catch_up(now, cx)?;
             }
-            MemberEvent::Message(message) => running.tell(Input::Message(message), now, cx),
+            MemberEvent::Message(message) => {
+                if running.shell.talks_to(message.from, &running.shared.state, cx.now) {
+                    running.tell(Input::Message(message), now, cx);
+                }
+            }
             MemberEvent::SnapshotOffered { from, message, rows } => {
-                if running.shell.place_taken {
+                let stranger = !running.shell.talks_to(message.from, &running.shared.state, cx.now);
+                if running.shell.place_taken || stranger {
                     cx.effects.push(Effect::SnapshotAnswer { to: from, ok: false });
                 } else {
                     running.shell.place_taken = true;
@@ -704,6 +868,9 @@ impl Member {
                     running.with_core(now, cx, |core, out| core.hand_over(None, out));
                 }
             }
+            MemberEvent::Asked { question } => running.asked(question, now, cx),
+            MemberEvent::Reconfigure { change, connected } => running.reconfigure(change, &connected, now, cx),
+            MemberEvent::Retire => cx.effects.push(Effect::Retired),
         }
         let running = self.running.as_mut().expect("nobody took it");
         running.start_log(cx)?;
@@ -718,6 +885,11 @@ impl Member {
             cx.ledger.violated(what);
         }
         Ok(())
+    }
+
+    /// For how long it has been running.
+    pub fn age(&self, now: u64) -> Option<u64> {
+        self.running.as_ref().map(|running| now - running.born)
     }
 
     fn local_now(&self, now: u64) -> Duration {
@@ -808,7 +980,7 @@ impl Member {
     pub fn unfinished(&self) -> usize {
         let Some(running) = &self.running else { return 0 };
         let (core, shell) = (&running.core, &running.shell);
-        let clients = running.calls.len() + running.renewals.len() + running.scans.len();
+        let clients = running.calls.len() + running.renewals.len() + running.scans.len() + running.standings.len();
         clients + core.waiting() + shell.backend_queue.len() + shell.sending.len() + usize::from(shell.place_taken)
     }
 
@@ -847,7 +1019,7 @@ impl Member {
     }
 }
 
-/// Everything replicated that clients could ever see: hash of history, its revisions, number of keys, hash of leases.
+/// Everything replicated that clients could ever see: hash of history, its revisions, number of keys, hash of leases and members.
 pub type Content = (u32, i64, i64, usize, u64);
 
 fn content(state: &StateMachine) -> Content {
@@ -861,7 +1033,49 @@ fn content(state: &StateMachine) -> Content {
             leases = hash_on(leases, key);
         }
     }
-    (hash.hash, hash.compact_revision, hash.hash_revision, state.kv.keys_total(), leases)
+    let mut members = 0;
+    for (id, member) in state.members.iter() {
+        members = hash_on(members, &member.record(id).encode_to_vec());
+    }
+    (hash.hash, hash.compact_revision, hash.hash_revision, state.kv.keys_total(), leases ^ members)
+}
+
+impl Asking {
+    /// The next question to one of the others.
+    pub fn question(&mut self, asker: usize, life: u64, to: usize) -> Question {
+        self.numbers += 1;
+        self.open.insert(to, self.numbers);
+        Question { asker, life, number: self.numbers }
+    }
+
+    /// Those who are asked.
+    pub fn others(&self) -> Vec<usize> {
+        self.heard.keys().copied().collect()
+    }
+
+    /// An answer has come, or none has for long. Whether it is news.
+    pub fn hears(&mut self, from: usize, number: u64, heard: Heard, table: Vec<MemberRecord>, own: MemberId) -> bool {
+        if self.open.get(&from) != Some(&number) {
+            return false;
+        }
+        self.open.remove(&from);
+        self.heard.insert(from, heard);
+        if table.iter().any(|record| record.id == own.0) {
+            self.table = table;
+        }
+        true
+    }
+
+    /// What others that are new as well are told.
+    pub fn says(&self) -> Heard {
+        if self.wish == Wish::Found { Heard::Said(Answer::Fresh) } else { Heard::Silence }
+    }
+
+    /// What comes of what was heard.
+    pub fn decision(&self) -> Decision {
+        let heard: Vec<Heard> = self.heard.values().copied().collect();
+        founding::decide(self.wish, &heard)
+    }
 }
 
 impl Running {
@@ -997,6 +1211,90 @@ impl Running {
         let command = encode_command(&Command { id, kind: Some(kind), ..Command::default() });
         self.with_core(now, cx, |core, out| core.propose(id, command, reply, out));
         Waits::Reply(outcome)
+    }
+
+    /// `server::founding`: what is said to a member without data.
+    fn asked(&mut self, question: Question, now: Duration, cx: &mut Context<'_>) {
+        let asker = id_of(question.asker);
+        let (at_once, alone) = {
+            let state = self.state();
+            let fresh = self.fresh && !self.shell.knew_leader;
+            let alone = founding::depend_on_each_other(self.shell.id, asker, &state.conf_state().voters);
+            (founding::answer(asker, fresh, &state.members), alone)
+        };
+        match at_once {
+            Some(answer) => self.say(question, answer, cx),
+            None if alone => {
+                let answer = founding::confirmed(asker, &self.state().members);
+                self.say(question, answer, cx);
+            }
+            None if self.core.node().leader().is_none() => self.say(question, Answer::Unsure, cx),
+            None => {
+                let waits = self.propose(Kind::LeaseRemaining(LeaseRemaining::default()), now, cx);
+                self.standings.push((question, waits, cx.now + CONFIRM_TIMEOUT));
+            }
+        }
+    }
+
+    fn say(&mut self, question: Question, answer: Answer, cx: &mut Context<'_>) {
+        let table = self.state().members.iter().map(|(id, member)| member.record(id)).collect();
+        cx.effects.push(Effect::AnswerQuestion { question, answer, table });
+    }
+
+    fn finish_standings(&mut self, cx: &mut Context<'_>) {
+        for (question, mut waits, until) in std::mem::take(&mut self.standings) {
+            let Waits::Reply(outcome) = &mut waits else { unreachable!("it waits for a proposal") };
+            let answer = match outcome.try_recv() {
+                Ok(Ok(_) | Err(Error::Refused(_))) => founding::confirmed(id_of(question.asker), &self.state().members),
+                Err(oneshot::error::TryRecvError::Empty) if cx.now < until => {
+                    self.standings.push((question, waits, until));
+                    continue;
+                }
+                _ => Answer::Unsure,
+            };
+            self.say(question, answer, cx);
+        }
+    }
+
+    /// The verbs of the server's `members`: what is unwise is not proposed.
+    fn reconfigure(
+        &mut self,
+        change: Change,
+        connected: &BTreeMap<u64, Duration>,
+        now: Duration,
+        cx: &mut Context<'_>,
+    ) {
+        let own = self.shell.id;
+        let connected = |id: MemberId| connected.get(&id.0).copied();
+        let wise = {
+            let members = &self.state().members;
+            match &change {
+                Change::Add(new) => reconfig::may_add(members, new.is_learner, own, connected),
+                Change::Promote(_) => reconfig::may_promote(members),
+                Change::Remove(removed) => reconfig::may_remove(members, MemberId(removed.id), own, connected),
+            }
+        };
+        cx.effects.push(Effect::Note(format!("{change:?}: {wise:?}")));
+        if wise.is_err() {
+            return;
+        }
+        let (reply, outcome) = oneshot::channel();
+        let id = self.commands;
+        self.commands += 1;
+        self.with_core(now, cx, |core, out| core.reconfigure(id, change, reply, out));
+        self.changes.push(outcome);
+    }
+
+    fn finish_changes(&mut self, cx: &mut Context<'_>) {
+        for mut change in std::mem::take(&mut self.changes) {
+            match change.try_recv() {
+                Err(oneshot::error::TryRecvError::Empty) => self.changes.push(change),
+                Ok(Ok(Reply::Members(members))) => {
+                    cx.effects.push(Effect::Note(format!("changed: {} members", members.len())));
+                }
+                other => cx.effects.push(Effect::Note(format!("not changed: {:?}", other.err()))),
+            }
+        }
     }
 
     /// `Handle::range`, in slices between which other things happen.
@@ -1154,6 +1452,8 @@ impl Running {
 
     fn finish_calls(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
         self.finish_renewals(now, cx);
+        self.finish_standings(cx);
+        self.finish_changes(cx);
         for mut call in std::mem::take(&mut self.calls) {
             let outcome = match &mut call.waits {
                 Waits::Reply(outcome) => match outcome.try_recv() {

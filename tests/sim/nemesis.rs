@@ -1,12 +1,19 @@
 //! The nemesis: what goes wrong, how often, and that it is counted.
 //!
 //! Faults stay within what the cluster promises to bear. Power cuts, pauses and the network may strike everybody at once. A disk
-//! that loses what it had promised to keep (a turned bit) strikes only while everything that its member holds is durable on
-//! a quorum without it, and a minority of members in one life of the cluster.
+//! that loses what it had promised to keep (a turned bit, everything) strikes only while all that its member holds is durable on a
+//! quorum without it, and never more than a minority of those who vote. Members are changed by whoever is asked to, after the
+//! server's own question whether that is wise; nobody asks for what would leave no majority of members whose disks are sound.
 
-use super::{MILLI, SECOND};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use everwatch::state::command::{Change, MemberAdd, MemberPromote, MemberRemove};
+
+use super::{MEMBERS_MAX, MILLI, SECOND};
 use super::{MemberEvent, Phase, World, WorldEvent};
 use crate::disk::Trouble;
+use crate::member::id_of;
 use crate::network::Link;
 
 /// Kinds of faults.
@@ -28,6 +35,16 @@ pub enum Fault {
     SlowDisk,
     /// A bit of a dead member's log turns.
     BitFlip,
+    /// The disk of a dead member is emptied.
+    Wipe,
+    /// A member is added that does not vote.
+    AddLearner,
+    /// A learner becomes a voter.
+    Promote,
+    /// A member is removed.
+    Remove,
+    /// A member is removed, and another is added for it.
+    Replace,
     /// A member stands still.
     Pause,
     /// The leader for less than an election takes, or somebody else for longer, while all others go on.
@@ -57,7 +74,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 21] = [
+pub const FAULTS: [Fault; 26] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::CrashLoop,
@@ -66,6 +83,11 @@ pub const FAULTS: [Fault; 21] = [
     Fault::DiskFull,
     Fault::SlowDisk,
     Fault::BitFlip,
+    Fault::Wipe,
+    Fault::AddLearner,
+    Fault::Promote,
+    Fault::Remove,
+    Fault::Replace,
     Fault::Pause,
     Fault::ShortPause,
     Fault::Partition,
@@ -93,6 +115,11 @@ impl Fault {
             Fault::DiskFull => "disk-full",
             Fault::SlowDisk => "slow-disk",
             Fault::BitFlip => "bit-flip",
+            Fault::Wipe => "wipe",
+            Fault::AddLearner => "add-learner",
+            Fault::Promote => "promote",
+            Fault::Remove => "remove",
+            Fault::Replace => "replace",
             Fault::Pause => "pause",
             Fault::ShortPause => "short-pause",
             Fault::Partition => "partition",
@@ -111,7 +138,7 @@ impl Fault {
 
     /// Whether it takes others to suffer from it.
     fn needs_others(self) -> bool {
-        self >= Fault::Partition || self == Fault::BitFlip
+        self >= Fault::Partition || self == Fault::BitFlip || self == Fault::Wipe
     }
 }
 
@@ -142,7 +169,7 @@ impl World {
         }
         let pause = self.dice.skewed(self.scenario.every / 4, self.scenario.every * 2);
         self.schedule(pause, WorldEvent::Nemesis);
-        let alone = self.members.len() == 1;
+        let alone = self.present().len() == 1;
         let weight = |fault: &Fault| if alone && fault.needs_others() { 0 } else { self.scenario.faults.of(*fault) };
         let total: u64 = FAULTS.iter().map(weight).sum();
         if total == 0 {
@@ -171,11 +198,11 @@ impl World {
     }
 
     fn strike(&mut self, fault: Fault, place: usize) {
-        let members = self.members.len();
+        let present = self.present();
         match fault {
             Fault::Crash => self.strike_dead(Fault::Crash, place, 6 * SECOND),
             Fault::CrashAll => {
-                for place in 0..members {
+                for place in present {
                     self.strike_dead(Fault::CrashAll, place, 6 * SECOND);
                 }
             }
@@ -206,7 +233,10 @@ impl World {
                 let relief = self.dice.skewed(SECOND, 15 * SECOND);
                 self.schedule(relief, WorldEvent::Relief { place });
             }
-            Fault::BitFlip => self.turn_a_bit(place),
+            Fault::BitFlip | Fault::Wipe => self.strike_dead_to_damage(fault, place),
+            Fault::AddLearner => self.add_learner(),
+            Fault::Promote => self.promote(),
+            Fault::Remove | Fault::Replace => self.remove(fault, place),
             Fault::Pause => self.pause(fault, place, 6 * SECOND),
             Fault::ShortPause => {
                 let others_go_on = self.members.iter().all(|member| member.paused_until <= self.now);
@@ -217,7 +247,7 @@ impl World {
             }
             Fault::HandOver => {
                 self.count(fault);
-                (0..members).for_each(|place| self.tell_member(place, MemberEvent::HandOver));
+                present.into_iter().for_each(|place| self.tell_member(place, MemberEvent::HandOver));
             }
             _ => {
                 self.count(fault);
@@ -234,8 +264,9 @@ impl World {
     }
 
     fn strike_links(&mut self, fault: Fault, place: usize) {
-        let members = self.members.len();
-        let others: Vec<usize> = (0..members).filter(|other| *other != place).collect();
+        let present = self.present();
+        let members = present.len();
+        let others: Vec<usize> = present.iter().copied().filter(|other| *other != place).collect();
         match fault {
             Fault::Partition => {
                 self.network.heal();
@@ -243,7 +274,7 @@ impl World {
                 let side = self.dice.order(members).split_off(chosen);
                 for a in 0..members {
                     for b in (0..members).filter(|b| side.contains(b) != side.contains(&a)) {
-                        self.network.cut(a, b);
+                        self.network.cut(present[a], present[b]);
                     }
                 }
             }
@@ -265,14 +296,14 @@ impl World {
                 for a in 0..members {
                     for b in a + 1..members {
                         let neighbours = b - a == 1 || (a, b) == (0, members - 1) && members > 3;
-                        self.network.set_both(ring[a], ring[b], !neighbours);
+                        self.network.set_both(present[ring[a]], present[ring[b]], !neighbours);
                     }
                 }
             }
             Fault::Scatter => {
                 let share = self.dice.pick(&[200, 400, 600]);
-                for from in 0..members {
-                    for to in (0..members).filter(|to| *to != from) {
+                for from in present.iter().copied() {
+                    for to in present.iter().copied().filter(|to| *to != from) {
                         self.network.at(from, to).cut = self.dice.chance(share);
                     }
                 }
@@ -309,8 +340,8 @@ impl World {
                 }
             }
             _ => {
-                for from in 0..members {
-                    for to in 0..members {
+                for from in present.iter().copied() {
+                    for to in present.iter().copied() {
                         *self.network.at(from, to) = Link::rough(&mut self.dice);
                     }
                 }
@@ -343,38 +374,127 @@ impl World {
         self.schedule(delay, WorldEvent::Boot { place });
     }
 
-    /// Kills a member, to turn a bit of its log before it starts again.
-    fn turn_a_bit(&mut self, place: usize) {
+    /// Kills a member, to damage its disk before it starts again.
+    fn strike_dead_to_damage(&mut self, fault: Fault, place: usize) {
         if self.members[place].running.is_none() || !self.bears_damage(place) {
             return;
         }
         let loss = self.loss();
         self.crash(place, loss);
-        self.to_damage[place] = true;
+        self.to_damage[place] = Some(fault);
         let delay = self.dice.skewed(SECOND, 8 * SECOND);
         self.schedule(delay, WorldEvent::Boot { place });
     }
 
-    /// Whether only a minority would be damaged then.
+    /// Whether only a minority would be damaged then, whatever removals are still to come.
     fn bears_damage(&self, place: usize) -> bool {
-        let damaged = (0..self.members.len()).filter(|other| *other == place || self.damaged[*other].is_some());
-        damaged.count() <= (self.members.len() - 1) / 2
+        let voters = &self.configuration.voters;
+        // Before all have begun, a member without a disk is like one that was never there.
+        let begun = voters.iter().all(|voter| self.members[*voter].has_entries() && self.ledger.ran.contains(voter));
+        begun && voters.contains(&place) && self.damaged[place].is_none() && self.enough_sound(place, None)
     }
 
-    /// Turns a bit of a dead member's log if by now the others can do without it.
-    pub(super) fn damage(&mut self, place: usize) {
+    /// Whether there is a sound majority without one that is damaged, even if all who are to leave do, and this one.
+    fn enough_sound(&self, damaged: usize, also_leaving: Option<usize>) -> bool {
+        let sound = |place: &usize| *place != damaged && self.damaged[*place].is_none() && self.is_sound(*place);
+        let voters = &self.configuration.voters;
+        let leave = |place: &usize| sound(place) && (self.leaving.contains(place) || also_leaving == Some(*place));
+        let leaving = voters.iter().filter(|place| leave(place)).count();
+        let staying = voters.iter().filter(|place| sound(place)).count() - leaving;
+        staying > 0 && staying > (voters.len() - leaving) / 2
+    }
+
+    /// Damages a dead member's disk if by now the others can do without it.
+    pub(super) fn damage(&mut self, place: usize, fault: Fault) {
+        let voters = &self.configuration.voters;
         let held = |(index, term): (&u64, &u64)| {
-            let sound = self.members.iter().filter(|other| other.place != place && self.damaged[other.place].is_none());
-            sound.filter(|other| other.holds(*index, *term)).count() > self.members.len() / 2
+            let sound = voters.iter().filter(|other| **other != place && self.damaged[**other].is_none());
+            sound.filter(|other| self.members[**other].holds(*index, *term)).count() > voters.len() / 2
         };
         let before = self.members[place].durable.clone();
-        if !self.bears_damage(place) || !before.iter().all(held) {
+        let base = self.members[place].durable_base;
+        let base_held = self.ledger.entries.get(&base).is_none_or(|(_, term)| held((&base, term)));
+        if !self.bears_damage(place) || !before.iter().all(held) || !base_held {
             return;
         }
-        if let Some(at) = self.members[place].disk.flip(&mut self.dice) {
-            self.count(Fault::BitFlip);
+        if fault == Fault::Wipe {
+            self.count(fault);
+            self.mark("wipe", [place as u64, 0, 0, 0], String::new());
+            self.members[place].wipe();
+            self.wiped[place] = true;
+            self.damaged[place] = Some(before);
+        } else if let Some(at) = self.members[place].disk.flip(&mut self.dice) {
+            self.count(fault);
             self.mark("flip", [place as u64, 0, 0, 0], at);
             self.damaged[place] = Some(before);
         }
     }
+
+    /// Somebody is asked for a change of members, as by a client.
+    fn change_members(&mut self, change: Change) {
+        let running: Vec<usize> =
+            self.configuration.voters.iter().copied().filter(|place| self.members[*place].running.is_some()).collect();
+        if running.is_empty() {
+            return;
+        }
+        let place = self.dice.pick(&running);
+        let connected = self.connected_to(place);
+        self.tell_member(place, MemberEvent::Reconfigure { change, connected });
+    }
+
+    /// Since when the transport of a member would have others as connected.
+    fn connected_to(&self, place: usize) -> BTreeMap<u64, Duration> {
+        let mut connected = BTreeMap::new();
+        let Some(own) = self.members[place].age(self.now) else { return connected };
+        for other in &self.members {
+            let cut = self.network.link(place, other.place).cut || self.network.link(other.place, place).cut;
+            if let Some(age) = other.age(self.now).filter(|_| !cut) {
+                connected.insert(other.id().0, Duration::from_nanos(age.min(own)));
+            }
+        }
+        connected
+    }
+
+    /// A member is to be added, the one that was to be before if it does not belong yet.
+    pub(super) fn add_learner(&mut self) {
+        let members = self.configuration.members();
+        let asked = self.adding.filter(|place| !members.contains(place) && !self.members[*place].gone);
+        if asked.is_none() && members.len() >= MEMBERS_MAX {
+            return;
+        }
+        let place = asked.unwrap_or_else(|| self.new_machine());
+        self.adding = Some(place);
+        let peer_urls = vec![format!("http://m{place}:2380")];
+        let new = MemberAdd { id: id_of(place).0, peer_urls, is_learner: true, learners_max: LEARNERS_MAX };
+        self.change_members(Change::Add(new));
+    }
+
+    /// A learner is to vote.
+    fn promote(&mut self) {
+        let learners = self.configuration.learners.clone();
+        if !learners.is_empty() {
+            let id = id_of(self.dice.pick(&learners)).0;
+            self.change_members(Change::Promote(MemberPromote { id }));
+        }
+    }
+
+    /// A member is to leave: rather one that is lost than others.
+    fn remove(&mut self, fault: Fault, place: usize) {
+        let members = self.configuration.members();
+        let lost: Vec<usize> = members.iter().copied().filter(|place| !self.is_sound(*place)).collect();
+        let place = if lost.is_empty() || self.dice.chance(200) { place } else { self.dice.pick(&lost) };
+        let voter = self.configuration.voters.contains(&place);
+        let bearable = !voter || self.enough_sound(usize::MAX, Some(place));
+        if !members.contains(&place) || !bearable {
+            return;
+        }
+        self.leaving.insert(place);
+        if fault == Fault::Replace {
+            self.replaced.insert(place);
+        }
+        self.change_members(Change::Remove(MemberRemove { id: id_of(place).0 }));
+    }
 }
+
+/// As many members as may receive the log without voting.
+const LEARNERS_MAX: u32 = 2;

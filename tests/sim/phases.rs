@@ -13,6 +13,10 @@ use crate::member::TICK;
 const ELECTIONS_MAX: u64 = 10;
 /// Within so much of silence every watcher must have been told.
 const TELLING_MAX: u64 = 5 * SECOND;
+/// How long all is quiet in the end, so that leases run out.
+const QUIET: u64 = 20 * SECOND;
+/// How much later than their time leases may end then.
+const LEASE_LATE_MAX: u64 = 6 * SECOND;
 /// A client that no other is like.
 const PROBE: u32 = u32::MAX - 1;
 
@@ -48,14 +52,14 @@ impl World {
         let end = self.now + 12 * SECOND;
         self.run_until(end)?;
         self.asking = false;
-        let sound: Vec<usize> = (0..self.members.len()).filter(|place| !self.refused[*place]).collect();
-        self.probe(&sound, self.now)?;
-        let leaders = self.ledger.leaders.len();
+        self.probe(self.now)?;
+        let (leaders, quiet) = (self.ledger.leaders.len(), self.now);
         // Leases run out meanwhile, and the last calls end.
-        let end = self.now + 12 * SECOND;
+        let end = self.now + QUIET;
         self.run_until(end)?;
         self.converge()?;
-        if self.ledger.leaders.len() > leaders {
+        // A change of members that was on its way may have removed the leader.
+        if self.ledger.leaders.len() > leaders && self.reconfigured_at < quiet {
             return Err("liveness: leaders change though nothing is wrong".into());
         }
         if let Some(max) = self.scenario.leaders_max
@@ -64,23 +68,36 @@ impl World {
             return Err(format!("liveness: {leaders} leaders, {max} would be right"));
         }
         self.read_everything()?;
+        // From the probe's answer on a leader leads, and nobody takes its place: leases end when they should.
+        if self.reconfigured_at < quiet {
+            self.history.healed = Some(quiet);
+            self.history.lease_bound = LEASE_LATE_MAX;
+        }
+        self.history.end = self.now;
         self.judge()
     }
 
     /// A quorum alone is mended, and must work.
     fn core_works(&mut self) -> Result<(), String> {
-        let members = self.members.len();
-        let sound = self.dice.order(members).into_iter().filter(|place| !self.refused[*place]);
-        let mut core: Vec<usize> = sound.collect();
-        let quorum = members / 2 + 1;
-        let size =
-            if self.dice.chance(700) { quorum } else { self.dice.between(quorum as u64, core.len() as u64) as usize };
+        let mut core = self.sound_voters();
+        let order = self.dice.order(core.len());
+        core = order.into_iter().map(|at| core[at]).collect();
+        // Whoever has never begun can only do so with the help of others.
+        core.sort_by_key(|place| !self.members[*place].has_data());
+        let quorum = self.configuration.quorum();
+        let begun = core.iter().filter(|place| self.members[**place].has_data()).count();
+        let size = match self.dice.chance(700) {
+            _ if begun < quorum => core.len(),
+            true => quorum,
+            false => self.dice.between(quorum as u64, core.len() as u64) as usize,
+        };
         core.truncate(size);
+        core.extend(self.needed());
         core.sort_unstable();
         self.mark("core", [core.iter().fold(0, |bits, place| bits | 1 << place), 0, 0, 0], String::new());
         self.phase = Phase::Core(core.clone());
         self.network.heal_among(&core);
-        for place in 0..members {
+        for place in self.present() {
             if core.contains(&place) {
                 self.mend(place);
             } else {
@@ -91,20 +108,14 @@ impl World {
         // A machine needs a moment to start.
         self.run_until(began + 100 * MILLI)?;
         let first_watch = self.history.watches.len();
-        for place in &core {
-            self.open_stream(self.scenario.watch_clients + *place as u32, *place);
+        for place in self.working() {
+            self.open_stream(self.scenario.watch_clients + place as u32, place);
         }
         let probes = first_watch..self.history.watches.len();
-        let revision = self.probe(&core, began)?;
+        let revision = self.probe(began)?;
         self.report.recovery_ms = self.report.recovery_ms.max((self.now - began) / MILLI);
-        // A member may catch up with a snapshot, past what a watcher still had to be told: then it is told that. Or it dies
-        // of an error that its disk gave before it was mended: then the stream has ended.
-        let overtaken = |watch: &WatchRecord| {
-            matches!(watch.messages.last(), Some((_, WatchMessage::Canceled { .. } | WatchMessage::Ended)))
-        };
-        let told = |watch: &WatchRecord| next_revision(watch) > revision || overtaken(watch);
         let end = self.now + TELLING_MAX;
-        while !self.history.watches[probes.clone()].iter().all(told) {
+        while !probes.clone().all(|watch| self.is_told(watch, revision)) {
             if self.now >= end {
                 let probes = &self.history.watches[probes];
                 let last: Vec<_> = probes.iter().map(|watch| (watch.member, watch.messages.last())).collect();
@@ -119,13 +130,57 @@ impl World {
         self.run_until(self.now + on)
     }
 
+    /// Whether a watch of the probe's has been told of a revision, or there is a reason why not.
+    fn is_told(&self, watch: usize, revision: i64) -> bool {
+        let watch = &self.history.watches[watch];
+        match watch.messages.last() {
+            // Its member caught up with a snapshot, past what the watcher still had to be told: then it is told that.
+            Some((_, WatchMessage::Canceled { compact_revision: 1.. })) => true,
+            // Its member died, of an error that its disk gave before it was mended, or was removed: else that would have
+            // been a violation.
+            Some((_, WatchMessage::Ended)) => {
+                self.members[watch.member as usize].life != self.streams[&watch.stream].life
+            }
+            _ => next_revision(watch) > revision,
+        }
+    }
+
+    /// Those who vote and have lost nothing.
+    fn sound_voters(&self) -> Vec<usize> {
+        self.configuration.voters.iter().copied().filter(|place| self.is_sound(*place)).collect()
+    }
+
+    /// Members were changed while only some work: it is up to a quorum of those who vote now.
+    pub(super) fn extend_core(&mut self, core: Vec<usize>) {
+        let voters = self.sound_voters();
+        let mut extended: Vec<usize> = core.iter().copied().filter(|place| voters.contains(place)).collect();
+        let missing = self.configuration.quorum().saturating_sub(extended.len());
+        extended.extend(voters.iter().filter(|place| !core.contains(place)).take(missing));
+        extended.extend(self.needed());
+        self.mark("core", [extended.iter().fold(0, |bits, place| bits | 1 << place), 1, 0, 0], String::new());
+        self.phase = Phase::Core(extended.clone());
+        self.network.heal_among(&extended);
+        for place in extended.into_iter().filter(|place| !core.contains(place)) {
+            self.mend(place);
+        }
+    }
+
+    /// Those who must work now.
+    fn working(&self) -> Vec<usize> {
+        match &self.phase {
+            Phase::Core(core) => self.sound_voters().into_iter().filter(|place| core.contains(place)).collect(),
+            _ => self.sound_voters(),
+        }
+    }
+
     /// Writes until a write is acknowledged. Returns its revision.
-    fn probe(&mut self, core: &[usize], began: u64) -> Result<i64, String> {
+    fn probe(&mut self, began: u64) -> Result<i64, String> {
         let election = 2 * self.usual.election_ticks as u64 * TICK;
         let mut tries = 0;
         loop {
             let value = format!("probe{}", self.calls_made).into_bytes();
             let request = Request::Put { key: b"k00".to_vec(), value, lease: 0, prev_kv: false };
+            let core = self.working();
             let op = self.issue(PROBE, core[tries % core.len()], request, SECOND);
             tries += 1;
             let end = self.now + SECOND;
@@ -134,7 +189,7 @@ impl World {
                 if let Outcome::Ok { revision, .. } = self.history.ops[op].outcome {
                     return Ok(revision);
                 }
-                if self.now > began + ELECTIONS_MAX * election {
+                if self.now > began.max(self.reconfigured_at) + ELECTIONS_MAX * election {
                     return Err(format!("liveness: {core:?} do not come to work: {}", self.describe()));
                 }
             }
@@ -182,8 +237,16 @@ impl World {
         self.phase = Phase::Healed;
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
+        let members = self.configuration.members();
         for place in 0..self.members.len() {
-            self.mend(place);
+            let member = &self.members[place];
+            if members.contains(&place) {
+                self.mend(place);
+            } else if !member.gone && (member.has_data() || member.asking.is_some()) {
+                // It was removed and has not heard of it.
+                self.mend(place);
+                self.retire(place);
+            }
         }
         // Nobody keeps his eyes shut for ever.
         let reading = |(token, stream): (&u64, &Stream)| (!stream.ended).then_some((*token, stream.place, stream.life));
@@ -195,15 +258,21 @@ impl World {
     }
 
     fn describe(&self) -> String {
-        let all: Vec<String> = self.members.iter().map(Member::describe).collect();
+        let present = self.members.iter().filter(|member| !member.gone);
+        let all: Vec<String> = present.map(Member::describe).collect();
         all.join("; ")
     }
 
     /// Of all that can run.
     fn standing(&self) -> Result<Vec<(u64, i64, Content)>, String> {
         let down = |member: &Member| format!("liveness: {}", member.describe());
-        let sound = self.members.iter().filter(|member| !self.refused[member.place]);
+        let sound = self.sound_members().into_iter().map(|place| &self.members[place]);
         sound.map(|member| member.standing().ok_or_else(|| down(member))).collect()
+    }
+
+    /// Those who belong and have lost nothing.
+    fn sound_members(&self) -> Vec<usize> {
+        self.configuration.members().into_iter().filter(|place| self.is_sound(*place)).collect()
     }
 
     /// Members have the same content, and watchers have been told all of it.
@@ -250,7 +319,7 @@ impl World {
         let everything =
             |serializable| Request::Range { key: vec![0], end: vec![0], limit: 0, revision: 0, serializable };
         let mut ops = Vec::new();
-        for place in (0..self.members.len()).filter(|place| !self.refused[*place]).collect::<Vec<_>>() {
+        for place in self.sound_members() {
             for serializable in [false, true] {
                 ops.push(self.issue(PROBE, place, everything(serializable), 2 * SECOND));
             }

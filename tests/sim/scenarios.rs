@@ -16,6 +16,11 @@ const EVERYTHING: Faults = CALM
     .with(Fault::DiskFull, 2)
     .with(Fault::SlowDisk, 2)
     .with(Fault::BitFlip, 1)
+    .with(Fault::Wipe, 2)
+    .with(Fault::AddLearner, 6)
+    .with(Fault::Promote, 8)
+    .with(Fault::Remove, 3)
+    .with(Fault::Replace, 2)
     .with(Fault::Pause, 4)
     .with(Fault::Partition, 4)
     .with(Fault::OneWay, 2)
@@ -57,6 +62,11 @@ pub fn swarm(seed: u64) -> Scenario {
         if dice.chance(600) {
             faults = faults.with(fault, EVERYTHING.of(fault) * dice.pick(&[1, 1, 3]));
         }
+    }
+    // Members come and go in half of the worlds: there all of it happens.
+    let changes = dice.chance(500);
+    for fault in [Fault::AddLearner, Fault::Promote, Fault::Remove, Fault::Replace] {
+        faults = faults.with(fault, if changes { EVERYTHING.of(fault) } else { 0 });
     }
     Scenario {
         members: dice.pick(&[1, 3, 3, 3, 3, 5]),
@@ -195,6 +205,53 @@ pub fn named() -> Vec<Scenario> {
             every: SECOND,
             faults: CALM.with(Fault::BitFlip, 6).with(Fault::Crash, 2).with(Fault::Isolate, 1),
             options: Some(TINY),
+            ..BASE
+        },
+        // Members come and go, the leader among them, while others die and are cut off.
+        Scenario {
+            name: "members come and go",
+            every: 700 * MILLI,
+            faulty: 120 * SECOND,
+            faults: CALM
+                .with(Fault::AddLearner, 6)
+                .with(Fault::Promote, 8)
+                .with(Fault::Remove, 3)
+                .with(Fault::Replace, 2)
+                .with(Fault::Crash, 3)
+                .with(Fault::CrashAll, 1)
+                .with(Fault::Isolate, 2)
+                .with(Fault::Partition, 2)
+                .with(Fault::HandOver, 1),
+            options: Some(TINY),
+            ..BASE
+        },
+        // One member grows to many and shrinks to one again.
+        Scenario {
+            name: "a cluster grows",
+            members: 1,
+            every: 700 * MILLI,
+            faulty: 120 * SECOND,
+            faults: CALM
+                .with(Fault::AddLearner, 6)
+                .with(Fault::Promote, 8)
+                .with(Fault::Remove, 4)
+                .with(Fault::Crash, 2)
+                .with(Fault::OneWay, 1),
+            ..BASE
+        },
+        // A member that lost its disk must not vote and acknowledge as if it were new.
+        Scenario {
+            name: "lost disks",
+            every: 900 * MILLI,
+            faulty: 120 * SECOND,
+            faults: CALM
+                .with(Fault::Wipe, 6)
+                .with(Fault::AddLearner, 3)
+                .with(Fault::Promote, 6)
+                .with(Fault::Replace, 4)
+                .with(Fault::Crash, 2)
+                .with(Fault::Isolate, 2),
+            options: Some(Options { snapshot_count: 50, catchup_entries: 10, ..TINY }),
             ..BASE
         },
         // A member dies as soon as it has started, again and again.

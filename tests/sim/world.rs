@@ -5,10 +5,12 @@
 //! then only a quorum is mended and must work; then everything is, and the run is judged: what clients saw (the checks), what
 //! members hold (agreement), what was shown before it was durable on a quorum (exposure), and whether everything works again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use everwatch::cluster::founding::{Decision, Heard};
 use everwatch::mvcc::revision::RevisionKey;
-use everwatch::pb::{everwatchpb, mvccpb};
+use everwatch::pb::everwatchpb::{self, MemberRecord};
+use everwatch::pb::mvccpb;
 use everwatch::raft::{Message, MessageType};
 use everwatch::storage::backend::{Batch, Bucket, Reader};
 use everwatch::storage::schema;
@@ -22,7 +24,7 @@ use crate::checks::{
 use crate::clients::{self, Knowledge, Mix};
 use crate::dice::{Dice, Hashing, hash_on};
 use crate::disk::{Loss, Trouble};
-use crate::member::{Content, Context, Effect, Member, MemberEvent, place_of};
+use crate::member::{Content, Context, Effect, Member, MemberEvent, Question, place_of};
 use crate::network::Network;
 
 #[path = "nemesis.rs"]
@@ -38,6 +40,10 @@ pub const SECOND: u64 = 1000 * MILLI;
 const STREAMS_MAX: usize = 3;
 /// Open watches of one stream above which a client asks for no more.
 const WATCHES_MAX: usize = 6;
+/// How long a member without data waits for an answer.
+const ANSWER_TIMEOUT: u64 = 2 * SECOND;
+/// Members that a cluster may grow to.
+const MEMBERS_MAX: usize = 5;
 /// Events of the world shown with a failure.
 const TRACE_SHOWN: usize = 100;
 
@@ -138,11 +144,39 @@ pub struct Ledger {
     changes: BTreeMap<i64, (u64, Vec<Event>)>,
     contents: BTreeMap<u64, (Content, u64)>,
     leaders: BTreeMap<u64, u64>,
-    /// By index: who votes from there on.
-    voters: BTreeMap<u64, Vec<usize>>,
+    /// By index: who belongs from there on.
+    configurations: BTreeMap<u64, Configuration>,
+    /// Members that all who heard of it know to have run.
+    ran: BTreeSet<usize>,
+    /// There is a configuration that the world has not taken notice of.
+    reconfigured: bool,
     pub installs: u64,
     now: u64,
     violations: Vec<String>,
+}
+
+/// Who belongs, by place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    pub voters: Vec<usize>,
+    pub learners: Vec<usize>,
+}
+
+impl Configuration {
+    fn of(stored: &everwatchpb::ConfState) -> Configuration {
+        let places = |ids: &[u64]| ids.iter().map(|id| place_of(*id)).collect();
+        Configuration { voters: places(&stored.voters), learners: places(&stored.learners) }
+    }
+
+    fn members(&self) -> Vec<usize> {
+        let mut members = [&self.voters[..], &self.learners].concat();
+        members.sort_unstable();
+        members
+    }
+
+    fn quorum(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
 }
 
 /// Where a run stands.
@@ -169,7 +203,6 @@ impl Ledger {
     pub fn follow(&mut self, mut chain: u64, batch: &Batch, member: u64) -> u64 {
         let mut changed: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
         let mut current = 0;
-        let mut voters = None;
         for (bucket, key, value) in &batch.rows {
             let meta = *bucket == Bucket::Meta;
             if meta && key == schema::REVISION {
@@ -191,7 +224,6 @@ impl Ledger {
                     Some(_) => {}
                     None => {
                         self.entries.insert(current, (chain, term));
-                        self.voters.extend(voters.take().map(|voters| (current, voters)));
                         for (revision, events) in std::mem::take(&mut changed) {
                             self.revisions.insert(revision, current);
                             self.changes.insert(revision, (self.now, events));
@@ -201,13 +233,15 @@ impl Ledger {
                 changed.clear();
                 continue;
             }
-            if meta && key == schema::CONF_STATE {
-                let stored = everwatchpb::ConfState::decode(value.clone().unwrap_or_default()).expect("apply wrote it");
-                voters = Some(stored.voters.into_iter().map(place_of).collect());
-            }
             chain = hash_on(chain, &[*bucket as u8, u8::from(value.is_some())]);
             chain = hash_on(chain, key);
             chain = hash_on(chain, value.as_deref().unwrap_or_default());
+            if *bucket == Bucket::Members
+                && let Some(Ok(record)) = value.clone().map(MemberRecord::decode)
+                && !record.client_urls.is_empty()
+            {
+                self.ran.insert(place_of(record.id));
+            }
             if *bucket == Bucket::Key
                 && let (Some((place, tombstone)), Some(record)) = (RevisionKey::from_row(key), value)
             {
@@ -222,6 +256,36 @@ impl Ledger {
             }
         }
         chain
+    }
+
+    /// A member was told by an entry who belongs.
+    pub fn configured(&mut self, index: u64, conf_state: &everwatchpb::ConfState, member: u64) {
+        let configuration = Configuration::of(conf_state);
+        if let Some(known) = self.configurations.get(&index) {
+            if *known != configuration {
+                let place = place_of(member);
+                self.violated(format!("agreement: for m{place} {configuration:?} belong at {index}, not {known:?}"));
+            }
+            return;
+        }
+        self.configurations.insert(index, configuration);
+        self.reconfigured = true;
+    }
+
+    /// What a member holds for the configuration at an index is it.
+    pub fn check_configuration(&mut self, index: u64, conf_state: &everwatchpb::ConfState, member: u64) {
+        let known = self.configurations.range(..=index).next_back();
+        let configuration = Configuration::of(conf_state);
+        if let Some((_, known)) = known.filter(|(_, known)| **known != configuration) {
+            let what =
+                format!("agreement: m{} takes {configuration:?} for those at {index}, not {known:?}", place_of(member));
+            self.violated(what);
+        }
+    }
+
+    /// Who belongs, as far as anybody has been told.
+    pub fn newest(&self) -> &Configuration {
+        self.configurations.last_key_value().expect("there are founders").1
     }
 
     /// A member's content at an index.
@@ -265,6 +329,22 @@ enum WorldEvent {
     },
     Boot {
         place: usize,
+    },
+    /// A member without data asks another.
+    Ask {
+        question: Question,
+        to: usize,
+    },
+    QuestionArrives {
+        question: Question,
+        to: usize,
+    },
+    /// An answer, or that there is none.
+    QuestionAnswered {
+        question: Question,
+        from: usize,
+        heard: Heard,
+        table: Vec<MemberRecord>,
     },
     Client {
         client: u32,
@@ -316,6 +396,10 @@ enum WorldEvent {
         place: usize,
     },
     Resume {
+        place: usize,
+    },
+    /// A removed member stops for good.
+    Retire {
         place: usize,
     },
 }
@@ -402,9 +486,20 @@ pub struct World {
     crash_loops: Vec<u64>,
     /// Members whose disk lost what it had promised to keep: what was durable before.
     damaged: Vec<Option<BTreeMap<u64, u64>>>,
-    to_damage: Vec<bool>,
+    to_damage: Vec<Option<Fault>>,
     /// Members that refuse to start for it.
     refused: Vec<bool>,
+    /// Members that lost their disk.
+    wiped: Vec<bool>,
+    /// Members whose removal was asked for, so that it may still come; and those of them that others come for.
+    leaving: BTreeSet<usize>,
+    /// The member that was to be added last.
+    adding: Option<usize>,
+    replaced: BTreeSet<usize>,
+    /// When members were changed last.
+    reconfigured_at: u64,
+    /// What is known to belong.
+    configuration: Configuration,
     /// Every event is printed.
     tells_all: bool,
     report: Report,
@@ -449,12 +544,19 @@ impl World {
             held: (0..places).map(|_| VecDeque::new()).collect(),
             crash_loops: vec![0; places],
             damaged: vec![None; places],
-            to_damage: vec![false; places],
+            to_damage: vec![None; places],
             refused: vec![false; places],
+            wiped: vec![false; places],
+            leaving: BTreeSet::new(),
+            adding: None,
+            replaced: BTreeSet::new(),
+            reconfigured_at: 0,
+            configuration: Configuration { voters: (0..places).collect(), learners: Vec::new() },
             tells_all: std::env::var_os("TRACE").is_some(),
             report: Report::default(),
             trace: VecDeque::new(),
         };
+        world.ledger.configurations.insert(1, world.configuration.clone());
         if let Some((commands, _)) = world.scenario.breaks {
             world.members.iter().for_each(|member| member.disk.break_after(commands));
         }
@@ -485,6 +587,9 @@ impl World {
             self.ledger.now = self.now;
             self.events += 1;
             self.happen(event);
+            if std::mem::take(&mut self.ledger.reconfigured) {
+                self.members_changed();
+            }
             if let Some(violation) = self.ledger.violations.first() {
                 return Err(violation.clone());
             }
@@ -540,6 +645,11 @@ impl World {
                 }
             }
             WorldEvent::Boot { place } => self.boot(place),
+            WorldEvent::Ask { question, to } => self.ask_another(question, to),
+            WorldEvent::QuestionArrives { question, to } => self.question_arrives(question, to),
+            WorldEvent::QuestionAnswered { question, from, heard, table } => {
+                self.question_answered(question, from, heard, table);
+            }
             WorldEvent::Client { client } => self.ask(client),
             WorldEvent::CallArrives { call, place, request, deadline } => {
                 if self.members[place].running.is_none() {
@@ -576,6 +686,7 @@ impl World {
             }
             WorldEvent::Relief { place } => self.relieve(place),
             WorldEvent::Resume { place } => self.resume(place),
+            WorldEvent::Retire { place } => self.retire(place),
         }
     }
 
@@ -665,6 +776,10 @@ impl World {
     fn crash(&mut self, place: usize, loss: Loss) {
         self.report.crashes += 1;
         self.report.power_cuts += u64::from(loss != Loss::Process);
+        self.take_down(place, loss);
+    }
+
+    fn take_down(&mut self, place: usize, loss: Loss) {
         self.held[place].clear();
         self.mark("crash", [place as u64, loss as u64, 0, 0], String::new());
         self.members[place].crash(loss, &mut self.dice);
@@ -689,12 +804,121 @@ impl World {
 
     fn boot(&mut self, place: usize) {
         let left_out = matches!(&self.phase, Phase::Core(core) if !core.contains(&place));
-        if self.members[place].running.is_some() || self.refused[place] || left_out {
+        let member = &self.members[place];
+        if member.running.is_some() || member.asking.is_some() || member.gone || self.refused[place] || left_out {
             return;
         }
-        if std::mem::take(&mut self.to_damage[place]) && self.phase == Phase::Faulty {
-            self.damage(place);
+        if let Some(fault) = self.to_damage[place].take()
+            && self.phase == Phase::Faulty
+        {
+            self.damage(place, fault);
         }
+        if !self.members[place].has_data() {
+            return self.begin_asking(place);
+        }
+        self.start(place);
+    }
+
+    /// A member without data asks the others whether it may take part.
+    fn begin_asking(&mut self, place: usize) {
+        self.mark("asks", [place as u64, 0, 0, 0], String::new());
+        let others = self.configuration.members();
+        self.members[place].ask(&others);
+        let asking = self.members[place].asking.as_ref().expect("it has just begun");
+        for to in asking.others() {
+            self.ask_again(place, to, 5 * MILLI);
+        }
+        self.decide(place);
+    }
+
+    fn ask_again(&mut self, place: usize, to: usize, within: u64) {
+        let life = self.members[place].life;
+        let Some(asking) = &mut self.members[place].asking else { return };
+        let question = asking.question(place, life, to);
+        let delay = self.dice.below(within);
+        self.schedule(delay, WorldEvent::Ask { question, to });
+    }
+
+    /// Whether the asker still is who asked.
+    fn still_asks(&self, question: Question) -> bool {
+        let member = &self.members[question.asker];
+        member.life == question.life && member.asking.is_some()
+    }
+
+    fn ask_another(&mut self, question: Question, to: usize) {
+        if !self.still_asks(question) {
+            return;
+        }
+        let silence = WorldEvent::QuestionAnswered { question, from: to, heard: Heard::Silence, table: Vec::new() };
+        self.schedule(ANSWER_TIMEOUT, silence);
+        if let Some(delay) = self.network.arrivals(question.asker, to, self.now, &mut self.dice).first() {
+            self.schedule(*delay, WorldEvent::QuestionArrives { question, to });
+        }
+    }
+
+    fn question_arrives(&mut self, question: Question, to: usize) {
+        let member = &self.members[to];
+        if member.running.is_some() {
+            return self.tell_member(to, MemberEvent::Asked { question });
+        }
+        // Nobody listens there, or one who is new as well.
+        let heard = member.asking.as_ref().map_or(Heard::Silence, |asking| asking.says());
+        self.answer_travels(question, to, heard, Vec::new());
+    }
+
+    fn answer_travels(&mut self, question: Question, from: usize, heard: Heard, table: Vec<MemberRecord>) {
+        if let Some(delay) = self.network.arrivals(from, question.asker, self.now, &mut self.dice).first() {
+            self.schedule(*delay, WorldEvent::QuestionAnswered { question, from, heard, table });
+        }
+    }
+
+    fn question_answered(&mut self, question: Question, from: usize, heard: Heard, table: Vec<MemberRecord>) {
+        if !self.still_asks(question) {
+            return;
+        }
+        let place = question.asker;
+        let member = &mut self.members[place];
+        let own = member.id();
+        let asking = member.asking.as_mut().expect("looked at above");
+        if !asking.hears(from, question.number, heard, table, own) {
+            return;
+        }
+        self.mark("hears", [place as u64, from as u64, 0, 0], format!("{heard:?}"));
+        let pause = self.dice.pick(&[20, 200, 1000]) * MILLI;
+        self.ask_again(place, from, pause);
+        self.decide(place);
+    }
+
+    /// A member without data does what the others' answers come to.
+    fn decide(&mut self, place: usize) {
+        let asking = self.members[place].asking.as_ref().expect("it asks");
+        match asking.decision() {
+            Decision::KeepAsking => {}
+            Decision::Start if self.wiped[place] => {
+                self.ledger.violated(format!("m{place} lost its disk and is let in as if it were new"));
+            }
+            Decision::Start => {
+                self.members[place].begin();
+                self.start(place);
+            }
+            Decision::Refuse { removed } => {
+                self.mark("refused", [place as u64, u64::from(removed), 0, 0], String::new());
+                self.members[place].asking = None;
+                let belongs = self.configuration.members().contains(&place);
+                if removed && !belongs {
+                    self.members[place].gone = true;
+                } else if !removed && self.wiped[place] {
+                    self.refused[place] = true;
+                    self.report.refusals += 1;
+                } else {
+                    self.ledger.violated(format!("m{place} is turned away: removed {removed}, belongs {belongs}"));
+                }
+            }
+        }
+    }
+
+    /// It starts from what its disk has.
+    fn start(&mut self, place: usize) {
         if self.phase == Phase::Faulty && self.scenario.faults.of(Fault::DiskBreaks) > 0 && self.dice.chance(60) {
             let commands = self.dice.below(12);
             self.members[place].disk.break_after(commands);
@@ -741,6 +965,105 @@ impl World {
                 self.schedule(delay, WorldEvent::Boot { place });
             }
         }
+    }
+
+    /// Whether its disk has all that it ever promised to keep.
+    fn is_sound(&self, place: usize) -> bool {
+        !self.refused[place] && !self.wiped[place] && !self.members[place].gone
+    }
+
+    /// Those of all members that belong or run.
+    fn present(&self) -> Vec<usize> {
+        let belongs = |member: &&Member| {
+            let place = member.place;
+            let (voters, learners) = (&self.configuration.voters, &self.configuration.learners);
+            !member.gone && (member.running.is_some() || voters.contains(&place) || learners.contains(&place))
+        };
+        self.members.iter().filter(belongs).map(|member| member.place).collect()
+    }
+
+    /// A machine for a member that is to be added. It is started when it belongs.
+    fn new_machine(&mut self) -> usize {
+        let place = self.members.len();
+        let drift = self.scenario.drift_ppm;
+        let drift = self.dice.between(0, 2 * drift) as i64 - drift as i64;
+        self.members.push(Member::new(place, self.scenario.members.min(place), drift));
+        self.options.push(self.usual.clone());
+        self.held.push(VecDeque::new());
+        self.crash_loops.push(0);
+        self.damaged.push(None);
+        self.to_damage.push(None);
+        self.refused.push(false);
+        self.wiped.push(false);
+        self.watchers.push(Watcher::default());
+        place
+    }
+
+    /// Somebody has carried out a change of members.
+    fn members_changed(&mut self) {
+        let before = std::mem::replace(&mut self.configuration, self.ledger.newest().clone());
+        self.reconfigured_at = self.now;
+        let after = self.configuration.clone();
+        self.mark("members", [0; 4], format!("{after:?}"));
+        for place in after.members() {
+            if !before.members().contains(&place) {
+                self.count(Fault::AddLearner);
+                let delay = self.dice.skewed(10 * MILLI, 3 * SECOND);
+                self.schedule(delay, WorldEvent::Boot { place });
+            } else if after.voters.contains(&place) && !before.voters.contains(&place) {
+                self.count(Fault::Promote);
+            }
+        }
+        for place in before.members() {
+            if !after.members().contains(&place) {
+                self.leaving.remove(&place);
+                let replaced = self.replaced.remove(&place);
+                self.count(if replaced { Fault::Replace } else { Fault::Remove });
+                if replaced && self.phase == Phase::Faulty {
+                    self.add_learner();
+                }
+            }
+        }
+        if let Phase::Core(core) = self.phase.clone() {
+            self.extend_core(core);
+        }
+    }
+
+    /// Whether a removed member may still have to vote: as long as those who vote now have not all but forgotten it. Where
+    /// fewer of them than a quorum have its removal on their disks, the others may not know that it was committed, and ask
+    /// for its vote as before; whoever takes its machine away then, takes away a voter.
+    fn is_needed(&self, place: usize) -> bool {
+        let configurations = &self.ledger.configurations;
+        let voted = configurations.iter().rev().find(|(_, known)| known.voters.contains(&place));
+        let Some((voted, _)) = voted else { return false };
+        let Some((removed, _)) = configurations.range(voted + 1..).next() else { return false };
+        let knows = |voter: &&usize| self.members[**voter].applied().is_some_and(|applied| applied >= *removed);
+        let voters = &self.configuration.voters;
+        voters.iter().filter(knows).count() < self.configuration.quorum()
+    }
+
+    /// Removed members that may still have to vote.
+    fn needed(&self) -> Vec<usize> {
+        let left = |place: &usize| !self.configuration.members().contains(place) && self.is_needed(*place);
+        let all = self.members.iter().filter(|member| !member.gone && member.has_data());
+        all.map(|member| member.place).filter(left).collect()
+    }
+
+    /// A removed member has stopped for good.
+    fn retire(&mut self, place: usize) {
+        if self.configuration.members().contains(&place) {
+            return self.ledger.violated(format!("m{place} stops as if it were removed"));
+        }
+        if self.members[place].gone {
+            return;
+        }
+        if self.is_needed(place) {
+            // Started again, it stops again: sooner or later for good.
+            return self.schedule(SECOND, WorldEvent::Retire { place });
+        }
+        self.mark("retires", [place as u64, 0, 0, 0], String::new());
+        self.take_down(place, Loss::Process);
+        self.members[place].gone = true;
     }
 
     fn snapshot_settled(&mut self, from: usize, to: usize, ok: bool) {
@@ -817,6 +1140,10 @@ impl World {
                     self.schedule(delay, WorldEvent::WatchArrives { stream, watch, message });
                 }
                 Effect::StreamEnded { stream } => self.end_stream_later(stream),
+                Effect::AnswerQuestion { question, answer, table } => {
+                    self.answer_travels(question, place, Heard::Said(answer), table);
+                }
+                Effect::Retired => self.retire(place),
                 Effect::Note(text) => self.mark("note", [place as u64, 0, 0, 0], text),
             }
         }
@@ -889,19 +1216,27 @@ impl World {
         let Some((_, index)) = self.ledger.revisions.range(..=revision).next_back() else { return };
         let index = *index;
         let term = self.ledger.entries[&index].1;
-        let voters = self.ledger.voters.range(..=index).next_back();
-        let everybody: Vec<usize> = (0..self.scenario.members).collect();
-        let voters = voters.map_or(&everybody, |(_, voters)| voters);
-        let holders = voters.iter().filter(|place| self.members[**place].holds(index, term)).count();
-        if holders <= voters.len() / 2 {
-            self.ledger.violated(format!(
-                "durability: m{by} shows revision {revision} but entry {index} of term {term} is durable on {holders} members"
-            ));
+        // Whoever committed it had carried out all changes of members before it but for the last, or that too; and what was
+        // durable then must have become so among those who came later.
+        let configurations = &self.ledger.configurations;
+        let from = configurations.range(..=index).rev().nth(1).map_or(0, |(from, _)| *from);
+        let holds = |voters: &[usize]| {
+            let holders = voters.iter().filter(|place| self.members[**place].holds(index, term)).count();
+            (holders > voters.len() / 2, holders)
+        };
+        if configurations.range(from..).any(|(_, configuration)| holds(&configuration.voters).0) {
+            return;
         }
+        let holders = holds(&self.configuration.voters).1;
+        self.ledger.violated(format!(
+            "durability: m{by} shows revision {revision} but entry {index} of term {term} is durable on {holders} members"
+        ));
     }
 
+    /// One of those that belong or run.
     fn any(&mut self) -> usize {
-        self.dice.below(self.members.len() as u64) as usize
+        let present = self.present();
+        self.dice.pick(&present)
     }
 
     fn ask(&mut self, client: u32) {
@@ -910,7 +1245,8 @@ impl World {
         }
         let again = self.knowledge.again.remove(&client).filter(|_| self.dice.chance(self.scenario.retry_per_mille));
         let request = again.unwrap_or_else(|| self.knowledge.request(&mut self.dice, client, &self.scenario.mix));
-        let place = if self.dice.chance(700) { client as usize % self.members.len() } else { self.any() };
+        let present = self.present();
+        let place = if self.dice.chance(700) { present[client as usize % present.len()] } else { self.any() };
         let patience = self.dice.pick(&[500, 2000, 7000]) * MILLI;
         self.issue(client, place, request, patience);
     }
@@ -1147,5 +1483,8 @@ fn describe(place: usize, event: &MemberEvent) -> (&'static str, [u64; 4]) {
         MemberEvent::CloseStream { stream } => ("close", [at, *stream, 0, 0]),
         MemberEvent::Pace { stream, until } => ("pace", [at, *stream, *until, 0]),
         MemberEvent::HandOver => ("hand over", [at, 0, 0, 0]),
+        MemberEvent::Asked { question } => ("asked", [at, question.asker as u64, question.number, 0]),
+        MemberEvent::Reconfigure { .. } => ("reconfigure", [at, 0, 0, 0]),
+        MemberEvent::Retire => ("retire", [at, 0, 0, 0]),
     }
 }
