@@ -379,6 +379,10 @@ impl World {
         if self.members[place].running.is_none() || !self.bears_damage(place) {
             return;
         }
+        // One that founded its cluster alone has nobody on its list to ask, and begins anew: nobody can tell it not to.
+        if fault == Fault::Wipe && place == 0 && self.scenario.members == 1 {
+            return;
+        }
         let loss = self.loss();
         self.crash(place, loss);
         self.to_damage[place] = Some(fault);

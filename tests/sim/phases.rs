@@ -302,10 +302,12 @@ impl World {
         if self.members.iter().any(|member| member.unfinished() > 0) {
             return Err(format!("liveness: something is unfinished: {}", self.describe()));
         }
-        let leftovers =
-            |member: &Member| member.disk.names().into_iter().filter(|name| name.contains("unfinished")).collect();
-        let leftovers: Vec<String> =
-            self.members.iter().flat_map(|member| -> Vec<String> { leftovers(member) }).collect();
+        let leftovers = |member: &Member| -> Vec<String> {
+            member.disk.names().into_iter().filter(|name| name.contains("unfinished")).collect()
+        };
+        // A member that is gone for good tidies up no more.
+        let places = self.sound_members();
+        let leftovers: Vec<String> = places.iter().flat_map(|place| leftovers(&self.members[*place])).collect();
         if !leftovers.is_empty() {
             return Err(format!("leftovers: {leftovers:?}"));
         }
