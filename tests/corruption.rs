@@ -495,7 +495,9 @@ fn one_wrong_bit_is_refused_or_changes_nothing() {
     assert!(images[2].dir.path().join("member/wal/0000000000000001.wal").metadata().is_err(), "the log was truncated");
     let regions = regions_of(&images.iter().map(|image| image.dir.path()).collect::<Vec<_>>());
     let heads = |image| regions.iter().filter(move |r| r.image == image && r.kind == "log: segment header").count();
-    assert!((0..images.len()).all(|image| heads(image) > 2), "logs of several segments");
+    // How much of the truncated log is left depends on how far the backend was.
+    let several = |image: usize| heads(image) > if images[image].name == "truncated" { 0 } else { 2 };
+    assert!((0..images.len()).all(several), "logs of several segments");
     let drawn = draw(&regions, flips, &mut Random::new(seed));
 
     // By kind of byte: refused, as it was. And what must not be.

@@ -351,6 +351,15 @@ impl Handle {
             if self.leader() != Some(self.member()) || self.status().term != term {
                 return Err(Error::LeaderChanged);
             }
+            // Whoever revoked a lease may have been told so before this call, and before that was carried out here: then it is not
+            // renewed, and saying that it is would keep a holder in its belief (etcd #20615).
+            self.view(|state| {
+                for (id, answer) in ids.iter().zip(&mut *answers) {
+                    if matches!(answer, Renewal::Ttl(_)) && !state.leases.exists(*id) {
+                        *answer = Renewal::Unknown;
+                    }
+                }
+            });
             open = recorded;
             // A grant may have been committed and not yet applied here.
             if !std::mem::replace(&mut caught_up, true) {

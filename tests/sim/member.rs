@@ -1413,7 +1413,11 @@ impl Running {
                         renewal.caught_up = true;
                         self.renew_once(renewal, now, cx);
                     }
-                    Ok(Ok(())) => self.renewal_done(&renewal, renewal.answer, cx),
+                    Ok(Ok(())) => {
+                        let exists = self.state().leases.exists(LeaseId(renewal.id));
+                        let answer = renewal.answer.map(|ttl| if exists { ttl } else { 0 });
+                        self.renewal_done(&renewal, answer, cx);
+                    }
                     Err(oneshot::error::TryRecvError::Empty) => self.renewals.push(renewal),
                     _ => self.renewal_done(&renewal, None, cx),
                 },
