@@ -123,11 +123,12 @@ impl Socket {
 
 /// Serves nothing: stands where there is no gRPC, or no HTTP, on a socket.
 #[derive(Clone, Copy, Debug)]
-pub struct Nothing;
-
-/// Serves nothing yet: clients of gRPC come again, here or elsewhere.
-#[derive(Clone, Copy, Debug)]
-pub struct NothingYet;
+pub enum Nothing {
+    /// Nor ever will.
+    Ever,
+    /// For now: clients of gRPC come again, here or elsewhere.
+    Yet,
+}
 
 impl Service<Request<Incoming>> for Nothing {
     type Response = Response<Empty<Bytes>>;
@@ -139,21 +140,10 @@ impl Service<Request<Incoming>> for Nothing {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        std::future::ready(Ok(refusal(&request, "12", http::StatusCode::NOT_FOUND)))
-    }
-}
-
-impl Service<Request<Incoming>> for NothingYet {
-    type Response = Response<Empty<Bytes>>;
-    type Error = Infallible;
-    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        std::future::ready(Ok(refusal(&request, "14", http::StatusCode::SERVICE_UNAVAILABLE)))
+        std::future::ready(Ok(match self {
+            Nothing::Ever => refusal(&request, "12", http::StatusCode::NOT_FOUND),
+            Nothing::Yet => refusal(&request, "14", http::StatusCode::SERVICE_UNAVAILABLE),
+        }))
     }
 }
 
@@ -365,7 +355,7 @@ mod tests {
             let sockets = bind(&[url]).await.expect("a free port");
             let address = sockets[0].address();
             let (stop, stopped) = watch::channel(false);
-            let serving = tokio::spawn(serve(sockets, Nothing, http, Limits::of_peers(), stopped, discard()));
+            let serving = tokio::spawn(serve(sockets, Nothing::Ever, http, Limits::of_peers(), stopped, discard()));
             let result = tokio::task::spawn_blocking(move || client(address)).await.expect("the client returns");
             stop.send_replace(true);
             serving.await.expect("no panic").expect("no error");

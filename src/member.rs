@@ -41,8 +41,8 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
             let peers = Routes::new(asking.peer_grpc()).prepare();
             serve_unfounded(&mut meanwhile, &peer_sockets, peers, http::peer_routes, logger)?;
             let sockets = if http_sockets.is_empty() { &client_sockets } else { &http_sockets };
-            serve_unfounded(&mut meanwhile, sockets, listen::NothingYet, http::client_routes, logger)?;
-            serve_unfounded(&mut meanwhile, &metrics_sockets, listen::NothingYet, http::metrics_routes, logger)?;
+            serve_unfounded(&mut meanwhile, sockets, listen::Nothing::Yet, http::client_routes, logger)?;
+            serve_unfounded(&mut meanwhile, &metrics_sockets, listen::Nothing::Yet, http::metrics_routes, logger)?;
             tokio::select! {
                 admission = asking.admission() => admission?,
                 signal = &mut termination => {
@@ -80,10 +80,10 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     if http_sockets.is_empty() {
         edge.listen(client_sockets, grpc, routes)?;
     } else {
-        edge.listen(client_sockets, grpc, listen::Nothing)?;
-        edge.listen_here(http_sockets, listen::Nothing, routes);
+        edge.listen(client_sockets, grpc, listen::Nothing::Ever)?;
+        edge.listen_here(http_sockets, listen::Nothing::Ever, routes);
     }
-    edge.listen_here(metrics_sockets, listen::Nothing, http::metrics_routes(probe(), logger.clone()));
+    edge.listen_here(metrics_sockets, listen::Nothing::Ever, http::metrics_routes(probe(), logger.clone()));
 
     let announce = async {
         tasks.ready().await;
