@@ -28,6 +28,7 @@ use crate::types::{ClusterId, MemberId};
 
 pub mod founding;
 pub mod initial;
+pub mod leaving;
 pub mod membership;
 pub mod reconfig;
 pub mod version;
