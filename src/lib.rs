@@ -65,7 +65,7 @@
 //! | machines | [`raft`], the order · [`state`], the consequences |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health and metrics · [`listen`], sockets · [`member`], all of it put together |
-//! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] |
+//! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] · [`client`] and [`bench`], for our own tools |
 //!
 //! # Who may import whom
 //!
@@ -92,10 +92,12 @@
 //! | `logging`         | `config`                                                                                   | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
-//! | `bin`             | `pb`                                                                                       | no   |
+//! | `client`          | `pb`                                                                                       | no   |
+//! | `bench`           | `client` `pb`                                                                              | no   |
+//! | `bin`             | `bench`                                                                                    | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries
-//! its messages; the database only in `storage`; gRPC in `peer`, `api`, `listen` and `member`, so that no loop of `server`
+//! its messages; the database only in `storage`; gRPC in `peer`, `api`, `listen`, `member` and the tools, so that no loop of `server`
 //! knows of it; the HTTP routes in `http`.
 
 pub mod pb;
@@ -120,6 +122,8 @@ pub mod http;
 pub mod listen;
 pub mod member;
 
+pub mod bench;
+pub mod client;
 pub mod config;
 pub mod logging;
 pub mod metrics;

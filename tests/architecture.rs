@@ -40,7 +40,7 @@ const FOREIGN: [(&str, &[&str]); 5] = [
     ("raft", &["raft", "peer"]),
     ("protobuf", &["raft"]),
     ("redb", &["storage"]),
-    ("tonic", &["pb", "peer", "api", "listen", "member", "bin"]),
+    ("tonic", &["pb", "peer", "api", "listen", "member", "client", "bench"]),
     ("axum", &["http"]),
 ];
 

@@ -1,0 +1,94 @@
+//! A small client for our own tools and tests: endpoints, and watches that survive the members they are served by.
+//!
+//! ```text
+//!  Client ── one lazy connection per endpoint (or several) ──▶ any etcd v3 server
+//!    └─ Watch ── one stream, any number of watchers; when it breaks, it goes on at another endpoint
+//!          └─ Resume ── per watcher: where it goes on
+//! ```
+//!
+//! What a watch promises: each change that a watcher asked for is handed out once, in order, whole revisions only, whatever
+//! happens to members and connections; or it is said that compaction removed some. What it does not promise: that a
+//! change is handed out soon. A cluster out of reach is waited for.
+//!
+//! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless), authentication, TLS and
+//! discovery of members.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+mod backoff;
+pub mod resume;
+pub mod watch;
+
+pub use resume::Want;
+pub use watch::{Heard, Watch};
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection without traffic is asked for a sign of life this often, and given up after that long without one. A member that
+/// was cut off silently is noticed in no other way.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why something cannot be done at all.
+#[derive(Debug)]
+pub enum Error {
+    /// Not the address of an endpoint.
+    Endpoint(String),
+    /// A server refused, and any other would.
+    Refused(tonic::Status),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Endpoint(endpoint) => write!(f, "not an endpoint: {endpoint}"),
+            Error::Refused(status) => write!(f, "{status}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Connections to the endpoints of a cluster. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// For each endpoint its connections.
+    channels: Arc<Vec<Vec<Channel>>>,
+}
+
+impl Client {
+    /// A client of `endpoints` (`http://host:port`, or `host:port`), with so many connections to each. Nothing is connected
+    /// before it is used.
+    pub fn new(endpoints: &[String], connections: usize) -> Result<Client, Error> {
+        let bad = |endpoint: &String| Error::Endpoint(endpoint.clone());
+        let connect = |endpoint: &String| {
+            let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
+            let settings = Endpoint::from_shared(url).map_err(|_| bad(endpoint))?;
+            let settings = settings
+                .tcp_nodelay(true)
+                .connect_timeout(CONNECT_TIMEOUT)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+            Ok((0..connections.max(1)).map(|_| settings.connect_lazy()).collect())
+        };
+        let channels = endpoints.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
+        if channels.is_empty() {
+            return Err(Error::Endpoint("none was named".to_owned()));
+        }
+        Ok(Client { channels: Arc::new(channels) })
+    }
+
+    /// How many endpoints there are.
+    pub fn endpoints(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// A connection to an endpoint, by its number; `user` tells users of different connections apart.
+    pub fn channel(&self, endpoint: usize, user: usize) -> Channel {
+        let channels = &self.channels[endpoint % self.channels.len()];
+        channels[user % channels.len()].clone()
+    }
+}
