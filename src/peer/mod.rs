@@ -18,8 +18,9 @@
 //!   * between two members, while a connection lives, messages that carry entries keep their order, and so do all
 //!     others; the others may overtake the first, so that a heartbeat does not stand behind megabytes of log;
 //!   * every MsgSnapshot ends in exactly one `SnapshotSent`, for raft sends nothing else to that member until then;
-//!   * nothing is delivered that came from another cluster, from a stranger, in somebody else's name or for somebody
-//!     else. Whether it makes sense is for the raft node to judge.
+//!   * nothing is delivered that came from another cluster, from a member that was removed, in somebody else's name or for
+//!     somebody else. Whether it makes sense is for the raft node to judge;
+//!   * a sender that this member has not heard of is answered where it says that it is reached, until the table names it.
 //!
 //! Bulk never delays heartbeats: a snapshot has a connection of its own, and a stream's batches are small enough that
 //! urgent messages soon get their turn. Connections are dialled by the sender, so between two members there are two.
@@ -38,7 +39,7 @@ use crate::types::{Index, MemberId};
 /// What the transport has to say to the owner of the raft node.
 #[derive(Debug)]
 pub enum FromPeer {
-    /// A message from a member of the table, addressed to this one.
+    /// A message from a member of the table, or one that is to be there soon, addressed to this one.
     Message(Message),
     /// Something for this member was dropped, or may have been lost with a connection that broke.
     Unreachable(MemberId),
@@ -59,6 +60,8 @@ pub enum FromPeer {
         /// To be dropped when the file has been adopted or discarded.
         place: Place,
     },
+    /// This peer refused what this member sent, as coming from one that was removed. It says so again and again.
+    ToldRemoved(MemberId),
     /// This member's own disk failed while a snapshot was read or written: the member has to stop.
     StorageFailed(storage::Error),
 }
@@ -73,6 +76,7 @@ pub type SnapshotSource = Arc<dyn Fn() -> storage::Result<(Arc<dyn Reader>, Snap
 pub mod codec;
 pub mod forward;
 mod queue;
+mod remote;
 mod service;
 mod snapshot;
 mod transport;

@@ -1,9 +1,10 @@
 //! The receiving half: the gRPC service on the peer URL.
 //!
-//! Promises: a message is delivered only if its batch came from a member of the table, names this cluster, this member and
-//! its sender throughout, and consists of kinds that may come this way; otherwise the stream ends and nothing of the
-//! batch is delivered. Of one peer's streams only the newest is listened to, so that what an old connection still holds
-//! does not come after what a new one brought. Everything ends with the [`Transport`].
+//! Promises: a message is delivered only if its batch came from a member of the table (or one that is to be there soon: see
+//! [`remote`](super::remote)), names this cluster, this member and its sender throughout, and consists of kinds that may
+//! come this way; otherwise the stream ends and nothing of the batch is delivered. Of one peer's streams only the newest is
+//! listened to, so that what an old connection still holds does not come after what a new one brought; none of a peer that
+//! was dropped. Everything ends with the [`Transport`].
 //!
 //! The listener should give connections large HTTP/2 windows (4 MiB per stream and more), for appends come in batches of
 //! a megabyte, and keepalive pings, for a peer that vanished without a word would leave its stream open.
@@ -30,6 +31,9 @@ const DECODE_BYTES_MAX: usize = 64 << 20;
 
 /// Messages in one batch; a sender of ours stays far below.
 const BATCH_MESSAGES_MAX: usize = 16_384;
+
+/// Why a stream ends that nothing is wrong with.
+const DROPPED: &str = "there is a newer stream, or its sender was dropped";
 
 /// What the service asks the member it belongs to.
 pub struct ServiceConfig {
@@ -168,22 +172,23 @@ impl PeerService {
         loop {
             let batch = tokio::select! {
                 biased;
-                () = superseded(sender) => return Err(Status::aborted("there is a newer stream")),
+                () = superseded(sender) => return Err(Status::aborted(DROPPED)),
                 batch = stream.message() => batch?,
             };
-            let Some(batch) = batch else { return Ok(()) };
+            let Some(mut batch) = batch else { return Ok(()) };
             self.check_cluster(batch.cluster_id)?;
-            // Looked up every time: a member may have been removed.
-            let peer = self.shared.peer(MemberId(batch.from));
-            let peer = peer.ok_or_else(|| Status::failed_precondition("unknown member"))?;
             if batch.to != self.shared.local.0 {
                 return Err(Status::failed_precondition("member ID mismatch"));
             }
+            // Looked up every time: a member may have been removed.
+            let peer = self.shared.sender(MemberId(batch.from), std::mem::take(&mut batch.peer_urls))?;
             match sender {
                 None => *sender = Some(Sender::new(peer.clone())),
                 Some(sender) if sender.peer.id != peer.id => {
                     return Err(Status::invalid_argument("two senders on one stream"));
                 }
+                // Dropped and back again in the moment between two batches.
+                Some(sender) if !Arc::ptr_eq(&sender.peer, &peer) => return Err(Status::aborted(DROPPED)),
                 Some(_) => {}
             }
             let messages = checked(batch)?;
@@ -212,7 +217,7 @@ impl PeerService {
     }
 }
 
-/// Returns when the sender has opened a newer stream.
+/// Returns when the sender has opened a newer stream, or is no longer a peer.
 async fn superseded(sender: &mut Option<Sender>) {
     match sender {
         None => pending().await,

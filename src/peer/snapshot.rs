@@ -145,7 +145,7 @@ fn read(shared: &Shared, message: Message, chunks: &mpsc::Sender<SnapshotChunk>)
     let index = Index(meta.index);
     let mut message = codec::to_wire(message);
     message.snapshot = Some(meta);
-    let offer = SnapshotOffer { cluster_id: shared.cluster.0, message: Some(message) };
+    let offer = SnapshotOffer { cluster_id: shared.cluster.0, message: Some(message), peer_urls: shared.own_urls() };
     let gone = || "the stream broke".to_owned();
     chunks.blocking_send(SnapshotChunk { offer: Some(offer), ..SnapshotChunk::default() }).map_err(|_| gone())?;
 
@@ -287,7 +287,7 @@ async fn forward(
 }
 
 /// Checks who offers what to whom.
-fn accept(shared: &Shared, offer: SnapshotOffer) -> Result<(Arc<Peer>, Message, Index), Status> {
+fn accept(shared: &Arc<Shared>, offer: SnapshotOffer) -> Result<(Arc<Peer>, Message, Index), Status> {
     if offer.cluster_id != shared.cluster.0 {
         return Err(Status::failed_precondition("cluster ID mismatch"));
     }
@@ -296,12 +296,12 @@ fn accept(shared: &Shared, offer: SnapshotOffer) -> Result<(Arc<Peer>, Message, 
     if message.msg_type != MessageType::MsgSnapshot || message.to != shared.local.0 {
         return Err(Status::invalid_argument("not a snapshot for this member"));
     }
-    let peer = shared.peer(MemberId(message.from)).ok_or_else(|| Status::failed_precondition("unknown member"))?;
     let meta = message.get_snapshot().get_metadata();
     let index = Index(meta.index);
     if meta.index == 0 || meta.term == 0 || meta.get_conf_state().voters.is_empty() {
         return Err(Status::invalid_argument("a snapshot of nothing"));
     }
+    let peer = shared.sender(MemberId(message.from), offer.peer_urls)?;
     Ok((peer, message, index))
 }
 

@@ -51,6 +51,8 @@ struct Parts {
     state: Arc<dyn Fn() -> storage::Result<Table> + Send + Sync>,
     dir: PathBuf,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
+    removed: Vec<MemberId>,
+    remote_patience: Duration,
     stall: Duration,
 }
 
@@ -60,6 +62,8 @@ impl Default for Parts {
             state: Arc::new(|| Err(storage::Error::Poisoned)),
             dir: PathBuf::from("/nowhere"),
             renew: Arc::new(|ids| Box::pin(async move { ids.iter().map(|id| Renewal::Ttl(id.0)).collect() })),
+            removed: Vec::new(),
+            remote_patience: PATIENCE,
             stall: PATIENCE,
         }
     }
@@ -95,7 +99,8 @@ impl Member {
                     members: Arc::new(move |asker| {
                         let table = vec![wire::MemberRecord { id: id.0, ..Default::default() }];
                         let standing = asker.map_or(wire::Standing::Unsure, |_| wire::Standing::HasRun) as i32;
-                        let answer = wire::MembersResponse { members: table, cluster_id: CLUSTER.0, standing };
+                        let (cluster_id, member_id) = (CLUSTER.0, id.0);
+                        let answer = wire::MembersResponse { members: table, cluster_id, standing, member_id };
                         Box::pin(async { answer })
                     }),
                     snapshot_dir: parts.dir,
@@ -194,6 +199,11 @@ fn transport(local: MemberId, events: Sender<FromPeer>, parts: &Parts) -> Transp
             let _ = events.send(event);
         }),
         snapshot_source: Arc::new(move || Ok((Arc::new(state()?) as Arc<dyn Reader>, meta(9)))),
+        was_removed: {
+            let removed = parts.removed.clone();
+            Arc::new(move |id| removed.contains(&id))
+        },
+        remote_patience: parts.remote_patience,
         snapshot_stall: parts.stall,
     })
 }
@@ -454,6 +464,7 @@ fn what_is_not_from_a_member_to_this_member_is_refused() {
         from: A.0,
         to: B.0,
         messages: vec![codec::to_wire(heartbeat(A, B, 1)), codec::to_wire(message)],
+        peer_urls: Vec::new(),
     };
     let good = || batch(heartbeat(A, B, 2));
     let unknown = wire::RaftMessage { kind: 42, from: A.0, to: B.0, ..Default::default() };
@@ -478,6 +489,124 @@ fn what_is_not_from_a_member_to_this_member_is_refused() {
         client.messages(tokio_stream::iter([good()])).await.expect("a good batch");
     });
     assert_eq!((b.message().commit, b.message().commit), (1, 2));
+}
+
+/// Waits until something holds that nobody says.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// What a sender says first on a stream of messages.
+fn greeting(from: MemberId, peer_urls: &[String]) -> wire::MessageBatch {
+    let messages = vec![codec::to_wire(heartbeat(from, B, 5))];
+    wire::MessageBatch { cluster_id: CLUSTER.0, from: from.0, to: B.0, messages, peer_urls: peer_urls.to_vec() }
+}
+
+#[test]
+fn a_sender_that_is_not_in_the_table_yet_is_answered_where_it_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let a = Member::start(A, "127.0.0.1:0", Parts { state: table(10), ..Parts::default() });
+    let b = Member::start(B, "127.0.0.1:0", Parts { dir: dir.path().to_owned(), ..Parts::default() });
+    a.transport.set_peers(vec![(A, vec![a.url()]), (B, vec![b.url()])]);
+    a.reach(&b);
+    until("an answer", || {
+        b.transport.send(vec![heartbeat(B, A, 0)]);
+        matches!(a.events.recv_timeout(Duration::from_millis(20)), Ok(FromPeer::Message(_)))
+    });
+    assert!(b.transport.peers().is_empty(), "the table has nobody");
+    // Its snapshots, too.
+    a.transport.send(vec![offer(A, B, 7)]);
+    assert!(a.snapshot_sent());
+
+    // Now the table has it, and its word counts.
+    let elsewhere = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", elsewhere.local_addr().expect("bound"));
+    b.transport.set_peers(vec![(A, vec![url.clone()])]);
+    elsewhere.accept().expect("it is dialled there");
+    let known = b.transport.shared.peer(A).expect("it is there");
+    assert!(!known.is_remote() && b.transport.peers().len() == 1);
+    // Whatever a new stream says.
+    let streams = *known.inbound.borrow();
+    a.transport.set_peers(vec![]);
+    a.transport.set_peers(vec![(A, vec![a.url()]), (B, vec![b.url()])]);
+    until("a new stream", || *known.inbound.borrow() > streams);
+    assert_eq!(*known.urls.borrow(), [url]);
+
+    // No longer in the table, and not removed.
+    b.transport.set_peers(vec![]);
+    until("it comes back", || b.transport.shared.peer(A).is_some_and(|peer| peer.is_remote()));
+    assert_eq!(*b.transport.shared.peer(A).expect("it is there").urls.borrow(), [a.url()]);
+}
+
+#[test]
+fn a_sender_that_was_removed_is_told_so() {
+    let a = Member::start(A, "127.0.0.1:0", Parts::default());
+    let b = Member::start(B, "127.0.0.1:0", Parts { removed: vec![A], ..Parts::default() });
+    a.transport.set_peers(vec![(A, vec![a.url()]), (B, vec![b.url()])]);
+    until("it is told", || matches!(a.event(), FromPeer::ToldRemoved(B)));
+    assert!(b.events.try_recv().is_err() && b.transport.shared.peer(A).is_none());
+    // While it is still in the table it may say what is left to say.
+    a.connect(&b);
+    b.transport.set_peers(vec![]);
+    until("it is told again", || matches!(a.event(), FromPeer::ToldRemoved(B)));
+}
+
+#[test]
+fn strangers_are_few_say_where_they_are_and_go_when_nothing_is_heard() {
+    let patience = Duration::from_millis(50);
+    let b = Member::start(B, "127.0.0.1:0", Parts { remote_patience: patience, ..Parts::default() });
+    let urls = ["http://127.0.0.1:1".to_owned()];
+    let stranger = |n: usize| MemberId(100 + n as u64);
+    let remotes = || (0..20).filter(|n| b.transport.shared.peer(stranger(*n)).is_some()).count();
+    as_stranger(async {
+        let mut client = PeerClient::connect(b.url()).await.expect("it listens");
+        for (from, urls, text) in [
+            (stranger(0), &[][..], "unknown member"),
+            (stranger(0), &["http://h:1/x".to_owned()], "no peer URLs"),
+            (stranger(0), &vec![urls[0].clone(); 100], "no peer URLs"),
+            (MemberId(0), &urls, "unknown member"),
+            (B, &urls, "unknown member"),
+        ] {
+            let status = client.messages(tokio_stream::iter([greeting(from, urls)])).await.expect_err(text);
+            assert!(status.message().contains(text), "{text}: {status}");
+            assert!(b.transport.shared.peer(from).is_none());
+        }
+        let mut wrong = greeting(stranger(0), &urls);
+        wrong.to = 9;
+        client.messages(tokio_stream::iter([wrong])).await.expect_err("for somebody else");
+        assert_eq!((remotes(), b.events.try_iter().count()), (0, 0));
+
+        // Streams that stay open.
+        let (mut open, mut streams) = (Vec::new(), tokio::task::JoinSet::new());
+        for n in 0..remote::REMOTES_MAX {
+            let (say, said) = tokio::sync::mpsc::channel(1);
+            say.send(greeting(stranger(n), &urls)).await.expect("there is room");
+            open.push(say);
+            let mut client = client.clone();
+            streams.spawn(async move { client.messages(tokio_stream::wrappers::ReceiverStream::new(said)).await });
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while remotes() < remote::REMOTES_MAX {
+            assert!(Instant::now() < deadline, "they are not heard");
+            tokio::task::yield_now().await;
+        }
+        let one_more = || tokio_stream::iter([greeting(stranger(15), &urls)]);
+        let status = client.messages(one_more()).await.expect_err("one too many");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        tokio::time::timeout(3 * patience, streams.join_next()).await.expect_err("their time is not over");
+        assert_eq!(remotes(), remote::REMOTES_MAX);
+
+        drop(open);
+        while remotes() > 0 {
+            assert!(Instant::now() < deadline, "they are kept");
+            tokio::task::yield_now().await;
+        }
+        client.messages(one_more()).await.expect("there is room again");
+    });
 }
 
 #[test]
@@ -610,7 +739,7 @@ fn a_snapshot_is_believed_only_when_its_end_agrees() {
     let mut message = codec::to_wire(offer(A, B, 7));
     message.snapshot = Some(meta(7));
     let first = |cluster_id| wire::SnapshotChunk {
-        offer: Some(wire::SnapshotOffer { cluster_id, message: Some(message.clone()) }),
+        offer: Some(wire::SnapshotOffer { cluster_id, message: Some(message.clone()), peer_urls: Vec::new() }),
         ..Default::default()
     };
     let rows = |bucket: u32, key: &'static [u8], end: Option<(u64, u32)>| wire::SnapshotChunk {

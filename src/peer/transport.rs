@@ -24,7 +24,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::forward::Renewals;
 use super::queue::{MESSAGE_BYTES_MAX, Queue};
-use super::{Deliver, FromPeer, SnapshotSource, codec, snapshot};
+use super::{Deliver, FromPeer, SnapshotSource, codec, remote, snapshot};
 use crate::pb::everwatchpb::peer_client::PeerClient;
 use crate::pb::everwatchpb::{MessageBatch, RenewRequest};
 use crate::types::{ClusterId, MemberId};
@@ -56,6 +56,10 @@ pub struct TransportConfig {
     pub deliver: Deliver,
     /// Gives the rows when a MsgSnapshot is to be sent.
     pub snapshot_source: SnapshotSource,
+    /// Whether a member that is not in the table was removed, as far as this member has heard.
+    pub was_removed: Arc<dyn Fn(MemberId) -> bool + Send + Sync>,
+    /// How long one that is in no table is kept as a peer without a stream from it.
+    pub remote_patience: Duration,
     /// How long a snapshot, in either direction, may stand still before it is given up. Includes the time the receiver
     /// needs to make it durable after the last row.
     pub snapshot_stall: Duration,
@@ -64,6 +68,8 @@ pub struct TransportConfig {
 impl TransportConfig {
     /// Long enough for gigabytes to be synced by a slow disk.
     pub const SNAPSHOT_STALL: Duration = Duration::from_secs(60);
+    /// Longer than a pause between two connections of a member that is there.
+    pub const REMOTE_PATIENCE: Duration = Duration::from_secs(10);
 }
 
 /// Sends to all peers. One per member.
@@ -108,15 +114,18 @@ pub struct PeerStatus {
 impl Transport {
     /// A transport without peers. Must be called on the tokio runtime its tasks shall run on.
     pub fn new(config: TransportConfig) -> Transport {
-        let TransportConfig { local, cluster, logger, deliver, snapshot_source, snapshot_stall } = config;
+        let TransportConfig { local, cluster, logger, deliver, .. } = config;
         let shared = Shared {
             local,
             cluster,
             logger,
             deliver,
-            snapshot_source,
-            snapshot_stall,
+            snapshot_source: config.snapshot_source,
+            was_removed: config.was_removed,
+            remote_patience: config.remote_patience,
+            snapshot_stall: config.snapshot_stall,
             runtime: Handle::current(),
+            own_urls: RwLock::default(),
             peers: RwLock::default(),
             stopped: watch::Sender::new(false),
         };
@@ -124,7 +133,8 @@ impl Transport {
     }
 
     /// Makes the table of peers what is given: new ones are dialled, those with other URLs dialled anew, missing ones
-    /// dropped. This member itself may be among them and is passed over.
+    /// dropped, but for those of whom the table is still to hear. If this member itself is among them, those who may not
+    /// know it are told its URLs.
     pub fn set_peers(&self, peers: Vec<(MemberId, Vec<String>)>) {
         let shared = &self.shared;
         let mut table = shared.peers.write().unwrap_or_else(PoisonError::into_inner);
@@ -132,12 +142,15 @@ impl Transport {
             return;
         }
         let wanted: BTreeSet<u64> = peers.iter().map(|(id, _)| id.0).filter(|id| *id != shared.local.0).collect();
-        table.retain(|id, peer| wanted.contains(id) || peer.remove());
+        let awaited = |peer: &Peer| peer.is_remote() && !(shared.was_removed)(peer.id);
+        table.retain(|id, peer| wanted.contains(id) || awaited(peer) || peer.remove());
         for (id, urls) in peers {
             if id == shared.local {
+                *shared.own_urls.write().unwrap_or_else(PoisonError::into_inner) = urls;
                 continue;
             }
             if let Some(peer) = table.get(&id.0) {
+                peer.remote.store(false, Relaxed);
                 peer.urls.send_if_modified(|current| {
                     let changed = *current != urls;
                     *current = urls;
@@ -192,10 +205,10 @@ impl Transport {
         reports.into_iter().for_each(|report| (shared.deliver)(report));
     }
 
-    /// All peers, in the order of their ids.
+    /// All peers of the table, in the order of their ids.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let table = self.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
-        table.values().map(|peer| peer.status()).collect()
+        table.values().filter(|peer| !peer.is_remote()).map(|peer| peer.status()).collect()
     }
 
     /// Ends every task and every inbound stream. Nothing is sent or accepted afterwards.
@@ -219,8 +232,13 @@ pub(super) struct Shared {
     pub(super) logger: Logger,
     pub(super) deliver: Deliver,
     pub(super) snapshot_source: SnapshotSource,
+    pub(super) was_removed: Arc<dyn Fn(MemberId) -> bool + Send + Sync>,
+    pub(super) remote_patience: Duration,
     pub(super) snapshot_stall: Duration,
     runtime: Handle,
+    /// This member's own URLs, as the table has them, or had them last.
+    own_urls: RwLock<Vec<String>>,
+    /// The table, and remotes.
     peers: RwLock<BTreeMap<u64, Arc<Peer>>>,
     pub(super) stopped: watch::Sender<bool>,
 }
@@ -229,11 +247,43 @@ impl Shared {
     pub(super) fn peer(&self, id: MemberId) -> Option<Arc<Peer>> {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&id.0).cloned()
     }
+
+    pub(super) fn own_urls(&self) -> Vec<String> {
+        self.own_urls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The peer of that name, if there is one by now; else `remote` is, unless there are too many.
+    pub(super) fn add_remote(self: &Arc<Shared>, remote: Arc<Peer>) -> Option<Arc<Peer>> {
+        let mut table = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = table.get(&remote.id.0) {
+            return Some(peer.clone());
+        }
+        let remotes = table.values().filter(|peer| peer.is_remote()).count();
+        if remotes >= remote::REMOTES_MAX || *self.stopped.borrow() {
+            return None;
+        }
+        table.insert(remote.id.0, remote.clone());
+        remote.spawn(self, keep_connected(self.clone(), remote.clone()));
+        remote.spawn(self, remote::watch_over(self.clone(), remote.clone()));
+        Some(remote)
+    }
+
+    /// Forgets a remote, if it still is one.
+    pub(super) fn drop_remote(&self, remote: &Peer) {
+        let mut table = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let there = table.get(&remote.id.0).is_some_and(|peer| std::ptr::eq(&**peer, remote));
+        if there && remote.is_remote() {
+            table.remove(&remote.id.0);
+            remote.remove();
+        }
+    }
 }
 
-/// One row of the table of peers.
+/// One row of the table of peers, or a remote.
 pub(super) struct Peer {
     pub(super) id: MemberId,
+    /// The table does not have it yet.
+    remote: AtomicBool,
     pub(super) urls: watch::Sender<Vec<String>>,
     pub(super) queue: Queue,
     pub(super) counters: Arc<PeerCounters>,
@@ -258,6 +308,7 @@ impl Peer {
     fn new(id: MemberId, urls: Vec<String>) -> Peer {
         Peer {
             id,
+            remote: AtomicBool::new(false),
             urls: watch::Sender::new(urls),
             queue: Queue::default(),
             counters: Arc::default(),
@@ -267,6 +318,20 @@ impl Peer {
             gone: watch::Sender::new(false),
             link: Mutex::default(),
         }
+    }
+
+    pub(super) fn remote(id: MemberId, urls: Vec<String>) -> Peer {
+        Peer { remote: AtomicBool::new(true), ..Peer::new(id, urls) }
+    }
+
+    /// Whether the table does not have it yet.
+    pub(super) fn is_remote(&self) -> bool {
+        self.remote.load(Relaxed)
+    }
+
+    /// Whether a stream of messages from it is open.
+    pub(super) fn is_heard(&self) -> bool {
+        self.inbound.receiver_count() > 0
     }
 
     /// Runs a task that ends with the peer's place in the table.
@@ -290,9 +355,10 @@ impl Peer {
         PeerStatus { id: self.id, active_since: self.link().active_since, counters: self.counters.clone() }
     }
 
-    /// Ends its tasks; false, as the answer to whether it stays in the table.
+    /// Ends its tasks and streams; false, as the answer to whether it stays in the table.
     fn remove(&self) -> bool {
         self.gone.send_replace(true);
+        self.inbound.send_modify(|newest| *newest += 1);
         self.queue.close();
         false
     }
@@ -412,7 +478,8 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + 0.5 * (part as f64 / whole).min(1.0))
 }
 
-/// Lets a connection carry the queue until it breaks. Says why it ended, and whether the peer ever answered on it.
+/// Lets a connection carry the queue until it breaks. Says why it ended, and whether the peer ever answered on it and is
+/// likely to take the next one.
 async fn serve(
     shared: &Arc<Shared>,
     peer: &Arc<Peer>,
@@ -427,15 +494,22 @@ async fn serve(
     let mut client = connection.client.clone();
     let mut messages = pin!(client.messages(outgoing));
     let mut probing = pin!(probe(shared, peer, connection.client.clone()));
+    let mut refused = false;
     let why = tokio::select! {
         ended = &mut messages => match ended {
             Ok(_) => "the peer ended the stream".to_owned(),
-            Err(status) => format!("{:?}: {}", status.code(), status.message()),
+            Err(status) => {
+                refused = remote::says_removed(&status);
+                if refused {
+                    (shared.deliver)(FromPeer::ToldRemoved(peer.id));
+                }
+                format!("{:?}: {}", status.code(), status.message())
+            }
         },
         _ = urls.changed() => "its URLs changed".to_owned(),
         () = &mut probing => "it stopped answering".to_owned(),
     };
-    let answered = peer.link().active_since.is_some();
+    let answered = peer.link().active_since.is_some() && !refused;
     (why, answered)
 }
 
@@ -486,6 +560,7 @@ impl Stream for Outgoing {
     type Item = MessageBatch;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<MessageBatch>> {
+        let mut peer_urls = Vec::new();
         let messages = if self.greeted {
             match self.peer.queue.poll_batch(self.connection, cx) {
                 Poll::Pending => return Poll::Pending,
@@ -495,6 +570,7 @@ impl Stream for Outgoing {
         } else {
             // An empty batch says who we are, so that a wrong address is refused before anything is lost in it.
             self.greeted = true;
+            peer_urls = self.shared.own_urls();
             Vec::new()
         };
         let bytes: usize = messages.iter().map(codec::size).sum();
@@ -504,6 +580,7 @@ impl Stream for Outgoing {
             from: self.shared.local.0,
             to: self.peer.id.0,
             messages: messages.into_iter().map(codec::to_wire).collect(),
+            peer_urls,
         }))
     }
 }

@@ -59,6 +59,8 @@ impl Peer for Unfounded {
             members: Vec::new(),
             cluster_id: cluster.0,
             standing: wire::Standing::Fresh as i32,
+            // It knows only what the cluster will be called.
+            member_id: 0,
         }))
     }
 }

@@ -22,8 +22,8 @@ use crate::state::applied::LeaseChange;
 use crate::storage::backend::Batch;
 use crate::types::{Index, MemberId};
 
-/// How long a removed member is sent to, and how long it goes on itself: what it has to say and to hear of its removal is said
-/// by then.
+/// How long a removed member is still sent to, and how long it stays when it may go: whoever waits for word of the removal hears of
+/// it by then.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The core's outside in the server: threads, peers, and what others look at.
@@ -87,6 +87,7 @@ fn take(core: &mut Core, event: Event, out: &mut Plumbing) -> bool {
             out.place = Some(place);
             core.snapshot_received(message, index, out);
         }
+        Event::Peer(FromPeer::ToldRemoved(_)) => out.shared.leave(),
         Event::Peer(FromPeer::StorageFailed(error)) => (out.fail)(&error),
         Event::Persisted(number) => core.persisted(number, out),
         Event::Flushed { reader } => core.flushed(&reader, out),
@@ -103,7 +104,7 @@ impl Plumbing {
     fn members_changed(&mut self) {
         let (mut peers, removed) = self.shared.peers();
         if removed {
-            self.shared.removed();
+            self.shared.leave();
         }
         let staying = peers.len();
         for peer in std::mem::take(&mut self.peers) {

@@ -1,4 +1,4 @@
-//! A member without data asks the others whether it may take part, and a member that runs answers.
+//! A member without data asks the others whether it may take part, and a member that runs answers it; and one that was removed.
 //!
 //! The rule is [`crate::cluster::founding`]'s. Here is its conversation: every other member is asked until it is clear, soon at
 //! first and then once per second; whoever asks this member is asked again at once, so that two that start together find
@@ -29,6 +29,8 @@ use crate::pb::everwatchpb::{LeaseRemaining, MembersRequest, MembersResponse, St
 use crate::peer::{Unfounded, UnfoundedGrpc, ask_members};
 use crate::raft::Node;
 use crate::state::command::Kind;
+use crate::storage::backend::Bucket;
+use crate::storage::schema;
 use crate::types::{ClusterId, MemberId};
 
 /// The pause between two questions to the same member: it grows by half each time, up to the longest.
@@ -212,17 +214,34 @@ pub(super) fn is_fresh(node: &Node) -> bool {
     node.last_index() == FOUNDING.index
 }
 
-/// What the member of `handle` knows about the members, and about one that starts without data. `fresh`: it had nothing beyond
-/// the founding when it started.
+/// What the member of `handle` knows about the members, and about one that starts without data or was removed. `fresh`: it had
+/// nothing beyond the founding when it started.
 pub(super) async fn answer(handle: Handle, fresh: bool, asker: Option<MemberId>) -> MembersResponse {
     let standing = match asker {
-        Some(asker) => standing(&handle, fresh, asker).await,
+        Some(asker) => match standing(&handle, fresh, asker).await {
+            Answer::Removed if !has_removal_on_disk(&handle, asker) => Answer::Unsure,
+            answer => answer,
+        },
         None => Answer::Unsure,
     };
+    // Not before: the table is that of after the removal then.
     MembersResponse {
         members: handle.view(|state| state.members.iter().map(|(id, member)| member.record(id)).collect()),
         cluster_id: handle.cluster().0,
         standing: standing.to_wire() as i32,
+        member_id: handle.member().0,
+    }
+}
+
+/// Whether this member would still know after a crash that the other was removed. Otherwise it says that when it is asked again.
+fn has_removal_on_disk(handle: &Handle, removed: MemberId) -> bool {
+    let on_disk = handle.view(|state| state.kv.reader());
+    match on_disk.get(Bucket::MembersRemoved, &schema::u64_row(removed.0)) {
+        Ok(row) => row.is_some(),
+        Err(error) => {
+            handle.fail(&error);
+            false
+        }
     }
 }
 

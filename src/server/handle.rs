@@ -99,6 +99,9 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     pub(crate) command_ids: AtomicU64,
     pub(crate) ready: watch::Sender<bool>,
+    /// This member was removed, as far as it or a peer knows.
+    pub(crate) leaving: watch::Sender<bool>,
+    /// It was, and those who stay do not need it any more.
     pub(crate) removed: watch::Sender<bool>,
     pub(crate) stopping: AtomicBool,
 }
@@ -114,16 +117,21 @@ impl Shared {
         self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
     }
 
-    /// This member does not belong any more: it stops.
+    /// This member does not belong any more: it asks whether it may stop.
+    pub(crate) fn leave(&self) {
+        self.leaving.send_if_modified(|leaving| !std::mem::replace(leaving, true));
+    }
+
+    /// It may.
     pub(crate) fn removed(&self) {
         self.removed.send_if_modified(|removed| !std::mem::replace(removed, true));
     }
 
-    /// The other members with their peer URLs, and whether this one was removed.
+    /// The members with their peer URLs, this one among them, and whether it was removed.
     pub(crate) fn peers(&self) -> (Vec<(MemberId, Vec<String>)>, bool) {
         let state = self.replicated.state.read().unwrap_or_else(PoisonError::into_inner);
-        let others = state.members.iter().filter(|(id, _)| *id != self.member);
-        (others.map(|(id, peer)| (id, peer.peer_urls.clone())).collect(), state.members.was_removed(self.member))
+        let members = state.members.iter().map(|(id, member)| (id, member.peer_urls.clone()));
+        (members.collect(), state.members.was_removed(self.member))
     }
 }
 

@@ -10,6 +10,7 @@
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
+//! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
 //! many threads with a runtime each, and the main runtime keeps the core and the peers.
@@ -54,6 +55,7 @@ pub mod gathering;
 pub mod handle;
 mod inbox;
 pub mod lease_loop;
+mod leaving;
 pub mod log_writer;
 mod members;
 mod pending;
@@ -80,8 +82,9 @@ pub fn start(
     metrics.set_member(member.id);
     metrics.quota_bytes.set(config.quota_bytes.map_or(0, |bytes| bytes as i64));
     let (ready, is_ready) = watch::channel(false);
-    // One that was removed and is started again stops again.
-    let (removed, was_removed) = watch::channel(member.state.members.was_removed(member.id));
+    // One that was removed and is started again asks again: it may have been stopped before it had an answer.
+    let leaving = watch::Sender::new(member.state.members.was_removed(member.id));
+    let (removed, may_go) = watch::channel(false);
     let inbox = Arc::new(Inbox::default());
     let durable = snapshot_point(&*member.state.kv.reader())?;
     let newest: Arc<Mutex<Arc<dyn Reader>>> = Arc::new(Mutex::new(member.state.kv.reader()));
@@ -105,6 +108,7 @@ pub fn start(
         started: Instant::now(),
         command_ids: AtomicU64::new(1),
         ready,
+        leaving,
         removed,
         stopping: AtomicBool::new(false),
     });
@@ -184,15 +188,18 @@ pub fn start(
         }
     });
 
+    let leaving = tokio::spawn(leaving::run(handle.clone(), logger.clone()));
+
     let tasks = Tasks {
         handle: handle.clone(),
         peer_grpc: peer_service(&transport, answers(&handle, &member.data_dir, fresh)),
         ready: is_ready,
-        removed: was_removed,
+        removed: may_go,
         committed: member.committed,
         transport,
         core,
         catch_up,
+        leaving,
         log,
         backend,
     };
@@ -228,6 +235,7 @@ pub struct Tasks {
     transport: Arc<Transport>,
     core: JoinHandle<()>,
     catch_up: JoinHandle<()>,
+    leaving: JoinHandle<()>,
     log: std::thread::JoinHandle<()>,
     backend: std::thread::JoinHandle<()>,
 }
@@ -250,7 +258,8 @@ impl Tasks {
         let _ = self.ready.clone().wait_for(|ready| *ready).await;
     }
 
-    /// Returns when the member was removed from its cluster, and has had time to say and hear what there was left.
+    /// Returns when the member was removed from its cluster, the others do not need it any more, and it has had time to say
+    /// and hear what there was left.
     pub async fn removed(&self) {
         if self.removed.clone().wait_for(|removed| *removed).await.is_err() {
             return std::future::pending().await;
@@ -272,6 +281,7 @@ impl Tasks {
         self.handle.shared.inbox.put(Event::Stop);
         let _ = self.core.await;
         self.catch_up.abort();
+        self.leaving.abort();
         self.transport.stop();
         let _ = tokio::task::spawn_blocking(move || (self.log.join(), self.backend.join())).await;
     }
@@ -311,6 +321,7 @@ fn limits(config: &Config) -> Limits {
 
 fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: &Logger) -> Transport {
     let inbox = shared.inbox.clone();
+    let state = shared.replicated.state.clone();
     Transport::new(TransportConfig {
         local: shared.member,
         cluster: shared.cluster,
@@ -321,6 +332,8 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
             let meta = bootstrap::snapshot_meta(&*reader)?;
             Ok((reader, meta))
         }),
+        was_removed: Arc::new(move |id| state.read().unwrap_or_else(PoisonError::into_inner).members.was_removed(id)),
+        remote_patience: TransportConfig::REMOTE_PATIENCE,
         snapshot_stall: TransportConfig::SNAPSHOT_STALL,
     })
 }

@@ -59,7 +59,7 @@ fn offer(index: u64) -> wire::SnapshotOffer {
         snapshot: Some(wire::SnapshotMeta { index, term: 3, conf_state: Some(conf_state) }),
         ..Default::default()
     };
-    wire::SnapshotOffer { cluster_id: CLUSTER.0, message: Some(message) }
+    wire::SnapshotOffer { cluster_id: CLUSTER.0, message: Some(message), peer_urls: Vec::new() }
 }
 
 fn chunks(feed: &mut Feed<'_>, index: u64) -> Vec<wire::SnapshotChunk> {
@@ -148,6 +148,8 @@ pub(crate) fn run(input: &[u8]) -> u64 {
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             deliver: Arc::new(move |event| drop(deliver.send(event))),
             snapshot_source: Arc::new(|| Err(storage::Error::Poisoned)),
+            was_removed: Arc::new(|_| false),
+            remote_patience: Duration::from_secs(30),
             snapshot_stall: Duration::from_secs(30),
         });
         transport.set_peers(vec![(MemberId(SENDER), Vec::new())]);
