@@ -7,6 +7,11 @@
 //! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
 //! holds for it is bounded. Half-closing changes nothing: events keep flowing until the client ends the call. However it ends,
 //! dropping the stream frees its watchers.
+//!
+//! A watcher "from now on" begins at what is committed now, not at what this member happens to have carried out: before it is
+//! created, the member has the leader confirm how far it must be, as for a linearizable read, once for all requests that wait.
+//! So the revision in "created" is never behind a write that the client has seen acknowledged, whoever acknowledged it. Where
+//! no leader can be asked, the member does not wait for one: it says what it knows, as etcd always does.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -31,12 +36,14 @@ use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::server::error::Error;
-use crate::server::watch_loop::{Standing, WatchHandle, WatchStream};
+use crate::server::watch_loop::{Confirmation, Standing, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
 use crate::watch::{End, EventList, Events, Filters, Next, Outgoing, Spec};
 
-/// Requests handled before the outbox is looked at again.
-const REQUESTS_PER_POLL: usize = 16;
+/// Requests read before the outbox is looked at again.
+const REQUESTS_PER_POLL: usize = 64;
+/// Requests of one stream that may wait for a confirmation. Beyond this the client is not listened to.
+const WAITING_MAX: usize = 1024;
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 /// First size of a stream's two codec buffers: an idle stream should cost little, and the encoder reserves what it needs.
@@ -87,6 +94,9 @@ impl WatchService {
             handle: self.handle.clone(),
             stream,
             requests: Some(request.into_inner()),
+            waiting: VecDeque::new(),
+            confirmed: 0,
+            confirming: None,
             ticker: progress_ticker(self.options.progress_interval),
             frames: VecDeque::new(),
             frame_bytes_max: self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES),
@@ -154,6 +164,11 @@ struct Responses {
     stream: WatchStream,
     /// `None` once the client has half-closed.
     requests: Option<Streaming<WatchRequest>>,
+    /// Requests that were read, in order. One that needs to know what "now" is keeps those behind it waiting.
+    waiting: VecDeque<WatchRequest>,
+    /// How many of them, from the front, came before the last confirmation was asked for.
+    confirmed: usize,
+    confirming: Option<Confirmation>,
     ticker: Interval,
     /// The rest of a message that had to be cut.
     frames: VecDeque<Frame>,
@@ -201,16 +216,49 @@ impl Stream for Responses {
 impl Responses {
     /// Handles what requests there are, not too many at once.
     fn listen(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+        self.read(cx)?;
+        loop {
+            if let Some(confirming) = &mut self.confirming {
+                if confirming.as_mut().poll(cx).is_pending() {
+                    return Ok(());
+                }
+                self.confirming = None;
+            }
+            while let Some(request) = self.waiting.front() {
+                if self.confirmed == 0 && wants_now(request) {
+                    break;
+                }
+                // Without room there is something to write, and then we are called again.
+                if !self.stream.outbox().has_answer_room() {
+                    return Ok(());
+                }
+                self.confirmed = self.confirmed.saturating_sub(1);
+                if let Some(request) = self.waiting.pop_front() {
+                    self.handle(request);
+                }
+            }
+            if self.waiting.is_empty() {
+                return Ok(());
+            }
+            self.confirmed = self.waiting.len();
+            self.confirming = Some(self.handle.confirm());
+        }
+    }
+
+    /// Reads what requests there are.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..REQUESTS_PER_POLL {
-            // Without room there is something to write, and then we are called again.
-            if !self.stream.outbox().has_answer_room() {
+            if self.waiting.len() >= WAITING_MAX || !self.stream.outbox().has_answer_room() {
                 return Ok(());
             }
             let Some(requests) = &mut self.requests else { return Ok(()) };
             match Pin::new(requests).poll_next(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
-                Poll::Ready(Some(request)) => self.handle(request.map_err(|error| too_long(&error).unwrap_or(error))?),
+                Poll::Ready(Some(request)) => {
+                    let request = request.map_err(|error| too_long(&error).unwrap_or(error))?;
+                    self.waiting.push_back(request);
+                }
             }
         }
         cx.waker().wake_by_ref();
@@ -226,6 +274,11 @@ impl Responses {
             None => {}
         }
     }
+}
+
+/// Whether a request creates a watcher of what comes from now on.
+fn wants_now(request: &WatchRequest) -> bool {
+    matches!(&request.request_union, Some(RequestUnion::CreateRequest(create)) if create.start_revision == 0)
 }
 
 /// What a create request asks for. An empty key is the smallest key there is.
@@ -388,7 +441,8 @@ mod tests {
             learner: false,
         }));
         let seen = standing.clone();
-        let handle = WatchHandle::new(hub.clone(), Arc::new(move || *seen.lock().unwrap()));
+        let confirm = Arc::new(|| -> Confirmation { Box::pin(std::future::ready(())) });
+        let handle = WatchHandle::new(hub.clone(), Arc::new(move || *seen.lock().unwrap()), confirm);
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
         Member { hub, standing, client }

@@ -24,7 +24,7 @@ use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
-use super::watch_loop::{Standing, StoreAccess, WatchHandle};
+use super::watch_loop::{Confirmation, Standing, StoreAccess, WatchHandle};
 use crate::lease::Renewed;
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Store};
@@ -48,6 +48,9 @@ const RECORDS_READ_HERE: usize = 250;
 const LEASES_PER_COMMAND: usize = 500;
 /// Entries committed but not applied beyond which nothing is proposed, as in etcd.
 const BACKLOG_MAX: u64 = 5000;
+
+/// How long the creation of a watcher may wait to learn what "now" is.
+const NOW_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// What bounds requests.
 #[derive(Clone, Copy, Debug)]
@@ -287,7 +290,17 @@ impl Handle {
             leader: handle.leader(),
             learner: handle.is_learner(),
         };
-        WatchHandle::new(self.shared.replicated.hub.clone(), Arc::new(standing))
+        let handle = self.clone();
+        let confirm = move || -> Confirmation {
+            let handle = handle.clone();
+            Box::pin(async move {
+                if handle.leader().is_some() {
+                    // What cannot be confirmed by then is said from what is known here.
+                    let _ = tokio::time::timeout(NOW_TIMEOUT, handle.linearize()).await;
+                }
+            })
+        };
+        WatchHandle::new(self.shared.replicated.hub.clone(), Arc::new(standing), Arc::new(confirm))
     }
 
     /// Returns when no compaction has rows left to remove and the removals are on disk.

@@ -7,6 +7,7 @@
 //! The loop runs wherever [`run`] is spawned and ends when that is dropped, or with the error that stops the member.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::mvcc::change::SharedChanges;
@@ -147,12 +148,20 @@ pub struct Standing {
 pub struct WatchHandle {
     hub: Arc<Mutex<Hub>>,
     standing: Arc<dyn Fn() -> Standing + Send + Sync>,
+    confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
 }
 
+/// Ends when everything that was committed before it was asked for is published here, or when that cannot be known soon.
+pub type Confirmation = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 impl WatchHandle {
-    /// `standing` is asked for every message: it reads a few atomics.
-    pub fn new(hub: Arc<Mutex<Hub>>, standing: Arc<dyn Fn() -> Standing + Send + Sync>) -> WatchHandle {
-        WatchHandle { hub, standing }
+    /// `standing` is asked for every message: it reads a few atomics. `confirm` asks a quorum, once for many watchers.
+    pub fn new(
+        hub: Arc<Mutex<Hub>>,
+        standing: Arc<dyn Fn() -> Standing + Send + Sync>,
+        confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
+    ) -> WatchHandle {
+        WatchHandle { hub, standing, confirm }
     }
 
     /// Opens a stream.
@@ -164,6 +173,11 @@ impl WatchHandle {
     /// Where this member stands now.
     pub fn standing(&self) -> Standing {
         (self.standing)()
+    }
+
+    /// Waits until "now" here is not behind what clients were told elsewhere.
+    pub fn confirm(&self) -> Confirmation {
+        (self.confirm)()
     }
 
     /// Numbers for the metrics.

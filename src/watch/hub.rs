@@ -67,6 +67,10 @@ pub struct Hub {
     bell: Arc<Bell>,
     /// Of the outboxes of streams that are opened.
     limits: Limits,
+    /// Streams that asked for progress and have watchers of the future, by the last of their starts.
+    expecting: BTreeSet<(Revision, StreamId)>,
+    /// The watchers that want to be told how far they are.
+    notified: BTreeSet<WatcherKey>,
     /// Room for [`Hub::publish`] to work in.
     matched: Vec<(WatcherKey, u32)>,
 }
@@ -87,6 +91,10 @@ struct Stream {
     stalled: bool,
     /// Start revisions that were not published when last looked at.
     ahead: BTreeSet<(Revision, WatcherKey)>,
+    /// The client asked for progress, and it could not be told yet. However often it asked, it is told once.
+    progress_asked: bool,
+    /// Where it stands among those that expect the future.
+    expects: Option<Revision>,
     compacted_ids: VecDeque<i64>,
     needs_leader: bool,
 }
@@ -136,6 +144,8 @@ impl Hub {
             events_sent: 0,
             bell: Arc::default(),
             limits: Limits::default(),
+            expecting: BTreeSet::new(),
+            notified: BTreeSet::new(),
             matched: Vec::new(),
         }
     }
@@ -172,6 +182,8 @@ impl Hub {
             served: WatcherKey(0),
             stalled: false,
             ahead: BTreeSet::new(),
+            progress_asked: false,
+            expects: None,
             compacted_ids: VecDeque::new(),
             needs_leader: false,
         };
@@ -195,7 +207,9 @@ impl Hub {
         for key in watchers {
             self.remove(key);
         }
-        self.streams.remove(&stream);
+        if let Some(start) = self.streams.remove(&stream).and_then(|home| home.expects) {
+            self.expecting.remove(&(start, stream));
+        }
         self.ready.remove(&stream);
     }
 
@@ -224,6 +238,9 @@ impl Hub {
         if spec.start > published {
             home.ahead.insert((spec.start, key));
         }
+        if spec.progress_notify {
+            self.notified.insert(key);
+        }
         self.watchers[key.0 as usize] = Some(Watcher { stream, id, spec, position, quiet: true });
         self.enter(key);
     }
@@ -235,6 +252,7 @@ impl Hub {
         if let Some(&key) = home.ids.get(&id) {
             home.outbox.push_answer(Outgoing::Canceled { id, revision });
             self.remove(key);
+            self.tell_progress(stream);
         } else if let Some(at) = home.compacted_ids.iter().position(|known| *known == id) {
             // The client does not know yet, or tidies up: etcd answers this too.
             home.compacted_ids.remove(at);
@@ -242,15 +260,36 @@ impl Hub {
         }
     }
 
-    /// Answers a request for progress: only if it is true of every watcher of the stream, and there is one.
+    /// Answers a request for progress, as soon as the answer is true of every watcher of the stream. A stream without watchers
+    /// gets none.
     pub fn progress(&mut self, stream: StreamId) {
+        if let Some(home) = self.streams.get_mut(&stream) {
+            home.progress_asked = true;
+            self.tell_progress(stream);
+        }
+    }
+
+    /// Gives the answer that a stream waits for, if it can be given now.
+    fn tell_progress(&mut self, stream: StreamId) {
         let published = self.published;
-        let Some(home) = self.streams.get_mut(&stream) else { return };
+        let home = self.streams.get_mut(&stream).expect("a watcher has a stream");
+        if let Some(start) = home.expects.take() {
+            self.expecting.remove(&(start, stream));
+        }
+        if !home.progress_asked || !home.unsynced.is_empty() {
+            return;
+        }
         while home.ahead.first().is_some_and(|(start, _)| *start <= published) {
             home.ahead.pop_first();
         }
-        if !home.ids.is_empty() && home.unsynced.is_empty() && home.ahead.is_empty() {
-            home.outbox.push_progress(None, published);
+        if let Some((start, _)) = home.ahead.last() {
+            home.expects = Some(*start);
+            self.expecting.insert((*start, stream));
+            return;
+        }
+        home.progress_asked = false;
+        if !home.ids.is_empty() {
+            home.outbox.push_answer(Outgoing::Progress { id: None, revision: published });
         }
     }
 
@@ -264,8 +303,7 @@ impl Hub {
             let watcher = live(&mut self.watchers, *key);
             if watcher.spec.progress_notify {
                 let had_events = !mem::replace(&mut watcher.quiet, true);
-                let synced = matches!(watcher.position, Position::Synced { .. });
-                if !had_events && synced && !watcher.is_ahead(published) {
+                if !had_events && watcher.has_all(published) {
                     due.push(watcher.id);
                 }
             }
@@ -314,10 +352,24 @@ impl Hub {
         }
         matched.clear();
         self.matched = matched;
+        while let Some((_, stream)) = self.expecting.first().filter(|(start, _)| *start <= revision) {
+            self.tell_progress(*stream);
+        }
     }
 
-    /// The store has been compacted at `at`: what lies before may be gone. Ends the watchers that still had to read it.
+    /// The store has been compacted at `at`: what lies before may be gone. Ends the watchers that still had to read it. Those
+    /// that want to be told how far they are, and are far enough, are told: a client that heard nothing for long could not go on
+    /// elsewhere from where it stands, once its revision is compacted.
     pub fn compacted(&mut self, at: Revision) {
+        if at > self.compacted {
+            for key in &self.notified {
+                let watcher = live(&mut self.watchers, *key);
+                if watcher.has_all(self.published) {
+                    let home = &self.streams[&watcher.stream];
+                    home.outbox.push_progress(Some(watcher.id), self.published);
+                }
+            }
+        }
         let at = self.compacted.max(at);
         self.compacted = at;
         let late: Vec<WatcherKey> = (self.streams.values())
@@ -326,6 +378,7 @@ impl Hub {
         for key in late {
             let (stream, id) = self.remove(key);
             self.streams.get_mut(&stream).expect("a watcher has a stream").end_compacted(id, at);
+            self.tell_progress(stream);
         }
     }
 
@@ -475,6 +528,7 @@ impl Hub {
         self.leave(key);
         live(&mut self.watchers, key).advance(position);
         self.enter(key);
+        self.tell_progress(stream);
         (sent, result)
     }
 
@@ -529,6 +583,7 @@ impl Hub {
         self.leave(key);
         let watcher = self.watchers[key.0 as usize].take().expect("only live watchers are named");
         self.free.push(key);
+        self.notified.remove(&key);
         let home = self.streams.get_mut(&watcher.stream).expect("a watcher has a stream");
         home.ids.remove(&watcher.id);
         home.ahead.remove(&(watcher.spec.start, key));

@@ -89,9 +89,10 @@ impl Watcher {
         matches!(self.position, Position::Synced { floor } if floor <= revision)
     }
 
-    /// Whether the client asked for a revision that is not there yet. Nothing is promised below that revision.
-    pub(crate) fn is_ahead(&self, published: Revision) -> bool {
-        self.spec.start > published
+    /// Whether it was sent everything up to `published`, and may be told so. One that asked for a revision that is not there
+    /// yet is promised nothing below that revision.
+    pub(crate) fn has_all(&self, published: Revision) -> bool {
+        matches!(self.position, Position::Synced { .. }) && self.spec.start <= published
     }
 
     /// Where it continues if it has to read history, when everything up to `published` has been offered to it.
