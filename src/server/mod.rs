@@ -59,6 +59,7 @@ mod members;
 mod pending;
 pub mod raft_loop;
 mod reads;
+mod renewals;
 mod waiters;
 pub mod watch_loop;
 
@@ -89,7 +90,6 @@ pub fn start(
     let replicated = core::Shared {
         hub: Arc::new(Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted()))),
         state: Arc::new(RwLock::new(member.state)),
-        lessor: Arc::default(),
     };
     let shared = Arc::new(Shared {
         cluster: member.cluster,
