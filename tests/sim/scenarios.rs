@@ -372,11 +372,11 @@ pub fn named() -> Vec<Scenario> {
         // A lease was renewed by a leader that had not carried out yet what others had: its revoke (etcd #20615).
         Scenario {
             name: "renewals after revokes",
-            kv_clients: 8,
+            kv_clients: 24,
             watch_clients: 2,
             mix: Mix { put: 15, range: 5, delete: 2, txn: 5, lease: 80, compact: 1, ..MIX },
             faults: CALM.with(Fault::ShortPause, 4).with(Fault::HandOver, 2).with(Fault::Isolate, 1),
-            think: 100 * MILLI,
+            think: 20 * MILLI,
             options: Some(Options { apply_portion: 1, apply_delay: 50 * MILLI, snapshot_count: 300, ..TINY }),
             ..BASE
         },
