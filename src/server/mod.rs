@@ -44,7 +44,7 @@ use self::inbox::{Event, Inbox};
 use self::log_writer::LogWriter;
 
 pub mod apply_loop;
-mod bootstrap;
+pub mod bootstrap;
 pub mod core;
 mod core_loop;
 mod disk_threads;

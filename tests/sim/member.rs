@@ -18,21 +18,22 @@ use everwatch::cluster::{membership, reconfig};
 use everwatch::mvcc::Store;
 use everwatch::pb::everwatchpb::{self, MemberAttributes, MemberRecord};
 use everwatch::peer::{Remaining, Renewal};
-use everwatch::raft::{self, ConfChangeType, ConfState, Input, LogStart, Message, MessageType, Node, NodeConfig, Role};
+use everwatch::raft::{ConfChangeType, Input, Message, MessageType, Node, NodeConfig, Role};
+use everwatch::server::bootstrap::{self, FOUNDING};
 use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
 use everwatch::server::gathering::{self, Gathering};
 use everwatch::server::log_writer::{Appended, Durable, LogJob, LogWriter};
 use everwatch::server::watch_loop::{self, StoreAccess};
-use everwatch::server::{apply_loop, raft_loop, snapshot_point};
+use everwatch::server::{apply_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
 use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
-use everwatch::storage::wal::{Append, Base, HardState, Wal, WalOptions};
-use everwatch::types::{ClusterId, Index, LeaseId, MemberId, Term};
+use everwatch::storage::wal::{Wal, WalOptions};
+use everwatch::types::{ClusterId, Index, LeaseId, MemberId};
 use everwatch::watch::{End, Hub, Next, Outbox, Outgoing, Spec, StreamId};
 use prost::Message as _;
 use tokio::sync::oneshot;
@@ -44,7 +45,6 @@ use crate::disk::{Loss, SimDisk};
 use crate::world::{Ledger, MILLI, Options, SECOND};
 
 const CLUSTER: ClusterId = ClusterId(7);
-const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 /// How often the leader's clock ticks, on a clock that runs right.
 pub const TICK: u64 = 100 * MILLI;
 /// How long a client's request may wait on a member.
@@ -196,6 +196,12 @@ impl Context<'_> {
 /// Why a member stopped, in words.
 #[derive(Debug)]
 pub struct Death(pub String);
+
+impl From<bootstrap::Error> for Death {
+    fn from(error: bootstrap::Error) -> Death {
+        Death(error.to_string())
+    }
+}
 
 impl From<everwatch::storage::Error> for Death {
     fn from(error: everwatch::storage::Error) -> Death {
@@ -495,12 +501,6 @@ fn number(reader: &dyn Reader, row: &[u8]) -> Result<u64, Death> {
     value.as_deref().and_then(schema::read_u64).ok_or_else(|| Death(format!("{} is missing", row.escape_ascii())))
 }
 
-fn conf_state(reader: &dyn Reader) -> Result<ConfState, Death> {
-    let row = reader.get(Bucket::Meta, schema::CONF_STATE)?.unwrap_or_default();
-    let stored = everwatchpb::ConfState::decode(row).map_err(|error| Death(error.to_string()))?;
-    Ok(ConfState { voters: stored.voters, learners: stored.learners, ..ConfState::default() })
-}
-
 /// The state behind its lock, with something that happens whenever nobody holds it.
 struct Access<'a> {
     state: &'a RwLock<StateMachine>,
@@ -628,17 +628,7 @@ impl Member {
         let options = WalOptions { segment_bytes: cx.options.segment_bytes, identity: (CLUSTER, self.id()) };
         let (mut wal, mut log) = Wal::open(Arc::new(self.disk.clone()), PathBuf::from("/wal"), options)?;
         let applied = self.applied().unwrap_or(0);
-        if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {
-            if applied > FOUNDING.index.0 {
-                return Err(Death(format!("the log is empty but the state is at {applied}")));
-            }
-            let reset = (applied == FOUNDING.index.0).then_some(FOUNDING);
-            log.base = reset.unwrap_or_default();
-            let hard_state = HardState { term: log.base.term, vote: MemberId(0), commit: log.base.index };
-            wal.append(&Append { reset, entries: &[], hard_state: Some(&hard_state) })?;
-            wal.sync()?;
-            log.hard_state = Some(hard_state);
-        }
+        bootstrap::begin_log(&mut wal, &mut log, Index(applied))?;
         for (index, rows) in std::mem::take(&mut self.snapshots) {
             if index == log.base.index.0 && index > applied {
                 cx.effects.push(Effect::Note(format!("adopts the snapshot {index} at its start")));
@@ -646,19 +636,14 @@ impl Member {
             }
         }
         self.durable = log.entries.iter().map(|entry| (entry.index.0, entry.term.0)).collect();
-        self.durable_base = log.base.index.0;
+        let base = log.base.index;
+        self.durable_base = base.0;
         self.written.clear();
 
         let reader = self.image.reader()?;
-        let state = StateMachine::open(reader.clone())?;
+        let mut state = StateMachine::open(reader.clone())?;
         cx.ledger.check_configuration(state.applied().0, state.conf_state(), self.id().0);
         let removed = state.members.was_removed(self.id());
-        let entries = log.entries.into_iter();
-        let hard_state = log.hard_state.map(|state| {
-            let mut out = raft::HardState::default();
-            (out.term, out.vote, out.commit) = (state.term.0, state.vote.0, state.commit.0);
-            out
-        });
         let boot = cx.dice.next();
         let node = Node::new(NodeConfig {
             id: self.id(),
@@ -668,18 +653,12 @@ impl Member {
             seed: boot,
             boot,
             pre_vote: cx.options.pre_vote,
-            log: LogStart {
-                base: (log.base.index, log.base.term),
-                conf_state: conf_state(&*reader)?,
-                hard_state,
-                entries: entries.map(|entry| raft_loop::from_log(entry).expect("raft wrote it")).collect(),
-            },
+            log: bootstrap::log_start(log, &state)?,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         })
         .map_err(|error| Death(error.to_string()))?;
         let fresh = node.last_index() == FOUNDING.index;
         let point = snapshot_point(&*reader)?;
-        let mut state = state;
         state.kv.limit_recent(cx.options.recent_bytes);
         let chain = cx.ledger.chain_at(state.applied().0);
         let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
@@ -688,7 +667,7 @@ impl Member {
             "starts: applied {} revision {} log {}..{}",
             state.applied(),
             state.kv.revision(),
-            log.base.index,
+            base,
             wal.last()
         );
         cx.effects.push(Effect::Note(note));
