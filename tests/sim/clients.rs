@@ -101,7 +101,7 @@ impl Knowledge {
     /// One of the leases that were revoked last: for a moment not everybody knows.
     fn gone(&self, dice: &mut Dice) -> Option<i64> {
         let last = dice.skewed(1, 5) as usize;
-        self.revoked.iter().rev().take(last).last().copied()
+        self.revoked.iter().rev().take(last).next_back().copied()
     }
 
     /// The next request of a client.
