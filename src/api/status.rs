@@ -15,7 +15,6 @@ pub(crate) fn status(error: Error) -> Status {
         Error::TimeoutLeaderLost => {
             (Code::Unavailable, "etcdserver: request timed out, possibly due to previous leader failure")
         }
-        Error::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
         Error::NoLeader => (Code::Unavailable, NO_LEADER),
         Error::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
         Error::BadTransferee => (Code::FailedPrecondition, "etcdserver: bad leader transferee"),

@@ -32,13 +32,13 @@ use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Bucket, Reader};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::{Disk, RealDisk};
-use crate::storage::wal::{Append, Base, HardState, Wal, WalOptions};
+use crate::storage::wal::{Append, Base, HardState, Replayed, Wal, WalOptions};
 use crate::storage::{self, schema, snapshot};
 use crate::types::{ClusterId, Index, MemberId, Term};
 
 /// Why a member does not start.
 #[derive(Debug)]
-pub(crate) enum Error {
+pub enum Error {
     /// Its disk, or what is on it.
     Storage(storage::Error),
     /// Its log and its state do not fit together.
@@ -119,7 +119,7 @@ impl Identity {
 }
 
 /// Where a new cluster's log starts: as if an entry at index 1 had established the founding members.
-pub(super) const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
+pub const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 
 /// What a member may start as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,20 +184,7 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     options.segment_bytes = config.wal_segment_bytes.unwrap_or(options.segment_bytes);
     let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
     let applied = applied_index(&*backend.reader()?)?.unwrap_or(Index(0));
-    if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {
-        if applied > FOUNDING.index {
-            return Err(Error::Refused(format!(
-                "the raft log is empty but the state is at index {applied}: acknowledged entries are lost"
-            )));
-        }
-        // A founder's log starts after the founding, that of a member that joins at the beginning.
-        let reset = (applied == FOUNDING.index).then_some(FOUNDING);
-        log.base = reset.unwrap_or_default();
-        let hard_state = HardState { term: log.base.term, vote: MemberId(0), commit: log.base.index };
-        wal.append(&Append { reset, entries: &[], hard_state: Some(&hard_state) })?;
-        wal.sync()?;
-        log.hard_state = Some(hard_state);
-    }
+    begin_log(&mut wal, &mut log, applied)?;
 
     for (index, path) in snapshot::pending(&dir)? {
         if index == log.base.index && index > applied {
@@ -256,6 +243,46 @@ fn begin_backend(config: &Config, admission: &Admission, backend: &DiskBackend) 
     Ok(identity)
 }
 
+/// Begins a log to which nothing was ever written, below a state that is at `applied`. The simulator's members begin theirs with it,
+/// too.
+pub fn begin_log(wal: &mut Wal, log: &mut Replayed, applied: Index) -> Result<(), Error> {
+    if *log != Replayed::default() {
+        return Ok(());
+    }
+    if applied > FOUNDING.index {
+        return Err(Error::Refused(format!(
+            "the raft log is empty but the state is at index {applied}: acknowledged entries are lost"
+        )));
+    }
+    // A founder's log starts after the founding, that of a member that joins at the beginning.
+    let reset = (applied == FOUNDING.index).then_some(FOUNDING);
+    log.base = reset.unwrap_or_default();
+    let hard_state = HardState { term: log.base.term, vote: MemberId(0), commit: log.base.index };
+    wal.append(&Append { reset, entries: &[], hard_state: Some(&hard_state) })?;
+    wal.sync()?;
+    log.hard_state = Some(hard_state);
+    Ok(())
+}
+
+/// What raft starts from: the log, and the configuration of the state. As above.
+pub fn log_start(log: Replayed, state: &StateMachine) -> Result<LogStart, Error> {
+    let entries = log.entries.into_iter().map(|entry| {
+        let index = entry.index;
+        from_log(entry).ok_or_else(|| Error::Refused(format!("raft entry {index} is of a kind that does not exist")))
+    });
+    let hard_state = log.hard_state.map(|state| {
+        let mut out = raft::HardState::default();
+        (out.term, out.vote, out.commit) = (state.term.0, state.vote.0, state.commit.0);
+        out
+    });
+    Ok(LogStart {
+        base: (log.base.index, log.base.term),
+        conf_state: conf_state(state.conf_state()),
+        hard_state,
+        entries: entries.collect::<Result<_, _>>()?,
+    })
+}
+
 fn wal_dir(config: &Config) -> PathBuf {
     config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"))
 }
@@ -270,18 +297,9 @@ fn start_node(
     id: MemberId,
     boot: u64,
     state: &StateMachine,
-    log: storage::wal::Replayed,
+    log: Replayed,
     logger: &Logger,
 ) -> Result<Node, Error> {
-    let entries = log.entries.into_iter().map(|entry| {
-        let index = entry.index;
-        from_log(entry).ok_or_else(|| Error::Refused(format!("raft entry {index} is of a kind that does not exist")))
-    });
-    let hard_state = log.hard_state.map(|state| {
-        let mut out = raft::HardState::default();
-        (out.term, out.vote, out.commit) = (state.term.0, state.vote.0, state.commit.0);
-        out
-    });
     let heartbeat = config.heartbeat_interval.as_millis().max(1);
     Node::new(NodeConfig {
         id,
@@ -291,12 +309,7 @@ fn start_node(
         seed: boot,
         boot,
         pre_vote: config.pre_vote,
-        log: LogStart {
-            base: (log.base.index, log.base.term),
-            conf_state: conf_state(state.conf_state()),
-            hard_state,
-            entries: entries.collect::<Result<_, _>>()?,
-        },
+        log: log_start(log, state)?,
         logger: logger.new(slog::o!("part" => "raft")),
     })
     .map_err(Error::Raft)

@@ -28,18 +28,20 @@ use super::log_writer::LogJob;
 use super::pending::Pending;
 use super::raft_loop;
 use super::reads::Reads;
+use super::renewals::{Need, Renewals};
 use super::waiters::Waiters;
 use super::watch_loop::LeaderMonitor;
 use crate::cluster::reconfig::Unwise;
 use crate::lease::Lessor;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
+use crate::peer::{Remaining, Renewal};
 use crate::raft::{Entry, Input, Message, Node, Rejected, Role, SnapshotPoint};
 use crate::state::StateMachine;
 use crate::state::applied::{LeaseChange, Refusal, Reply};
 use crate::state::command::{Change, Command, Kind, Reconfiguration, encode_command, encode_reconfiguration};
 use crate::storage::backend::{Batch, Reader};
 use crate::storage::wal::Base;
-use crate::types::{Index, MemberId, Term};
+use crate::types::{Index, LeaseId, MemberId, Term};
 use crate::watch::Hub;
 
 /// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
@@ -50,6 +52,8 @@ const LOG_BYTES_KEPT: u64 = 64 << 20;
 /// Ticks after which attributes are proposed again that nobody has applied: the proposal may have been lost with a leader.
 const PUBLISH_TICKS: u64 = 10;
 
+/// Commands of the core's own have numbers from here on where somebody waits for them; those of clients are smaller.
+const OWN_COMMANDS: u64 = 1 << 63;
 /// Changes of members that may wait for a leader, or for the one before them. Beyond this they are refused.
 const CHANGES_MAX: usize = 100;
 
@@ -82,8 +86,6 @@ pub struct Shared {
     pub state: Arc<RwLock<StateMachine>>,
     /// Told by the core, asked by streams.
     pub hub: Arc<Mutex<Hub>>,
-    /// Leads when this member does.
-    pub lessor: Arc<Mutex<Lessor>>,
 }
 
 /// Everything that is not the core. Calls come in the order in which they have to take effect, and none of them waits.
@@ -130,6 +132,11 @@ pub struct Core {
     changes: VecDeque<(Duration, Reconfiguration)>,
     waiters: Waiters,
     reads: Reads,
+    /// Leads when this member does.
+    lessor: Lessor,
+    renewals: Renewals,
+    /// Commands of the core's own that somebody waits for, until now.
+    commands: u64,
     /// Those who wait for compactions to end, and those of them whose flush is under way.
     compactions: Vec<oneshot::Sender<()>>,
     flushing: Vec<oneshot::Sender<()>>,
@@ -169,6 +176,9 @@ impl Core {
             changes: VecDeque::new(),
             waiters: Waiters::default(),
             reads: Reads::default(),
+            lessor: Lessor::default(),
+            renewals: Renewals::default(),
+            commands: 0,
             compactions: Vec::new(),
             flushing: Vec::new(),
             compaction_steps: 0,
@@ -184,7 +194,7 @@ impl Core {
         }
     }
 
-    /// A command, encoded for a proposal, and who waits for its reply.
+    /// A command, encoded for a proposal, and who waits for its reply. Its number is below 2^63.
     pub fn propose(
         &mut self,
         id: u64,
@@ -222,6 +232,16 @@ impl Core {
     /// Somebody wants to read what is committed by now.
     pub fn linearize(&mut self, reader: oneshot::Sender<Result<(), Error>>, out: &dyn Outside) {
         self.reads.add(out.now(), reader);
+    }
+
+    /// Somebody renews leases. One answer per id, in their order; it counts only if this member led afterwards.
+    pub fn renew(&mut self, ids: Vec<LeaseId>, reply: oneshot::Sender<Vec<Renewal>>, out: &dyn Outside) {
+        self.renewals.renew(ids, out.now() + self.config.request_timeout, reply);
+    }
+
+    /// Somebody asks what is left of a lease. As above.
+    pub fn time_to_live(&mut self, id: LeaseId, reply: oneshot::Sender<Remaining>) {
+        self.renewals.time_to_live(id, reply);
     }
 
     /// Somebody waits until no compaction has rows left to remove and the removals are on disk.
@@ -315,13 +335,14 @@ impl Core {
         self.changes.retain(|(deadline, _)| *deadline > now);
         self.waiters.expire(now);
         self.reads.expire(now, self.config.request_timeout);
+        self.renewals.expire(now);
         self.publish(out);
         let election = self.ticks.is_multiple_of(self.config.election_ticks.max(1));
         if election && self.monitor.tick(self.node.leader().is_some()) {
             self.hub().leader_lost();
         }
         if self.node.is_leader() {
-            let commands = lease_loop::turn(&mut self.lessor(), self.node.term(), now);
+            let commands = lease_loop::turn(&mut self.lessor, self.node.term(), now);
             for command in commands {
                 self.put_pending(&command, out);
             }
@@ -331,6 +352,8 @@ impl Core {
     /// One turn: proposals and questions to raft, raft's answers to where they belong, until raft has nothing more to say. Whether
     /// it left something for the next.
     pub fn turn(&mut self, out: &mut dyn Outside) -> bool {
+        // First: what they need goes out in this turn.
+        self.renewals(out);
         self.propose_pending(out);
         self.propose_changes();
         let Core { node, reads, .. } = self;
@@ -376,6 +399,7 @@ impl Core {
             out.discard_snapshot(index);
         }
         self.reads.applied(self.node.applied());
+        unfinished |= self.renewals(out);
         unfinished |= self.compact(out);
         out.turned(self.node.committed(), self.waiters.len());
         unfinished || !self.committed.is_empty()
@@ -418,6 +442,7 @@ impl Core {
     pub fn stop(&mut self) {
         self.waiters.stop();
         self.reads.stop();
+        self.renewals.stop();
     }
 
     /// Raft's part of it, to look at.
@@ -437,10 +462,6 @@ impl Core {
 
     fn hub(&self) -> std::sync::MutexGuard<'_, Hub> {
         self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lessor(&self) -> std::sync::MutexGuard<'_, Lessor> {
-        self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> std::sync::RwLockReadGuard<'_, StateMachine> {
@@ -524,6 +545,31 @@ impl Core {
         }
     }
 
+    /// Renewals go on as far as they can without waiting. Whether that gave something to do for the rest of a turn.
+    fn renewals(&mut self, out: &dyn Outside) -> bool {
+        if self.renewals.is_idle() {
+            return false;
+        }
+        let now = out.now();
+        let leads = self.promoted.filter(|term| self.node.is_leader() && self.node.term() == *term);
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        let needs = self.renewals.turn(leads, &mut self.lessor, &state.leases, now);
+        drop(state);
+        let work = !needs.is_empty();
+        for need in needs {
+            match need {
+                Need::Read(reader) => self.reads.add(now, reader),
+                Need::Command(command, reply) => {
+                    self.commands += 1;
+                    let id = OWN_COMMANDS + self.commands;
+                    let command = Command { id, kind: Some(Kind::LeaseRemaining(command)), ..Command::default() };
+                    self.propose(id, encode_command(&command), reply, out);
+                }
+            }
+        }
+        work
+    }
+
     /// The lessor hears of what apply did, and takes over when this member has applied the first entry of its own term: what
     /// earlier leaders recorded is known then.
     fn leases(&mut self, changes: Vec<LeaseChange>, term: Term, out: &dyn Outside) {
@@ -531,9 +577,10 @@ impl Core {
             return;
         }
         if self.promoted == Some(self.node.term()) {
-            lease_loop::follow(&mut self.lessor(), changes, out.now());
+            lease_loop::follow(&mut self.lessor, changes, out.now());
         } else if term == self.node.term() {
-            self.lessor().promote(&self.state().leases, out.now(), self.config.election);
+            let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+            self.lessor.promote(&state.leases, out.now(), self.config.election);
             self.promoted = Some(term);
         }
     }
@@ -542,7 +589,7 @@ impl Core {
         let before = self.role.replace(role);
         out.role(role, before, self.node.is_learner());
         if !role.leads {
-            self.lessor().demote();
+            self.lessor.demote();
             self.promoted = None;
         }
         self.reads.leader_changed();

@@ -79,6 +79,8 @@ fn take(core: &mut Core, event: Event, out: &mut Plumbing) -> bool {
         Event::Propose { id, command, reply } => core.propose(id, command, reply, out),
         Event::Reconfigure { id, change, reply } => core.reconfigure(id, change, reply, out),
         Event::Linearize(reader) => core.linearize(reader, out),
+        Event::Renew { ids, reply } => core.renew(ids, reply, out),
+        Event::TimeToLive { id, reply } => core.time_to_live(id, reply),
         Event::AwaitCompaction(waiter) => core.await_compaction(waiter),
         Event::Peer(FromPeer::Message(message)) => core.tell(Input::Message(message), out),
         Event::Peer(FromPeer::Unreachable(peer)) => core.tell(Input::Unreachable(peer), out),

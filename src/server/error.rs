@@ -12,8 +12,6 @@ pub enum Error {
     Timeout,
     /// As `Timeout`, and the leader was lost while it waited.
     TimeoutLeaderLost,
-    /// The leader changed while a read waited for it. Nothing happened; the read may be repeated.
-    LeaderChanged,
     /// This member knows no leader and the caller does not want to wait for one.
     NoLeader,
     /// Only the leader can do that, and this member is not.

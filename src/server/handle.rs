@@ -25,14 +25,11 @@ use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
 use super::watch_loop::{Confirmation, Standing, StoreAccess, WatchHandle};
-use crate::lease::Renewed;
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Store};
 use crate::pb::etcdserverpb::{
     AlarmRequest, AlarmType, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, alarm_request::AlarmAction,
 };
-use crate::pb::everwatchpb::LeaseRemaining;
-use crate::pb::everwatchpb::lease_remaining::Remaining as Rest;
 use crate::peer::{Remaining, Renewal, Transport};
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
@@ -44,8 +41,6 @@ use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
 const SLICE_KEYS: usize = 1000;
 /// Records that a range reads on the thread that serves. More are read where it may take long.
 const RECORDS_READ_HERE: usize = 250;
-/// Leases whose records one command clears.
-const LEASES_PER_COMMAND: usize = 500;
 /// Entries committed but not applied beyond which nothing is proposed, as in etcd.
 const BACKLOG_MAX: u64 = 5000;
 
@@ -330,64 +325,13 @@ impl Handle {
         Err(Error::Timeout)
     }
 
-    /// Renews as the leader; one answer per id, in their order. It counts only if this member still leads afterwards: after a pause
-    /// it may have been deposed long ago without having heard of it, and the leases may be gone (etcd #15247).
+    /// Renews as the leader; one answer per id, in their order.
     pub(crate) async fn renew_here(&self, ids: Vec<LeaseId>) -> Vec<Renewal> {
-        let mut answers = vec![Renewal::Unavailable; ids.len()];
-        if self.renew_all(&ids, &mut answers).await.is_err() {
-            answers.fill(Renewal::Unavailable);
-        }
-        answers
-    }
-
-    /// All of them together: leases that need the log share its entries, and one question to a quorum confirms the rest.
-    async fn renew_all(&self, ids: &[LeaseId], answers: &mut [Renewal]) -> Result<(), Error> {
-        let term = self.status().term;
-        let mut open: Vec<usize> = (0..ids.len()).collect();
-        let mut caught_up = false;
-        while !open.is_empty() {
-            let (mut recorded, mut unknown) = (Vec::new(), Vec::new());
-            {
-                let mut lessor = self.shared.replicated.lessor.lock().unwrap_or_else(PoisonError::into_inner);
-                if !lessor.leads() {
-                    return Err(Error::NotLeader);
-                }
-                for at in open.drain(..) {
-                    match lessor.renew(ids[at], self.shared.now()) {
-                        Renewed::Ttl(ttl) => answers[at] = Renewal::Ttl(ttl),
-                        Renewed::NeedsLog => recorded.push(at),
-                        Renewed::Unknown => {
-                            answers[at] = Renewal::Unknown;
-                            unknown.push(at);
-                        }
-                    }
-                }
-            }
-            // A rest is on record: the next leader would let the lease run out early if that were not taken back first.
-            for some in recorded.chunks(LEASES_PER_COMMAND) {
-                let leases = some.iter().map(|at| Rest { id: ids[*at].0, remaining_ms: 0 }).collect();
-                self.propose(Kind::LeaseRemaining(LeaseRemaining { term: term.0, leases })).await?;
-            }
-            self.linearize().await?;
-            if self.leader() != Some(self.member()) || self.status().term != term {
-                return Err(Error::LeaderChanged);
-            }
-            // Whoever revoked a lease may have been told so before this call, and before that was carried out here: then it is not
-            // renewed, and saying that it is would keep a holder in its belief (etcd #20615).
-            self.view(|state| {
-                for (id, answer) in ids.iter().zip(&mut *answers) {
-                    if matches!(answer, Renewal::Ttl(_)) && !state.leases.exists(*id) {
-                        *answer = Renewal::Unknown;
-                    }
-                }
-            });
-            open = recorded;
-            // A grant may have been committed and not yet applied here.
-            if !std::mem::replace(&mut caught_up, true) {
-                open.extend(unknown);
-            }
-        }
-        Ok(())
+        let count = ids.len();
+        let (reply, answers) = oneshot::channel();
+        self.shared.inbox.put(Event::Renew { ids, reply });
+        // Without an answer the member goes down.
+        answers.await.unwrap_or_else(|_| vec![Renewal::Unavailable; count])
     }
 
     /// Seconds left of a lease and seconds granted; `None` when there is no such lease.
@@ -395,10 +339,7 @@ impl Handle {
         let deadline = self.shared.now() + self.shared.limits.request_timeout;
         while self.shared.now() < deadline {
             let answer = match self.leader() {
-                Some(leader) if leader == self.member() => match self.time_to_live_here(id).await {
-                    Err(Error::LeaderChanged) => Remaining::Unavailable,
-                    answer => answer?,
-                },
+                Some(leader) if leader == self.member() => self.time_to_live_here(id).await?,
                 Some(leader) => self.transport().time_to_live(leader, id).await.unwrap_or(Remaining::Unavailable),
                 None => Remaining::Unavailable,
             };
@@ -413,18 +354,9 @@ impl Handle {
 
     /// As `time_to_live`, as the leader.
     pub(crate) async fn time_to_live_here(&self, id: LeaseId) -> Result<Remaining, Error> {
-        self.linearize().await?;
-        let lessor = self.shared.replicated.lessor.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lessor.leads() {
-            return Ok(Remaining::Unavailable);
-        }
-        let left = lessor.remaining(id, self.shared.now());
-        drop(lessor);
-        let granted = self.view(|state| state.leases.get(id).map(|lease| lease.ttl));
-        Ok(match (left, granted) {
-            (Some(left), Some(granted_ttl)) => Remaining::Left { ttl: left.as_secs() as i64, granted_ttl },
-            _ => Remaining::Unknown,
-        })
+        let (reply, left) = oneshot::channel();
+        self.shared.inbox.put(Event::TimeToLive { id, reply });
+        left.await.map_err(|_| Error::Stopped)
     }
 
     pub(super) fn transport(&self) -> &Transport {

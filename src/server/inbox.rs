@@ -7,12 +7,12 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use super::error::Error;
-use crate::peer::FromPeer;
+use crate::peer::{FromPeer, Remaining, Renewal};
 use crate::state::StateMachine;
 use crate::state::applied::Reply;
 use crate::state::command::Change;
 use crate::storage::backend::Reader;
-use crate::types::{Index, MemberId};
+use crate::types::{Index, LeaseId, MemberId};
 
 /// One thing for the core to deal with.
 pub(crate) enum Event {
@@ -36,6 +36,20 @@ pub(crate) enum Event {
     },
     /// Somebody wants to read what is committed by now.
     Linearize(oneshot::Sender<Result<(), Error>>),
+    /// Somebody renews leases, on behalf of clients here or elsewhere.
+    Renew {
+        /// Which.
+        ids: Vec<LeaseId>,
+        /// One answer per id, in their order.
+        reply: oneshot::Sender<Vec<Renewal>>,
+    },
+    /// Somebody asks what is left of a lease.
+    TimeToLive {
+        /// Which.
+        id: LeaseId,
+        /// Whoever asked.
+        reply: oneshot::Sender<Remaining>,
+    },
     /// Somebody waits until no compaction has rows left to remove and the removals are on disk.
     AwaitCompaction(oneshot::Sender<()>),
     /// The transport has news.

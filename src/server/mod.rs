@@ -45,7 +45,7 @@ use self::inbox::{Event, Inbox};
 use self::log_writer::LogWriter;
 
 pub mod apply_loop;
-mod bootstrap;
+pub mod bootstrap;
 pub mod core;
 mod core_loop;
 mod disk_threads;
@@ -61,6 +61,7 @@ mod members;
 mod pending;
 pub mod raft_loop;
 mod reads;
+mod renewals;
 mod waiters;
 pub mod watch_loop;
 
@@ -92,7 +93,6 @@ pub fn start(
     let replicated = core::Shared {
         hub: Arc::new(Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted()))),
         state: Arc::new(RwLock::new(member.state)),
-        lessor: Arc::default(),
     };
     let shared = Arc::new(Shared {
         cluster: member.cluster,

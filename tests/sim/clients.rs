@@ -27,6 +27,8 @@ pub struct Knowledge {
     pub compacted: i64,
     /// Leases that were granted and not known to be revoked.
     pub leases: Vec<i64>,
+    /// Leases that were revoked, the latest last.
+    revoked: Vec<i64>,
     /// By client: what it asked last and heard nothing of.
     pub again: BTreeMap<u32, Request>,
     leases_made: i64,
@@ -49,8 +51,14 @@ impl Knowledge {
                 self.keys.insert(key.clone(), (*revision, value.clone()));
             }
             (_, Reply::Grant { id, .. }) => self.leases.push(*id),
-            (Request::Revoke { id }, _) => self.leases.retain(|known| known != id),
-            (Request::KeepAlive { id }, Reply::KeepAlive { ttl_s: 0 }) => self.leases.retain(|known| known != id),
+            (Request::Revoke { id }, _) => {
+                self.leases.retain(|known| known != id);
+                self.revoked.push(*id);
+            }
+            (Request::KeepAlive { id }, Reply::KeepAlive { ttl_s: 0 })
+            | (Request::TimeToLive { id, .. }, Reply::TimeToLive { ttl_s: ..0, .. }) => {
+                self.leases.retain(|known| known != id);
+            }
             (Request::Compact { revision }, _) => self.compacted = self.compacted.max(*revision),
             _ => {}
         }
@@ -90,6 +98,12 @@ impl Knowledge {
         }
     }
 
+    /// One of the leases that were revoked last: for a moment not everybody knows.
+    fn gone(&self, dice: &mut Dice) -> Option<i64> {
+        let last = dice.skewed(1, 5) as usize;
+        self.revoked.iter().rev().take(last).next_back().copied()
+    }
+
     /// The next request of a client.
     pub fn request(&mut self, dice: &mut Dice, client: u32, mix: &Mix) -> Request {
         let keys = mix.keys;
@@ -126,10 +140,15 @@ impl Knowledge {
                 let n = self.leases.len() as u64;
                 self.leases[dice.below(n) as usize]
             });
-            return match (dice.below(10), known) {
-                (0..6, Some(id)) => Request::KeepAlive { id },
-                (6, Some(id)) => Request::Revoke { id },
-                (7, Some(id)) if dice.chance(100) => Request::Grant { id, ttl_s: 5 },
+            let gone = self.gone(dice);
+            return match (dice.below(14), known, gone) {
+                (0..6, Some(id), _) => Request::KeepAlive { id },
+                (6, Some(id), _) => Request::Revoke { id },
+                (7, Some(id), _) if dice.chance(100) => Request::Grant { id, ttl_s: 5 },
+                (8, Some(id), _) => Request::TimeToLive { id, keys: dice.chance(400) },
+                (9, _, Some(id)) => Request::KeepAlive { id },
+                (10, _, Some(id)) if dice.chance(300) => Request::TimeToLive { id, keys: false },
+                (10, _, Some(id)) => Request::KeepAlive { id },
                 _ => {
                     self.leases_made += 1;
                     Request::Grant { id: 1000 + self.leases_made, ttl_s: dice.skewed(2, 30) as i64 }

@@ -15,37 +15,36 @@ use std::time::Duration;
 use bytes::Bytes;
 use everwatch::cluster::founding::{self, Answer, Decision, Heard, Wish};
 use everwatch::cluster::{membership, reconfig};
-use everwatch::lease::Renewed;
 use everwatch::mvcc::Store;
-use everwatch::pb::everwatchpb::lease_remaining::Remaining;
 use everwatch::pb::everwatchpb::{self, MemberAttributes, MemberRecord};
-use everwatch::raft::{self, ConfChangeType, ConfState, Input, LogStart, Message, MessageType, Node, NodeConfig, Role};
+use everwatch::peer::{Remaining, Renewal};
+use everwatch::raft::{ConfChangeType, Input, Message, MessageType, Node, NodeConfig, Role};
+use everwatch::server::bootstrap::{self, FOUNDING};
 use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
 use everwatch::server::gathering::{self, Gathering};
 use everwatch::server::log_writer::{Appended, Durable, LogJob, LogWriter};
 use everwatch::server::watch_loop::{self, StoreAccess};
-use everwatch::server::{apply_loop, raft_loop, snapshot_point};
+use everwatch::server::{apply_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
 use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
-use everwatch::storage::wal::{Append, Base, HardState, Wal, WalOptions};
-use everwatch::types::{ClusterId, Index, LeaseId, MemberId, Term};
+use everwatch::storage::wal::{Wal, WalOptions};
+use everwatch::types::{ClusterId, Index, LeaseId, MemberId};
 use everwatch::watch::{End, Hub, Next, Outbox, Outgoing, Spec, StreamId};
 use prost::Message as _;
 use tokio::sync::oneshot;
 
-use crate::checks::{Outcome, Request};
+use crate::checks::{Outcome, Reply as CheckedReply, Request};
 use crate::clients;
 use crate::dice::{Dice, hash_on};
 use crate::disk::{Loss, SimDisk};
 use crate::world::{Ledger, MILLI, Options, SECOND};
 
 const CLUSTER: ClusterId = ClusterId(7);
-const FOUNDING: Base = Base { index: Index(1), term: Term(1) };
 /// How often the leader's clock ticks, on a clock that runs right.
 pub const TICK: u64 = 100 * MILLI;
 /// How long a client's request may wait on a member.
@@ -105,17 +104,17 @@ pub enum MemberEvent {
         call: u64,
     },
     /// A follower asks on behalf of a client.
-    RenewFor {
+    AskLessor {
         origin: usize,
         call: u64,
-        id: i64,
+        request: Request,
         deadline: u64,
     },
-    /// The leader has answered: seconds; 0, there is no such lease; nothing, ask again.
-    Renewed {
+    /// The leader has answered; nothing: ask again.
+    LessorSaid {
         call: u64,
-        id: i64,
-        ttl: Option<i64>,
+        request: Request,
+        answer: Option<CheckedReply>,
         deadline: u64,
     },
     Open {
@@ -170,8 +169,8 @@ pub enum Effect {
     SnapshotAnswer { to: usize, ok: bool },
     Later { delay: u64, event: MemberEvent },
     Answer { call: u64, outcome: Outcome },
-    AskLeader { leader: usize, call: u64, id: i64, deadline: u64 },
-    AnswerRenewal { origin: usize, call: u64, id: i64, ttl: Option<i64>, deadline: u64 },
+    AskLessor { leader: usize, call: u64, request: Request, deadline: u64 },
+    AnswerForLessor { origin: usize, call: u64, request: Request, answer: Option<CheckedReply>, deadline: u64 },
     Watch { stream: u64, message: Outgoing, watch: Option<usize> },
     StreamEnded { stream: u64 },
     AnswerQuestion { question: Question, answer: Answer, table: Vec<MemberRecord> },
@@ -197,6 +196,12 @@ impl Context<'_> {
 /// Why a member stopped, in words.
 #[derive(Debug)]
 pub struct Death(pub String);
+
+impl From<bootstrap::Error> for Death {
+    fn from(error: bootstrap::Error) -> Death {
+        Death(error.to_string())
+    }
+}
 
 impl From<everwatch::storage::Error> for Death {
     fn from(error: everwatch::storage::Error) -> Death {
@@ -259,7 +264,7 @@ pub struct Running {
     // Clients.
     calls: Vec<Call>,
     scans: BTreeMap<u64, Scanning>,
-    renewals: Vec<Renewal>,
+    lessor_calls: Vec<LessorCall>,
     streams: BTreeMap<u64, Stream>,
     /// Changes of members that were asked for here.
     changes: Vec<oneshot::Receiver<Result<Reply, Error>>>,
@@ -455,6 +460,8 @@ struct Call {
 enum Waits {
     Reply(oneshot::Receiver<Result<Reply, Error>>),
     Read(oneshot::Receiver<Result<(), Error>>),
+    /// As a read; the leader has said the rest.
+    Keys(oneshot::Receiver<Result<(), Error>>, CheckedReply),
 }
 
 struct Scanning {
@@ -462,17 +469,18 @@ struct Scanning {
     scan: everwatch::mvcc::Scan,
 }
 
-/// A renewal on the leader; see `Handle::renew_all`.
-struct Renewal {
+/// What the leader's lessor is asked, by a client here or at another member.
+struct LessorCall {
     origin: Option<usize>,
     call: u64,
-    id: i64,
+    request: Request,
     deadline: u64,
-    term: Term,
-    caught_up: bool,
-    answer: Option<i64>,
-    again: bool,
-    waits: Waits,
+    waits: LessorSays,
+}
+
+enum LessorSays {
+    Renewed(oneshot::Receiver<Vec<Renewal>>),
+    Left(oneshot::Receiver<Remaining>),
 }
 
 struct Stream {
@@ -491,12 +499,6 @@ fn lock(hub: &Mutex<Hub>) -> std::sync::MutexGuard<'_, Hub> {
 fn number(reader: &dyn Reader, row: &[u8]) -> Result<u64, Death> {
     let value = reader.get(Bucket::Meta, row)?;
     value.as_deref().and_then(schema::read_u64).ok_or_else(|| Death(format!("{} is missing", row.escape_ascii())))
-}
-
-fn conf_state(reader: &dyn Reader) -> Result<ConfState, Death> {
-    let row = reader.get(Bucket::Meta, schema::CONF_STATE)?.unwrap_or_default();
-    let stored = everwatchpb::ConfState::decode(row).map_err(|error| Death(error.to_string()))?;
-    Ok(ConfState { voters: stored.voters, learners: stored.learners, ..ConfState::default() })
 }
 
 /// The state behind its lock, with something that happens whenever nobody holds it.
@@ -626,17 +628,7 @@ impl Member {
         let options = WalOptions { segment_bytes: cx.options.segment_bytes, identity: (CLUSTER, self.id()) };
         let (mut wal, mut log) = Wal::open(Arc::new(self.disk.clone()), PathBuf::from("/wal"), options)?;
         let applied = self.applied().unwrap_or(0);
-        if log.base == Base::default() && log.hard_state.is_none() && log.entries.is_empty() {
-            if applied > FOUNDING.index.0 {
-                return Err(Death(format!("the log is empty but the state is at {applied}")));
-            }
-            let reset = (applied == FOUNDING.index.0).then_some(FOUNDING);
-            log.base = reset.unwrap_or_default();
-            let hard_state = HardState { term: log.base.term, vote: MemberId(0), commit: log.base.index };
-            wal.append(&Append { reset, entries: &[], hard_state: Some(&hard_state) })?;
-            wal.sync()?;
-            log.hard_state = Some(hard_state);
-        }
+        bootstrap::begin_log(&mut wal, &mut log, Index(applied))?;
         for (index, rows) in std::mem::take(&mut self.snapshots) {
             if index == log.base.index.0 && index > applied {
                 cx.effects.push(Effect::Note(format!("adopts the snapshot {index} at its start")));
@@ -644,19 +636,14 @@ impl Member {
             }
         }
         self.durable = log.entries.iter().map(|entry| (entry.index.0, entry.term.0)).collect();
-        self.durable_base = log.base.index.0;
+        let base = log.base.index;
+        self.durable_base = base.0;
         self.written.clear();
 
         let reader = self.image.reader()?;
-        let state = StateMachine::open(reader.clone())?;
+        let mut state = StateMachine::open(reader.clone())?;
         cx.ledger.check_configuration(state.applied().0, state.conf_state(), self.id().0);
         let removed = state.members.was_removed(self.id());
-        let entries = log.entries.into_iter();
-        let hard_state = log.hard_state.map(|state| {
-            let mut out = raft::HardState::default();
-            (out.term, out.vote, out.commit) = (state.term.0, state.vote.0, state.commit.0);
-            out
-        });
         let boot = cx.dice.next();
         let node = Node::new(NodeConfig {
             id: self.id(),
@@ -666,18 +653,12 @@ impl Member {
             seed: boot,
             boot,
             pre_vote: cx.options.pre_vote,
-            log: LogStart {
-                base: (log.base.index, log.base.term),
-                conf_state: conf_state(&*reader)?,
-                hard_state,
-                entries: entries.map(|entry| raft_loop::from_log(entry).expect("raft wrote it")).collect(),
-            },
+            log: bootstrap::log_start(log, &state)?,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         })
         .map_err(|error| Death(error.to_string()))?;
         let fresh = node.last_index() == FOUNDING.index;
         let point = snapshot_point(&*reader)?;
-        let mut state = state;
         state.kv.limit_recent(cx.options.recent_bytes);
         let chain = cx.ledger.chain_at(state.applied().0);
         let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
@@ -686,15 +667,11 @@ impl Member {
             "starts: applied {} revision {} log {}..{}",
             state.applied(),
             state.kv.revision(),
-            log.base.index,
+            base,
             wal.last()
         );
         cx.effects.push(Effect::Note(note));
-        let shared = core::Shared {
-            state: Arc::new(RwLock::new(state)),
-            hub: Arc::new(Mutex::new(hub)),
-            lessor: Arc::default(),
-        };
+        let shared = core::Shared { state: Arc::new(RwLock::new(state)), hub: Arc::new(Mutex::new(hub)) };
         let name = format!("m{}", self.place);
         let config = CoreConfig {
             boot,
@@ -737,7 +714,7 @@ impl Member {
             catch_up_due: false,
             calls: Vec::new(),
             scans: BTreeMap::new(),
-            renewals: Vec::new(),
+            lessor_calls: Vec::new(),
             streams: BTreeMap::new(),
             changes: Vec::new(),
             standings: Vec::new(),
@@ -820,10 +797,12 @@ impl Member {
             MemberEvent::SnapshotNotSent { to } => running.tell(Input::SnapshotStatus { to, ok: false }, now, cx),
             MemberEvent::Call { call, request, deadline } => running.call(place, call, request, deadline, now, cx)?,
             MemberEvent::ReadOn { call } => running.read_on(call, cx)?,
-            MemberEvent::RenewFor { origin, call, id, deadline } => {
-                running.renew(Some(origin), call, id, deadline, now, cx);
+            MemberEvent::AskLessor { origin, call, request, deadline } => {
+                running.ask_lessor(Some(origin), call, request, deadline, now, cx);
             }
-            MemberEvent::Renewed { call, id, ttl, deadline } => running.renewed(call, id, ttl, deadline, cx),
+            MemberEvent::LessorSaid { call, request, answer, deadline } => {
+                running.lessor_said(call, request, answer, deadline, now, cx);
+            }
             MemberEvent::Open { stream, watches } => {
                 let mut hub = lock(&running.shared.hub);
                 let entry = running.streams.entry(stream).or_insert_with(|| {
@@ -980,7 +959,7 @@ impl Member {
     pub fn unfinished(&self) -> usize {
         let Some(running) = &self.running else { return 0 };
         let (core, shell) = (&running.core, &running.shell);
-        let clients = running.calls.len() + running.renewals.len() + running.scans.len() + running.standings.len();
+        let clients = running.calls.len() + running.lessor_calls.len() + running.scans.len() + running.standings.len();
         clients + core.waiting() + shell.backend_queue.len() + shell.sending.len() + usize::from(shell.place_taken)
     }
 
@@ -1181,13 +1160,15 @@ impl Running {
                 self.with_core(now, cx, |core, out| core.linearize(reader, out));
                 self.calls.push(Call { call, request, waits: Waits::Read(confirmed) });
             }
-            Request::KeepAlive { id } => match self.core.node().leader() {
-                Some(leader) if place_of(leader.0) == place => self.renew(None, call, *id, deadline, now, cx),
+            Request::KeepAlive { .. } | Request::TimeToLive { .. } => match self.core.node().leader() {
+                Some(leader) if place_of(leader.0) == place => {
+                    self.ask_lessor(None, call, request, deadline, now, cx);
+                }
                 Some(leader) => {
                     let leader = place_of(leader.0);
-                    cx.effects.push(Effect::AskLeader { leader, call, id: *id, deadline });
+                    cx.effects.push(Effect::AskLessor { leader, call, request, deadline });
                 }
-                None => self.renewed(call, *id, None, deadline, cx),
+                None => self.lessor_said(call, request, None, deadline, now, cx),
             },
             _ => match clients::command(&request) {
                 // A transaction that only reads.
@@ -1351,111 +1332,103 @@ impl Running {
         Ok(())
     }
 
-    /// `Handle::renew_here`, for one lease.
-    fn renew(&mut self, origin: Option<usize>, call: u64, id: i64, deadline: u64, now: Duration, cx: &mut Context<'_>) {
-        let (_, waits) = oneshot::channel();
-        let renewal = Renewal {
-            origin,
-            call,
-            id,
-            deadline,
-            term: self.core.node().term(),
-            caught_up: false,
-            answer: None,
-            again: false,
-            waits: Waits::Read(waits),
+    /// `Handle::renew_here` and `Handle::time_to_live_here`, for one lease.
+    fn ask_lessor(
+        &mut self,
+        origin: Option<usize>,
+        call: u64,
+        request: Request,
+        deadline: u64,
+        now: Duration,
+        cx: &mut Context<'_>,
+    ) {
+        let waits = match &request {
+            Request::KeepAlive { id } => {
+                let (reply, answers) = oneshot::channel();
+                self.with_core(now, cx, |core, out| core.renew(vec![LeaseId(*id)], reply, out));
+                LessorSays::Renewed(answers)
+            }
+            Request::TimeToLive { id, .. } => {
+                let (reply, left) = oneshot::channel();
+                self.with_core(now, cx, |core, _| core.time_to_live(LeaseId(*id), reply));
+                LessorSays::Left(left)
+            }
+            _ => unreachable!("nothing else is asked of the lessor"),
         };
-        self.renew_once(renewal, now, cx);
+        self.lessor_calls.push(LessorCall { origin, call, request, deadline, waits });
     }
 
-    fn renew_once(&mut self, mut renewal: Renewal, now: Duration, cx: &mut Context<'_>) {
-        let mut lessor = self.shared.lessor.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lessor.leads() {
-            drop(lessor);
-            return self.renewal_done(&renewal, None, cx);
-        }
-        let renewed = lessor.renew(LeaseId(renewal.id), now);
-        drop(lessor);
-        match renewed {
-            Renewed::NeedsLog => {
-                let leases = vec![Remaining { id: renewal.id, remaining_ms: 0 }];
-                let kind = Kind::LeaseRemaining(LeaseRemaining { term: renewal.term.0, leases });
-                (renewal.waits, renewal.again) = (self.propose(kind, now, cx), true);
-                self.renewals.push(renewal);
-                return;
+    fn finish_lessor_calls(&mut self, now: Duration, cx: &mut Context<'_>) {
+        for mut asked in std::mem::take(&mut self.lessor_calls) {
+            let answer = match &mut asked.waits {
+                LessorSays::Renewed(answers) => answers.try_recv().map(|mut answers| match answers.pop() {
+                    Some(Renewal::Ttl(ttl_s)) => Some(CheckedReply::KeepAlive { ttl_s }),
+                    Some(Renewal::Unknown) => Some(CheckedReply::KeepAlive { ttl_s: 0 }),
+                    Some(Renewal::Unavailable) | None => None,
+                }),
+                LessorSays::Left(left) => left.try_recv().map(|left| {
+                    let (granted_ttl_s, ttl_s) = match left {
+                        Remaining::Left { ttl, granted_ttl } => (granted_ttl, ttl),
+                        Remaining::Unknown => (0, -1),
+                        Remaining::Unavailable => return None,
+                    };
+                    Some(CheckedReply::TimeToLive { granted_ttl_s, ttl_s, keys: Vec::new() })
+                }),
+            };
+            if let Err(oneshot::error::TryRecvError::Empty) = answer {
+                self.lessor_calls.push(asked);
+                continue;
             }
-            Renewed::Ttl(ttl) => (renewal.answer, renewal.again) = (Some(ttl), false),
-            Renewed::Unknown => (renewal.answer, renewal.again) = (Some(0), !renewal.caught_up),
-        }
-        self.confirm_renewal(renewal, now, cx);
-    }
-
-    fn confirm_renewal(&mut self, mut renewal: Renewal, now: Duration, cx: &mut Context<'_>) {
-        let (reader, confirmed) = oneshot::channel();
-        self.with_core(now, cx, |core, out| core.linearize(reader, out));
-        renewal.waits = Waits::Read(confirmed);
-        self.renewals.push(renewal);
-    }
-
-    fn finish_renewals(&mut self, now: Duration, cx: &mut Context<'_>) {
-        for mut renewal in std::mem::take(&mut self.renewals) {
-            match &mut renewal.waits {
-                Waits::Reply(outcome) => match outcome.try_recv() {
-                    Ok(Ok(_)) => self.confirm_renewal(renewal, now, cx),
-                    Err(oneshot::error::TryRecvError::Empty) => self.renewals.push(renewal),
-                    _ => self.renewal_done(&renewal, None, cx),
-                },
-                Waits::Read(confirmed) => match confirmed.try_recv() {
-                    Ok(Ok(())) if !self.leads(renewal.term) => {
-                        self.renewal_done(&renewal, None, cx);
-                    }
-                    Ok(Ok(())) if renewal.again => {
-                        renewal.caught_up = true;
-                        self.renew_once(renewal, now, cx);
-                    }
-                    Ok(Ok(())) => {
-                        let exists = self.state().leases.exists(LeaseId(renewal.id));
-                        let answer = renewal.answer.map(|ttl| if exists { ttl } else { 0 });
-                        self.renewal_done(&renewal, answer, cx);
-                    }
-                    Err(oneshot::error::TryRecvError::Empty) => self.renewals.push(renewal),
-                    _ => self.renewal_done(&renewal, None, cx),
-                },
+            let LessorCall { origin, call, request, deadline, .. } = asked;
+            let answer = answer.unwrap_or(None);
+            match origin {
+                Some(origin) => cx.effects.push(Effect::AnswerForLessor { origin, call, request, answer, deadline }),
+                None => self.lessor_said(call, request, answer, deadline, now, cx),
             }
-        }
-    }
-
-    fn leads(&self, term: Term) -> bool {
-        let node = self.core.node();
-        node.is_leader() && node.term() == term
-    }
-
-    fn renewal_done(&mut self, renewal: &Renewal, ttl: Option<i64>, cx: &mut Context<'_>) {
-        let Renewal { call, id, deadline, .. } = *renewal;
-        match renewal.origin {
-            Some(origin) => cx.effects.push(Effect::AnswerRenewal { origin, call, id, ttl, deadline }),
-            None => self.renewed(call, id, ttl, deadline, cx),
         }
     }
 
     /// An answer for the client, or another try.
-    fn renewed(&mut self, call: u64, id: i64, ttl: Option<i64>, deadline: u64, cx: &mut Context<'_>) {
-        match ttl {
-            Some(ttl_s) => {
-                let revision = self.shared.state.read().unwrap_or_else(PoisonError::into_inner).kv.revision().0;
-                let reply = crate::checks::Reply::KeepAlive { ttl_s };
+    fn lessor_said(
+        &mut self,
+        call: u64,
+        request: Request,
+        answer: Option<CheckedReply>,
+        deadline: u64,
+        now: Duration,
+        cx: &mut Context<'_>,
+    ) {
+        match answer {
+            Some(reply @ CheckedReply::TimeToLive { ttl_s: 0.., .. })
+                if matches!(request, Request::TimeToLive { keys: true, .. }) =>
+            {
+                // What is attached is replicated, as soon as this member is as far.
+                let (reader, confirmed) = oneshot::channel();
+                self.with_core(now, cx, |core, out| core.linearize(reader, out));
+                self.calls.push(Call { call, request, waits: Waits::Keys(confirmed, reply) });
+            }
+            Some(reply) => {
+                let revision = self.state().kv.revision().0;
                 cx.effects.push(Effect::Answer { call, outcome: Outcome::Ok { revision, reply } });
             }
-            None if cx.now < deadline => {
-                let event = MemberEvent::Call { call, request: Request::KeepAlive { id }, deadline };
-                cx.later(100 * MILLI, event);
-            }
+            None if cx.now < deadline => cx.later(100 * MILLI, MemberEvent::Call { call, request, deadline }),
             None => cx.effects.push(Effect::Answer { call, outcome: Outcome::Unknown }),
         }
     }
 
+    /// The keys of a lease, for what the leader has said of its time.
+    fn with_keys(&self, request: &Request, mut reply: CheckedReply) -> Outcome {
+        let state = self.state();
+        if let (Request::TimeToLive { id, .. }, CheckedReply::TimeToLive { keys, .. }) = (request, &mut reply)
+            && let Some(lease) = state.leases.get(LeaseId(*id))
+        {
+            keys.extend(lease.keys().map(|key| key.to_vec()));
+        }
+        Outcome::Ok { revision: state.kv.revision().0, reply }
+    }
+
     fn finish_calls(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
-        self.finish_renewals(now, cx);
+        self.finish_lessor_calls(now, cx);
         self.finish_standings(cx);
         self.finish_changes(cx);
         for mut call in std::mem::take(&mut self.calls) {
@@ -1474,6 +1447,15 @@ impl Running {
                         self.begin_read(call.call, call.request, cx)?;
                         continue;
                     }
+                    Ok(Err(error)) => clients::failure(&error),
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        self.calls.push(call);
+                        continue;
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
+                },
+                Waits::Keys(confirmed, reply) => match confirmed.try_recv() {
+                    Ok(Ok(())) => self.with_keys(&call.request, reply.clone()),
                     Ok(Err(error)) => clients::failure(&error),
                     Err(oneshot::error::TryRecvError::Empty) => {
                         self.calls.push(call);

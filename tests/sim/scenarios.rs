@@ -369,6 +369,17 @@ pub fn named() -> Vec<Scenario> {
             options: Some(TINY),
             ..BASE
         },
+        // A lease was renewed by a leader that had not carried out yet what others had: its revoke (etcd #20615).
+        Scenario {
+            name: "renewals after revokes",
+            kv_clients: 24,
+            watch_clients: 2,
+            mix: Mix { put: 15, range: 5, delete: 2, txn: 5, lease: 80, compact: 1, ..MIX },
+            faults: CALM.with(Fault::ShortPause, 4).with(Fault::HandOver, 2).with(Fault::Isolate, 1),
+            think: 20 * MILLI,
+            options: Some(Options { apply_portion: 1, apply_delay: 50 * MILLI, snapshot_count: 300, ..TINY }),
+            ..BASE
+        },
         // A watch created right after a change missed it (etcd #20655).
         Scenario { name: "watchers", watch_clients: 16, mix: Mix { keys: 3, ..MIX }, think: 40 * MILLI, ..BASE },
         // A watch from a revision to come was sent what comes before it (etcd #20221).

@@ -1117,13 +1117,14 @@ impl World {
                     let by = (place as u64 + 1, self.members[place].life);
                     self.schedule(delay, WorldEvent::AnswerArrives { call, outcome, by });
                 }
-                Effect::AskLeader { leader, call, id, deadline } => {
-                    let ask = MemberEvent::RenewFor { origin: place, call, id, deadline };
-                    self.between(place, leader, ask, MemberEvent::Renewed { call, id, ttl: None, deadline }, place);
+                Effect::AskLessor { leader, call, request, deadline } => {
+                    let lost = MemberEvent::LessorSaid { call, request: request.clone(), answer: None, deadline };
+                    let ask = MemberEvent::AskLessor { origin: place, call, request, deadline };
+                    self.between(place, leader, ask, lost, place);
                 }
-                Effect::AnswerRenewal { origin, call, id, ttl, deadline } => {
-                    let answer = MemberEvent::Renewed { call, id, ttl, deadline };
-                    let lost = MemberEvent::Renewed { call, id, ttl: None, deadline };
+                Effect::AnswerForLessor { origin, call, request, answer, deadline } => {
+                    let lost = MemberEvent::LessorSaid { call, request: request.clone(), answer: None, deadline };
+                    let answer = MemberEvent::LessorSaid { call, request, answer, deadline };
                     self.between(place, origin, answer, lost, origin);
                 }
                 Effect::Watch { stream, message, watch } => {
@@ -1474,8 +1475,8 @@ fn describe(place: usize, event: &MemberEvent) -> (&'static str, [u64; 4]) {
         MemberEvent::SnapshotNotSent { to } => ("snapshot not sent", [at, place_of(to.0) as u64, 0, 0]),
         MemberEvent::Call { call, .. } => ("request", [at, *call, 0, 0]),
         MemberEvent::ReadOn { call } => ("read on", [at, *call, 0, 0]),
-        MemberEvent::RenewFor { call, .. } => ("renew for", [at, *call, 0, 0]),
-        MemberEvent::Renewed { call, .. } => ("renewed", [at, *call, 0, 0]),
+        MemberEvent::AskLessor { call, .. } => ("ask lessor", [at, *call, 0, 0]),
+        MemberEvent::LessorSaid { call, .. } => ("lessor said", [at, *call, 0, 0]),
         MemberEvent::Open { stream, .. } => ("open", [at, *stream, 0, 0]),
         MemberEvent::Cancel { stream, watch } => ("cancel", [at, *stream, *watch as u64, 0]),
         MemberEvent::AskProgress { stream } => ("ask progress", [at, *stream, 0, 0]),
