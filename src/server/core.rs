@@ -31,11 +31,15 @@ use super::reads::Reads;
 use super::renewals::{Need, Renewals};
 use super::waiters::Waiters;
 use super::watch_loop::LeaderMonitor;
+use crate::cluster::Membership;
 use crate::cluster::reconfig::Unwise;
 use crate::lease::Lessor;
 use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
 use crate::peer::{Remaining, Renewal};
-use crate::raft::{Entry, Input, Message, Node, Rejected, Role, SnapshotPoint};
+use crate::raft::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Input, Message, MessageType, Node, Rejected, Role,
+    SnapshotPoint, decode_conf_change,
+};
 use crate::state::StateMachine;
 use crate::state::applied::{LeaseChange, Refusal, Reply};
 use crate::state::command::{Change, Command, Kind, Reconfiguration, encode_command, encode_reconfiguration};
@@ -54,7 +58,7 @@ const PUBLISH_TICKS: u64 = 10;
 
 /// Commands of the core's own have numbers from here on where somebody waits for them; those of clients are smaller.
 const OWN_COMMANDS: u64 = 1 << 63;
-/// Changes of members that may wait for a leader, or for the one before them. Beyond this they are refused.
+/// Changes of members that may wait for a leader, for the one before them or for their reply. Beyond this they are refused.
 const CHANGES_MAX: usize = 100;
 
 /// What the core is told at its start.
@@ -128,8 +132,10 @@ pub struct Core {
     shared: Shared,
     config: CoreConfig,
     pending: Pending,
-    /// Changes of members that are not proposed yet, with the time after which nobody waits for them.
-    changes: VecDeque<(Duration, Reconfiguration)>,
+    /// Changes of members that somebody waits for.
+    changes: Vec<AskedChange>,
+    /// The term that this member last led and was asked to leave in, and when.
+    asked_to_leave: Option<(Term, Duration)>,
     waiters: Waiters,
     reads: Reads,
     /// Leads when this member does.
@@ -173,7 +179,8 @@ impl Core {
             shared,
             config,
             pending: Pending::default(),
-            changes: VecDeque::new(),
+            changes: Vec::new(),
+            asked_to_leave: None,
             waiters: Waiters::default(),
             reads: Reads::default(),
             lessor: Lessor::default(),
@@ -226,7 +233,8 @@ impl Core {
         let deadline = out.now() + self.config.request_timeout;
         self.waiters.add(id, deadline, reply);
         let (proposer, boot) = (self.node.id().0, self.config.boot);
-        self.changes.push_back((deadline, Reconfiguration { proposer, boot, id, change: Some(change) }));
+        let command = Reconfiguration { proposer, boot, id, change: Some(change) };
+        self.changes.push(AskedChange { command, due: Duration::ZERO, proposals: 0 });
     }
 
     /// Somebody wants to read what is committed by now.
@@ -251,6 +259,14 @@ impl Core {
 
     /// News for raft: a peer's message, what became of one of ours.
     pub fn tell(&mut self, input: Input, out: &mut dyn Outside) {
+        if let Input::Message(message) = &input
+            && message.get_msg_type() == MessageType::MsgPropose
+            && message.entries.iter().filter_map(decode_conf_change).any(|change| self.is_own_removal(&change))
+            && self.hands_over_first(out)
+        {
+            // Whoever proposes it proposes it again.
+            return;
+        }
         if let Some(reason) = raft_loop::tell(&mut self.node, input) {
             out.dropped(reason);
             if let Some(commit) = self.node.lost_log() {
@@ -315,11 +331,9 @@ impl Core {
         out.flush();
     }
 
-    /// Asks `to` to lead, or whoever is furthest of the voters that are heard of.
+    /// Asks `to` to lead, or whoever is fit to.
     pub fn hand_over(&mut self, to: Option<MemberId>, out: &mut dyn Outside) {
-        let others = self.node.peers().into_iter().filter(|peer| peer.id != self.node.id());
-        let fit = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
-        let heir = to.or(fit.map(|peer| peer.id));
+        let heir = to.or_else(|| self.heir());
         out.handing_over(heir);
         if let Some(heir) = heir {
             self.tell(Input::TransferLeader(heir), out);
@@ -332,7 +346,6 @@ impl Core {
         self.ticks += 1;
         self.tell(Input::Tick, out);
         self.pending.expire(now);
-        self.changes.retain(|(deadline, _)| *deadline > now);
         self.waiters.expire(now);
         self.reads.expire(now, self.config.request_timeout);
         self.renewals.expire(now);
@@ -355,7 +368,7 @@ impl Core {
         // First: what they need goes out in this turn.
         self.renewals(out);
         self.propose_pending(out);
-        self.propose_changes();
+        self.propose_changes(out);
         let Core { node, reads, .. } = self;
         reads.ask(out.now(), || {
             node.leader()?;
@@ -434,6 +447,7 @@ impl Core {
         self.leases(std::mem::take(&mut turn.leases), turn.term, out);
         self.tell(Input::Applied(last), out);
         for (id, outcome) in turn.replies {
+            let outcome = outcome.or_else(|refusal| self.change_done_before(id).ok_or(refusal));
             self.waiters.complete(id, outcome);
         }
     }
@@ -514,28 +528,87 @@ impl Core {
         }
     }
 
-    /// A change that raft refuses is in nobody's log. One that a leader elsewhere refuses is not heard of again, like any lost
-    /// proposal.
-    fn propose_changes(&mut self) {
-        while let Some((_, command)) = self.changes.front() {
-            let change = apply_loop::conf_change(command.change.as_ref().expect("it came with a change"));
-            let context = encode_reconfiguration(command);
+    /// Proposes the changes of members that are due. One that nobody answers is proposed again: a leader elsewhere does not say
+    /// what it refuses, and whatever is forwarded may get lost. Where both are carried out, the second has no effect.
+    fn propose_changes(&mut self, out: &mut dyn Outside) {
+        let Core { waiters, changes, .. } = self;
+        changes.retain(|asked| waiters.is_waiting(asked.command.id));
+        // A leader takes no change before it has carried out the first entry of its term.
+        if self.changes.is_empty() || self.node.leader().is_none() || self.state().applied_term() != self.node.term() {
+            return;
+        }
+        let now = out.now();
+        let mut at = 0;
+        while let Some(asked) = self.changes.get(at) {
+            if asked.due > now {
+                at += 1;
+                continue;
+            }
+            let change = apply_loop::conf_change(asked.change());
+            let context = encode_reconfiguration(&asked.command);
+            if self.is_own_removal(&change) && self.hands_over_first(out) {
+                return;
+            }
             let refused = match self.node.handle(Input::ProposeConfChange { change, context }) {
-                // It waits for a leader, or until the change before it is carried out.
+                // It is in nobody's log, and waits for a leader, or until the change before it is carried out.
                 Err(Rejected::ProposalDropped | Rejected::ConfChangePending) => return,
-                Err(Rejected::LearnerBehind) => Some(match command.change {
+                Err(Rejected::LearnerBehind) => match self.changes[at].command.change {
                     Some(Change::Promote(_)) => Error::Unwise(Unwise::LearnerNotReady),
                     // The same URLs in the same second: raft cannot tell that nobody is to be promoted.
                     _ => Error::Refused(Refusal::MemberExists),
-                }),
+                },
                 // Raft lets everybody in and out, but for the last voter.
-                Err(Rejected::Invalid(_)) => Some(Error::Refused(Refusal::LastVoter)),
-                Ok(()) | Err(Rejected::ReadDropped) => None,
+                Err(Rejected::Invalid(_)) => Error::Refused(Refusal::LastVoter),
+                Ok(()) | Err(Rejected::ReadDropped) => {
+                    let asked = &mut self.changes[at];
+                    (asked.due, asked.proposals) = (now + self.config.election, asked.proposals + 1);
+                    at += 1;
+                    continue;
+                }
             };
-            if let (Some(error), Some((_, command))) = (refused, self.changes.pop_front()) {
-                self.waiters.fail(command.id, error);
-            }
+            self.waiters.fail(self.changes.remove(at).command.id, refused);
         }
+    }
+
+    /// The reply to a change that was refused, if that is because it was carried out before, and this member did not see it: it
+    /// got past that with a snapshot.
+    fn change_done_before(&self, id: u64) -> Option<Reply> {
+        let asked = self.changes.iter().find(|asked| asked.command.id == id && asked.proposals > 1)?;
+        let members = &self.state().members;
+        asked.is_done(members).then(|| Reply::Members(members.list()))
+    }
+
+    fn is_own_removal(&self, change: &ConfChangeV2) -> bool {
+        let own = self.node.id().0;
+        let is_own =
+            |single: &ConfChangeSingle| single.get_change_type() == ConfChangeType::RemoveNode && single.node_id == own;
+        change.changes.iter().any(is_own)
+    }
+
+    /// Whether this member's removal has to wait because it leads. Once it is removed nobody leads until somebody has missed it for
+    /// an election timeout; so another is asked to lead first. Where none does, the removal does not wait for longer than that.
+    fn hands_over_first(&mut self, out: &mut dyn Outside) -> bool {
+        if !self.node.is_leader() {
+            return false;
+        }
+        let (term, now, election) = (self.node.term(), out.now(), self.config.election);
+        if let Some((asked, since)) = self.asked_to_leave
+            && asked == term
+            && now < since + 3 * election
+        {
+            return now < since + election;
+        }
+        let Some(heir) = self.heir() else { return false };
+        self.asked_to_leave = Some((term, now));
+        self.hand_over(Some(heir), out);
+        true
+    }
+
+    /// Who is to lead after this member: whoever is furthest of the voters that are heard of.
+    fn heir(&self) -> Option<MemberId> {
+        let others = self.node.peers().into_iter().filter(|peer| peer.id != self.node.id());
+        let fit = others.filter(|peer| !peer.learner && peer.active).max_by_key(|peer| peer.matched);
+        fit.map(|peer| peer.id)
     }
 
     /// Members were changed, and this one may have become a voter or a learner by it.
@@ -593,8 +666,12 @@ impl Core {
             self.promoted = None;
         }
         self.reads.leader_changed();
+        // Proposed to the new leader at once, these are not lost with the old one.
+        self.changes.iter_mut().for_each(|asked| asked.due = Duration::ZERO);
         if before.is_some_and(|before| before.leader.is_some() && before.leader != role.leader) {
-            self.waiters.leader_lost(out.now() + 2 * self.config.election);
+            let Core { waiters, changes, .. } = self;
+            let lasts = |id| changes.iter().any(|asked| asked.command.id == id);
+            waiters.leader_lost(out.now() + 2 * self.config.election, lasts);
         }
     }
 
@@ -642,5 +719,29 @@ impl Core {
             Err(error) => out.fail(&error),
         }
         true
+    }
+}
+
+/// A change of members on its way.
+struct AskedChange {
+    command: Reconfiguration,
+    /// It is to be proposed from then on: what was proposed before has got lost, for all that is known.
+    due: Duration,
+    /// How often it was.
+    proposals: u64,
+}
+
+impl AskedChange {
+    fn change(&self) -> &Change {
+        self.command.change.as_ref().expect("it came with a change")
+    }
+
+    /// Whether the members are as if it had been carried out.
+    fn is_done(&self, members: &Membership) -> bool {
+        match self.change() {
+            Change::Add(new) => members.get(MemberId(new.id)).is_some(),
+            Change::Promote(new) => members.get(MemberId(new.id)).is_some_and(|member| !member.is_learner),
+            Change::Remove(old) => members.was_removed(MemberId(old.id)),
+        }
     }
 }

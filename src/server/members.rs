@@ -2,7 +2,7 @@
 //!
 //! Before a change is proposed, this member asks itself whether it is wise ([`reconfig`]): it knows who has been started, and to
 //! whom it is connected. Whether a learner is in sync only the leader's raft knows, and says so when the change is proposed; a
-//! leader elsewhere then lets the proposal drop, and it times out here.
+//! leader elsewhere then lets the proposal drop; here it is made again until it times out.
 //!
 //! Peer URLs are changed by a command like any other.
 

@@ -50,12 +50,11 @@ impl Waiters {
         }
     }
 
-    /// The leader was lost: whoever waits now waits no longer than until `deadline`.
-    pub(crate) fn leader_lost(&mut self, deadline: Duration) {
+    /// The leader was lost: whoever waits now waits no longer than until `deadline`, but for what `lasts`.
+    pub(crate) fn leader_lost(&mut self, deadline: Duration, lasts: impl Fn(u64) -> bool) {
         let mut lost: Vec<u64> = Vec::new();
         for (id, waiter) in &mut self.waiting {
-            if !waiter.leader_lost {
-                waiter.leader_lost = true;
+            if !std::mem::replace(&mut waiter.leader_lost, true) && !lasts(*id) {
                 lost.push(*id);
             }
         }
@@ -87,6 +86,11 @@ impl Waiters {
         }
     }
 
+    /// Whether somebody waits for command `id`.
+    pub(crate) fn is_waiting(&self, id: u64) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
     /// How many wait.
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
@@ -109,13 +113,17 @@ mod tests {
         let (third, mut answered) = oneshot::channel();
         waiters.add(1, at(7), first);
         waiters.add(3, at(7), third);
-        waiters.leader_lost(at(2));
+        let (fourth, mut lasting) = oneshot::channel();
+        waiters.add(4, at(7), fourth);
+        waiters.leader_lost(at(2), |id| id == 4);
         waiters.add(2, at(8), second);
         waiters.complete(3, Ok(Reply::Done));
         waiters.expire(at(2));
         assert_eq!(lost.try_recv(), Ok(Err(Error::TimeoutLeaderLost)));
         assert_eq!(answered.try_recv(), Ok(Ok(Reply::Done)));
+        assert!(lasting.try_recv().is_err() && waiters.is_waiting(4) && !waiters.is_waiting(1));
         waiters.expire(at(7));
+        assert_eq!(lasting.try_recv(), Ok(Err(Error::TimeoutLeaderLost)));
         assert!(kept.try_recv().is_err());
         waiters.expire(at(8));
         assert_eq!(kept.try_recv(), Ok(Err(Error::Timeout)));

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use everwatch::cluster::founding::{self, Answer, Decision, Heard, Wish};
+use everwatch::cluster::leaving::Leaving;
 use everwatch::cluster::{membership, reconfig};
 use everwatch::mvcc::Store;
 use everwatch::pb::everwatchpb::{self, MemberAttributes, MemberRecord};
@@ -49,8 +50,10 @@ const CLUSTER: ClusterId = ClusterId(7);
 pub const TICK: u64 = 100 * MILLI;
 /// How long a client's request may wait on a member.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a removed member is still talked to, and goes on itself, as in the server.
+/// How long a removed member is still talked to, and goes on itself when it may go, as in the server.
 const FAREWELL: u64 = SECOND;
+/// How often a member dials those that refuse it, and when it was removed asks the others whether they know.
+const DIAL_PAUSE: u64 = SECOND;
 /// How long the entry may take that confirms what is said about a member without data.
 const CONFIRM_TIMEOUT: u64 = SECOND;
 /// What an entry takes, about, where a portion to be carried out is counted in entries.
@@ -149,16 +152,29 @@ pub enum MemberEvent {
         change: Change,
         connected: BTreeMap<u64, Duration>,
     },
+    /// A peer refuses what this member says, as from one that was removed.
+    Refused,
+    /// It dials the others; removed, it asks them whether they know.
+    Dial,
+    /// A peer has opened a connection, and says nothing yet.
+    Dialled {
+        from: usize,
+    },
+    /// One of them has its removal on disk, and these members.
+    Known {
+        by: usize,
+        table: Vec<MemberRecord>,
+    },
     /// It was removed, and has said farewell.
     Retire,
 }
 
-/// A question of a member without data, in one of its lives.
+/// A question of a member without data, or of one that was removed, in one of its lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     pub asker: usize,
     pub life: u64,
-    /// Counts the questions of that life.
+    /// Counts the questions of that life; those of a removed member need not be told apart.
     pub number: u64,
 }
 
@@ -174,6 +190,9 @@ pub enum Effect {
     Watch { stream: u64, message: Outgoing, watch: Option<usize> },
     StreamEnded { stream: u64 },
     AnswerQuestion { question: Question, answer: Answer, table: Vec<MemberRecord> },
+    Dial { others: Vec<usize> },
+    Ask { to: usize },
+    Refuse { to: usize },
     Retired,
     Note(String),
 }
@@ -295,7 +314,9 @@ struct Shell {
     chain: u64,
     /// Until when removed members are still talked to.
     farewells: BTreeMap<u64, u64>,
-    retiring: bool,
+    /// It was removed, and this is what it heard of that; and whether it is about to stop.
+    leaving: Option<Leaving>,
+    going: bool,
     knew_leader: bool,
     death: Option<String>,
 }
@@ -415,8 +436,8 @@ impl Surroundings<'_, '_> {
         let removed = state.members.was_removed(self.shell.id);
         self.cx.ledger.check_configuration(index, state.conf_state(), self.shell.id.0);
         drop(state);
-        if removed && !std::mem::replace(&mut self.shell.retiring, true) {
-            self.cx.later(FAREWELL, MemberEvent::Retire);
+        if removed {
+            self.shell.leaving.get_or_insert_default();
         }
     }
 
@@ -702,7 +723,8 @@ impl Member {
                 place_taken: false,
                 chain,
                 farewells: BTreeMap::new(),
-                retiring: removed,
+                leaving: removed.then(Leaving::default),
+                going: false,
                 knew_leader: false,
                 death: None,
             },
@@ -720,9 +742,7 @@ impl Member {
             standings: Vec::new(),
             fresh,
         }));
-        if removed {
-            cx.later(FAREWELL, MemberEvent::Retire);
-        }
+        cx.later(DIAL_PAUSE, MemberEvent::Dial);
         cx.later(0, MemberEvent::Turn);
         let first = cx.dice.below(TICK);
         cx.later(first, MemberEvent::Tick);
@@ -758,6 +778,8 @@ impl Member {
             MemberEvent::Message(message) => {
                 if running.shell.talks_to(message.from, &running.shared.state, cx.now) {
                     running.tell(Input::Message(message), now, cx);
+                } else {
+                    cx.effects.push(Effect::Refuse { to: place_of(message.from) });
                 }
             }
             MemberEvent::SnapshotOffered { from, message, rows } => {
@@ -849,6 +871,14 @@ impl Member {
             }
             MemberEvent::Asked { question } => running.asked(question, now, cx),
             MemberEvent::Reconfigure { change, connected } => running.reconfigure(change, &connected, now, cx),
+            MemberEvent::Refused => _ = running.shell.leaving.get_or_insert_default(),
+            MemberEvent::Dial => running.dial(cx),
+            MemberEvent::Dialled { from } => {
+                if !running.shell.talks_to(id_of(from).0, &running.shared.state, cx.now) {
+                    cx.effects.push(Effect::Refuse { to: from });
+                }
+            }
+            MemberEvent::Known { by, table } => running.is_known(by, &table, cx),
             MemberEvent::Retire => cx.effects.push(Effect::Retired),
         }
         let running = self.running.as_mut().expect("nobody took it");
@@ -864,6 +894,25 @@ impl Member {
             cx.ledger.violated(what);
         }
         Ok(())
+    }
+
+    /// Whether it runs, and was removed as far as it knows.
+    pub fn is_leaving(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.shell.leaving.is_some())
+    }
+
+    /// Those it can ask, if it is there to ask anybody.
+    pub fn knows(&self) -> Vec<usize> {
+        match (&self.running, &self.asking) {
+            (Some(running), _) => running.others().into_iter().map(|other| place_of(other.0)).collect(),
+            (None, Some(asking)) => asking.others(),
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Whether it leads.
+    pub fn leads(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.core.node().is_leader())
     }
 
     /// For how long it has been running.
@@ -1217,7 +1266,12 @@ impl Running {
         }
     }
 
+    /// What is only in memory would be forgotten by a crash: whoever was removed may rely on what is on disk.
     fn say(&mut self, question: Question, answer: Answer, cx: &mut Context<'_>) {
+        let asker = id_of(question.asker);
+        let row = self.shell.newest.get(Bucket::MembersRemoved, &schema::u64_row(asker.0));
+        let forgettable = self.state().members.was_removed(asker) && row.expect("memory can be read").is_none();
+        let answer = if answer == Answer::Removed && forgettable { Answer::Unsure } else { answer };
         let table = self.state().members.iter().map(|(id, member)| member.record(id)).collect();
         cx.effects.push(Effect::AnswerQuestion { question, answer, table });
     }
@@ -1234,6 +1288,40 @@ impl Running {
                 _ => Answer::Unsure,
             };
             self.say(question, answer, cx);
+        }
+    }
+
+    /// Removed, it asks every member that it knows, and those that they know. Until then it learns from who refuses it.
+    fn dial(&mut self, cx: &mut Context<'_>) {
+        cx.later(DIAL_PAUSE, MemberEvent::Dial);
+        let others = self.others().into_iter().map(|other| place_of(other.0));
+        if self.shell.leaving.is_none() {
+            return cx.effects.push(Effect::Dial { others: others.collect() });
+        }
+        cx.effects.extend(others.map(|to| Effect::Ask { to }));
+        self.go_if_allowed(cx);
+    }
+
+    /// All that it knows of but for itself.
+    fn others(&self) -> BTreeSet<MemberId> {
+        let mut others: BTreeSet<MemberId> = self.state().members.iter().map(|(id, _)| id).collect();
+        others.extend(self.shell.leaving.iter().flat_map(Leaving::named));
+        others.remove(&self.shell.id);
+        others
+    }
+
+    fn is_known(&mut self, by: usize, table: &[MemberRecord], cx: &mut Context<'_>) {
+        let voters = table.iter().filter(|member| !member.is_learner).map(|member| MemberId(member.id));
+        if let Some(leaving) = &mut self.shell.leaving {
+            leaving.told(id_of(by), voters);
+            self.go_if_allowed(cx);
+        }
+    }
+
+    fn go_if_allowed(&mut self, cx: &mut Context<'_>) {
+        let allowed = self.shell.leaving.as_ref().is_some_and(Leaving::may_go);
+        if allowed && !std::mem::replace(&mut self.shell.going, true) {
+            cx.later(FAREWELL, MemberEvent::Retire);
         }
     }
 

@@ -447,7 +447,7 @@ impl World {
     }
 
     /// Since when the transport of a member would have others as connected.
-    fn connected_to(&self, place: usize) -> BTreeMap<u64, Duration> {
+    pub(super) fn connected_to(&self, place: usize) -> BTreeMap<u64, Duration> {
         let mut connected = BTreeMap::new();
         let Some(own) = self.members[place].age(self.now) else { return connected };
         for other in &self.members {

@@ -17,6 +17,8 @@ const TELLING_MAX: u64 = 5 * SECOND;
 const QUIET: u64 = 20 * SECOND;
 /// How much later than their time leases may end then.
 const LEASE_LATE_MAX: u64 = 6 * SECOND;
+/// How long a removed member may take to hear that it may go, when nothing is wrong, and to go.
+const RETIRING_MAX: u64 = 10 * SECOND;
 /// A client that no other is like.
 const PROBE: u32 = u32::MAX - 1;
 
@@ -45,12 +47,19 @@ impl World {
 
     fn live(&mut self, end: u64) -> Result<(), String> {
         self.run_until(end)?;
+        if let Some(script) = self.scenario.script {
+            script(self)?;
+        }
         if self.scenario.core {
             self.core_works()?;
         }
         self.heal();
         let end = self.now + 12 * SECOND;
         self.run_until(end)?;
+        let forgotten = self.members.iter().filter(|member| self.is_removed(member) && self.is_forgotten(member));
+        for place in forgotten.map(|member| member.place).collect::<Vec<_>>() {
+            self.retire(place);
+        }
         self.asking = false;
         self.probe(self.now)?;
         let (leaders, quiet) = (self.ledger.leaders.len(), self.now);
@@ -68,6 +77,8 @@ impl World {
             return Err(format!("liveness: {leaders} leaders, {max} would be right"));
         }
         self.read_everything()?;
+        // A lease may have run out at the last moment: whoever watches has been told of that, too.
+        self.converge()?;
         // From the probe's answer on a leader leads, and nobody takes its place: leases end when they should.
         if self.reconfigured_at < quiet {
             self.history.healed = Some(quiet);
@@ -243,9 +254,8 @@ impl World {
             if members.contains(&place) {
                 self.mend(place);
             } else if !member.gone && (member.has_data() || member.asking.is_some()) {
-                // It was removed and has not heard of it.
+                // It was removed, and has not heard of it or the others have not. It will.
                 self.mend(place);
-                self.retire(place);
             }
         }
         // Nobody keeps his eyes shut for ever.
@@ -255,6 +265,18 @@ impl World {
             let event = MemberEvent::Pace { stream, until: 0 };
             self.schedule(SECOND, WorldEvent::Member { place, life, event });
         }
+    }
+
+    /// Whether it is there and was removed.
+    fn is_removed(&self, member: &Member) -> bool {
+        let there = member.running.is_some() || member.asking.is_some() && !self.wiped[member.place];
+        there && !self.configuration.members().contains(&member.place)
+    }
+
+    /// Whether all that it ever knew have left: then there is nobody to ask.
+    fn is_forgotten(&self, member: &Member) -> bool {
+        let places = self.sound_members();
+        !member.knows().iter().any(|other| places.contains(other))
     }
 
     fn describe(&self) -> String {
@@ -301,6 +323,12 @@ impl World {
         }
         if self.members.iter().any(|member| member.unfinished() > 0) {
             return Err(format!("liveness: something is unfinished: {}", self.describe()));
+        }
+        if self.now >= self.reconfigured_at + RETIRING_MAX {
+            let stays = |member: &&Member| self.is_removed(member) && !self.is_forgotten(member);
+            if let Some(member) = self.members.iter().find(stays) {
+                return Err(format!("liveness: m{} was removed and does not go: {}", member.place, self.describe()));
+            }
         }
         let leftovers = |member: &Member| -> Vec<String> {
             member.disk.names().into_iter().filter(|name| name.contains("unfinished")).collect()

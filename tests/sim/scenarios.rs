@@ -3,7 +3,7 @@
 use crate::clients::Mix;
 use crate::dice::Dice;
 use crate::disk::Loss;
-use crate::world::{FAULTS, Fault, Faults, MILLI, Options, SECOND, Scenario};
+use crate::world::{FAULTS, Fault, Faults, MILLI, Options, SECOND, Scenario, World};
 
 const CALM: Faults = Faults::NONE;
 
@@ -52,6 +52,20 @@ const BASE: Scenario = Scenario {
     retry_per_mille: 0,
     core: true,
     leaders_max: None,
+    script: None,
+};
+
+/// A few seconds of peace, for a change of members that goes wrong in one way.
+const REMOVAL: Scenario = Scenario {
+    name: "removal",
+    kv_clients: 2,
+    watch_clients: 2,
+    faulty: 10 * SECOND,
+    every: 0,
+    faults: CALM,
+    options: Some(Options { apply_portion: 100, ..TINY }),
+    core: false,
+    ..BASE
 };
 
 /// Everything at once, drawn from the seed.
@@ -225,6 +239,12 @@ pub fn named() -> Vec<Scenario> {
             options: Some(TINY),
             ..BASE
         },
+        // Of two voters one is removed, and the other does not hear that it is alone.
+        Scenario { name: "the commit is lost", members: 2, script: Some(World::the_commit_is_lost), ..REMOVAL },
+        // A leader that is removed leaves nobody who leads, if it does not hand over before.
+        Scenario { name: "the leader is removed", script: Some(World::the_leader_is_removed), ..REMOVAL },
+        // What a follower passes on to the leader may get lost, and a leader that refuses it does not say so.
+        Scenario { name: "the forward is lost", script: Some(World::the_forward_is_lost), ..REMOVAL },
         // One member grows to many and shrinks to one again.
         Scenario {
             name: "a cluster grows",

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use everwatch::cluster::founding::{Decision, Heard};
+use everwatch::cluster::founding::{Answer, Decision, Heard};
 use everwatch::mvcc::revision::RevisionKey;
 use everwatch::pb::everwatchpb::{self, MemberRecord};
 use everwatch::pb::mvccpb;
@@ -31,6 +31,8 @@ use crate::network::Network;
 mod nemesis;
 #[path = "phases.rs"]
 mod phases;
+#[path = "removals.rs"]
+mod removals;
 
 pub use nemesis::{FAULTS, Fault, Faults};
 
@@ -46,6 +48,9 @@ const ANSWER_TIMEOUT: u64 = 2 * SECOND;
 const MEMBERS_MAX: usize = 5;
 /// Events of the world shown with a failure.
 const TRACE_SHOWN: usize = 100;
+
+/// Steps that are written down, and what must come of them.
+type Script = fn(&mut World) -> Result<(), String>;
 
 /// What a run is about.
 #[derive(Clone, Debug)]
@@ -73,6 +78,8 @@ pub struct Scenario {
     pub core: bool,
     /// More leaders than that are a failure.
     pub leaders_max: Option<usize>,
+    /// What is done to the world when its faults are over, step by step.
+    pub script: Option<Script>,
 }
 
 /// What a member's configuration and machine are like.
@@ -330,7 +337,7 @@ enum WorldEvent {
     Boot {
         place: usize,
     },
-    /// A member without data asks another.
+    /// A member without data asks another, or a removed one does.
     Ask {
         question: Question,
         to: usize,
@@ -396,10 +403,6 @@ enum WorldEvent {
         place: usize,
     },
     Resume {
-        place: usize,
-    },
-    /// A removed member stops for good.
-    Retire {
         place: usize,
     },
 }
@@ -500,6 +503,8 @@ pub struct World {
     reconfigured_at: u64,
     /// What is known to belong.
     configuration: Configuration,
+    /// Messages of which this is true, by their sender, get lost.
+    losing: Option<fn(&mut World, usize, &Message) -> bool>,
     /// Every event is printed.
     tells_all: bool,
     report: Report,
@@ -552,6 +557,7 @@ impl World {
             replaced: BTreeSet::new(),
             reconfigured_at: 0,
             configuration: Configuration { voters: (0..places).collect(), learners: Vec::new() },
+            losing: None,
             tells_all: std::env::var_os("TRACE").is_some(),
             report: Report::default(),
             trace: VecDeque::new(),
@@ -686,7 +692,6 @@ impl World {
             }
             WorldEvent::Relief { place } => self.relieve(place),
             WorldEvent::Resume { place } => self.resume(place),
-            WorldEvent::Retire { place } => self.retire(place),
         }
     }
 
@@ -842,7 +847,7 @@ impl World {
     /// Whether the asker still is who asked.
     fn still_asks(&self, question: Question) -> bool {
         let member = &self.members[question.asker];
-        member.life == question.life && member.asking.is_some()
+        member.life == question.life && (member.asking.is_some() || member.is_leaving())
     }
 
     fn ask_another(&mut self, question: Question, to: usize) {
@@ -879,7 +884,12 @@ impl World {
         let place = question.asker;
         let member = &mut self.members[place];
         let own = member.id();
-        let asking = member.asking.as_mut().expect("looked at above");
+        let Some(asking) = member.asking.as_mut() else {
+            if heard == Heard::Said(Answer::Removed) {
+                self.tell_member(place, MemberEvent::Known { by: from, table });
+            }
+            return;
+        };
         if !asking.hears(from, question.number, heard, table, own) {
             return;
         }
@@ -1029,17 +1039,20 @@ impl World {
         }
     }
 
-    /// Whether a removed member may still have to vote: as long as those who vote now have not all but forgotten it. Where
-    /// fewer of them than a quorum have its removal on their disks, the others may not know that it was committed, and ask
-    /// for its vote as before; whoever takes its machine away then, takes away a voter.
+    /// Whether a removed member may still have to vote: as long as no majority of those who voted at some time after it has its
+    /// removal on disk. The others may not know that it was committed, and ask for its vote as before; whoever takes its machine
+    /// away then, takes away a voter.
     fn is_needed(&self, place: usize) -> bool {
         let configurations = &self.ledger.configurations;
         let voted = configurations.iter().rev().find(|(_, known)| known.voters.contains(&place));
         let Some((voted, _)) = voted else { return false };
         let Some((removed, _)) = configurations.range(voted + 1..).next() else { return false };
-        let knows = |voter: &&usize| self.members[**voter].applied().is_some_and(|applied| applied >= *removed);
-        let voters = &self.configuration.voters;
-        voters.iter().filter(knows).count() < self.configuration.quorum()
+        // Whoever lost its disk after it said so does not ask anybody for a vote.
+        let knows = |voter: &&usize| {
+            self.wiped[**voter] || self.members[**voter].applied().is_some_and(|applied| applied >= *removed)
+        };
+        let settled = |after: &Configuration| after.voters.iter().filter(knows).count() >= after.quorum();
+        !configurations.range(removed..).any(|(_, after)| settled(after))
     }
 
     /// Removed members that may still have to vote.
@@ -1058,8 +1071,7 @@ impl World {
             return;
         }
         if self.is_needed(place) {
-            // Started again, it stops again: sooner or later for good.
-            return self.schedule(SECOND, WorldEvent::Retire { place });
+            return self.ledger.violated(format!("m{place} leaves while its vote may be needed"));
         }
         self.mark("retires", [place as u64, 0, 0, 0], String::new());
         self.take_down(place, Loss::Process);
@@ -1082,6 +1094,10 @@ impl World {
                         let bytes = everwatch::peer::codec::to_wire(message).encode_to_vec();
                         let read = everwatchpb::RaftMessage::decode(&bytes[..]).expect("it was just written");
                         message = everwatch::peer::codec::from_wire(read).expect("members send what travels");
+                    }
+                    if self.losing.is_some_and(|loses| loses(self, place, &message)) {
+                        self.mark("lost", [place as u64, to as u64, message.get_msg_type() as u64, 0], String::new());
+                        continue;
                     }
                     self.trace_message(place, &message);
                     let mut arrivals = self.network.arrivals(place, to, self.now, &mut self.dice);
@@ -1144,6 +1160,16 @@ impl World {
                 Effect::AnswerQuestion { question, answer, table } => {
                     self.answer_travels(question, place, Heard::Said(answer), table);
                 }
+                Effect::Ask { to } => {
+                    let question = Question { asker: place, life: self.members[place].life, number: 0 };
+                    self.ask_another(question, to);
+                }
+                // Nobody refuses those who belong.
+                Effect::Dial { others } if !self.configuration.members().contains(&place) => {
+                    others.into_iter().for_each(|to| self.reaches(place, to, MemberEvent::Dialled { from: place }));
+                }
+                Effect::Dial { .. } => {}
+                Effect::Refuse { to } => self.reaches(place, to, MemberEvent::Refused),
                 Effect::Retired => self.retire(place),
                 Effect::Note(text) => self.mark("note", [place as u64, 0, 0, 0], text),
             }
@@ -1199,6 +1225,14 @@ impl World {
             hash = hash_on(hash, event);
         }
         self.report.trace = hash;
+    }
+
+    /// Something from member to member that may get lost.
+    fn reaches(&mut self, from: usize, to: usize, event: MemberEvent) {
+        if let Some(delay) = self.network.arrivals(from, to, self.now, &mut self.dice).first() {
+            let life = self.members[to].life;
+            self.schedule(*delay, WorldEvent::Member { place: to, life, event });
+        }
     }
 
     /// A question from member to member, or the news that it got lost.
@@ -1486,6 +1520,10 @@ fn describe(place: usize, event: &MemberEvent) -> (&'static str, [u64; 4]) {
         MemberEvent::HandOver => ("hand over", [at, 0, 0, 0]),
         MemberEvent::Asked { question } => ("asked", [at, question.asker as u64, question.number, 0]),
         MemberEvent::Reconfigure { .. } => ("reconfigure", [at, 0, 0, 0]),
+        MemberEvent::Refused => ("is refused", [at, 0, 0, 0]),
+        MemberEvent::Dial => ("dial", [at, 0, 0, 0]),
+        MemberEvent::Dialled { from } => ("dialled", [at, *from as u64, 0, 0]),
+        MemberEvent::Known { by, .. } => ("removal known", [at, *by as u64, 0, 0]),
         MemberEvent::Retire => ("retire", [at, 0, 0, 0]),
     }
 }
