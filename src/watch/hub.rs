@@ -67,6 +67,8 @@ pub struct Hub {
     bell: Arc<Bell>,
     /// Of the outboxes of streams that are opened.
     limits: Limits,
+    /// See [`MESSAGE_BYTES_MAX`].
+    message_bytes: usize,
     /// Room for [`Hub::publish`] to work in.
     matched: Vec<(WatcherKey, u32)>,
 }
@@ -136,6 +138,7 @@ impl Hub {
             events_sent: 0,
             bell: Arc::default(),
             limits: Limits::default(),
+            message_bytes: MESSAGE_BYTES_MAX,
             matched: Vec::new(),
         }
     }
@@ -153,6 +156,11 @@ impl Hub {
     /// Outboxes of streams opened from now on hold only so much: small ones show what happens when they are full.
     pub fn limit_outboxes(&mut self, bytes: usize, messages: usize) {
         self.limits = Limits { bytes, messages };
+    }
+
+    /// Catch-up messages are closed after so many bytes: few show what happens when history comes in many.
+    pub fn limit_messages(&mut self, bytes: usize) {
+        self.message_bytes = bytes;
     }
 
     /// Opens a stream. Whoever reads the outbox closes it again.
@@ -447,7 +455,7 @@ impl Hub {
                 message.push(event);
             }
             let completes = match revisions.peek() {
-                Some(_) if bytes < MESSAGE_BYTES_MAX => continue,
+                Some(_) if bytes < self.message_bytes => continue,
                 Some(_) => slice.revision(revision[0]),
                 None => slice.covered(),
             };

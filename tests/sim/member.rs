@@ -682,6 +682,7 @@ impl Member {
         let chain = cx.ledger.chain_at(state.applied().0);
         let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
         hub.limit_outboxes(cx.options.outbox_bytes, cx.options.outbox_messages);
+        hub.limit_messages(cx.options.message_bytes);
         let note = format!(
             "starts: applied {} revision {} log {}..{}",
             state.applied(),
@@ -1099,6 +1100,7 @@ impl Running {
 
     /// `watch_loop::turn`, with entries being carried out whenever it does not hold the state.
     fn catch_up(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
+        let slice_bytes = cx.options.slice_bytes;
         let worked = {
             let Running { core, shell, shared, .. } = self;
             let core::Shared { state, hub, .. } = &*shared;
@@ -1107,7 +1109,8 @@ impl Running {
                     core.apply(1, &mut Surroundings { shell, state, now, cx });
                 }
             };
-            watch_loop::turn(hub, &Access { state, meanwhile: RefCell::new(&mut meanwhile) })?
+            let access = Access { state, meanwhile: RefCell::new(&mut meanwhile) };
+            watch_loop::turn(hub, &access, slice_bytes)?
         };
         if worked {
             self.catch_up_due = true;

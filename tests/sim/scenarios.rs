@@ -108,6 +108,9 @@ const TINY: Options = Options {
     slow_sync_per_mille: 0,
     outbox_bytes: 2000,
     outbox_messages: 16,
+    slice_bytes: 1000,
+    message_bytes: 300,
+    piece_bytes: 200,
     election_ticks: 10,
     wire: true,
 };

@@ -96,6 +96,12 @@ pub struct Options {
     /// What waits for one stream, at most.
     pub outbox_bytes: usize,
     pub outbox_messages: usize,
+    /// History read for watchers in one turn, about.
+    pub slice_bytes: usize,
+    /// Bytes after which a catch-up message is closed.
+    pub message_bytes: usize,
+    /// Larger messages are cut into pieces, for watchers that accept that.
+    pub piece_bytes: usize,
     /// Ticks without word from a leader until a member campaigns, at least.
     pub election_ticks: usize,
     /// Messages are encoded and decoded on their way.
@@ -121,6 +127,9 @@ impl Options {
             slow_sync_per_mille: dice.pick(&[0, 0, 5]),
             outbox_bytes: dice.pick(&[100, 1000, 20_000, 1 << 20]),
             outbox_messages: dice.pick(&[2, 16, 1024]),
+            slice_bytes: dice.pick(&[1, 300, 5000, 1 << 20]),
+            message_bytes: dice.pick(&[1, 200, 5000, 1 << 20]),
+            piece_bytes: dice.pick(&[1, 150, 1000, 2 << 20]),
             election_ticks: dice.pick(&[10, 10, 5]),
             wire: dice.chance(50),
         }
@@ -1132,12 +1141,16 @@ impl World {
                     }
                     let Some(watch) = watch else { continue };
                     let delay = self.dice.skewed(MILLI / 10, 20 * MILLI);
-                    let Some(known) = self.streams.get_mut(&stream) else { continue };
-                    known.last_arrival = (self.now + delay).max(known.last_arrival + 1);
-                    let delay = known.last_arrival - self.now;
+                    let Some(known) = self.streams.get(&stream) else { continue };
+                    let mut arrival = (self.now + delay).max(known.last_arrival + 1);
                     self.trace_watch(stream, &message);
-                    let message = clients::watch_message(&message);
-                    self.schedule(delay, WorldEvent::WatchArrives { stream, watch, message });
+                    let mut last_arrival = arrival;
+                    for message in clients::watch_messages(message, self.usual.piece_bytes) {
+                        last_arrival = arrival;
+                        self.schedule(arrival - self.now, WorldEvent::WatchArrives { stream, watch, message });
+                        arrival += 1 + self.dice.below(2 * MILLI);
+                    }
+                    self.streams.get_mut(&stream).expect("just looked at").last_arrival = last_arrival;
                 }
                 Effect::StreamEnded { stream } => self.end_stream_later(stream),
                 Effect::AnswerQuestion { question, answer, table } => {
@@ -1356,7 +1369,9 @@ impl World {
         let open = |watch: &&usize| {
             let messages = &self.history.watches[**watch].messages;
             // Nothing follows the end.
-            let over = |message: &WatchMessage| matches!(message, WatchMessage::Canceled { .. } | WatchMessage::Ended);
+            let over = |message: &WatchMessage| {
+                matches!(message, WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended)
+            };
             messages.last().is_some_and(|(_, message)| !over(message))
         };
         self.streams[&token].watches.iter().filter(open).copied().collect()
@@ -1414,7 +1429,7 @@ impl World {
         let client = stream.client as usize;
         for watch in stream.watches.clone() {
             let messages = &mut self.history.watches[watch].messages;
-            if !matches!(messages.last(), Some((_, WatchMessage::Canceled { .. }))) {
+            if !matches!(messages.last(), Some((_, WatchMessage::Refused | WatchMessage::Canceled { .. }))) {
                 messages.push((self.now, WatchMessage::Ended));
             }
         }
@@ -1434,8 +1449,10 @@ fn next_revision(record: &WatchRecord) -> i64 {
     for (_, message) in &record.messages {
         match message {
             WatchMessage::Created { revision } if record.start == 0 => next = next.max(revision + 1),
-            WatchMessage::Events { events, .. } => {
-                next = events.iter().fold(next, |next, event| next.max(event.kv.mod_revision + 1));
+            // There may be more of the last revision of a piece.
+            WatchMessage::Events { fragment, events, .. } => {
+                let seen = events.last().map_or(0, |event| event.kv.mod_revision + i64::from(!fragment));
+                next = next.max(seen);
             }
             WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
                 next = next.max(revision + 1)
@@ -1452,7 +1469,7 @@ fn revision_of(message: &WatchMessage) -> i64 {
         | WatchMessage::Progress { revision }
         | WatchMessage::StreamProgress { revision } => *revision,
         WatchMessage::Events { header_revision, .. } => *header_revision,
-        WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
+        WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
     }
 }
 
