@@ -28,7 +28,7 @@ use everwatch::server::watch_loop::{self, StoreAccess};
 use everwatch::server::{apply_loop, raft_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
-use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, encode_command};
+use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, MemberAdd, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
@@ -1263,12 +1263,12 @@ impl Running {
     fn reconfigure(
         &mut self,
         change: Change,
-        connected: &BTreeMap<u64, Duration>,
+        connected_since: &BTreeMap<u64, Duration>,
         now: Duration,
         cx: &mut Context<'_>,
     ) {
         let own = self.shell.id;
-        let connected = |id: MemberId| connected.get(&id.0).copied();
+        let connected = |id: MemberId| connected_since.get(&id.0).copied();
         let wise = {
             let members = &self.state().members;
             match &change {
@@ -1280,6 +1280,10 @@ impl Running {
         cx.effects.push(Effect::Note(format!("{change:?}: {wise:?}")));
         if wise.is_err() {
             return;
+        }
+        if let Change::Add(MemberAdd { is_learner: false, .. }) = change {
+            let voters: Vec<MemberId> = self.state().members.voters().map(|(id, _)| id).collect();
+            cx.ledger.lets_in(own, &voters, connected_since);
         }
         let (reply, outcome) = oneshot::channel();
         let id = self.commands;

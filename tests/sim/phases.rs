@@ -155,7 +155,10 @@ impl World {
         let voters = self.sound_voters();
         let mut extended: Vec<usize> = core.iter().copied().filter(|place| voters.contains(place)).collect();
         let missing = self.configuration.quorum().saturating_sub(extended.len());
-        extended.extend(voters.iter().filter(|place| !core.contains(place)).take(missing));
+        // Whoever has never begun needs the others for that.
+        let mut others: Vec<usize> = voters.iter().copied().filter(|place| !core.contains(place)).collect();
+        others.sort_by_key(|place| !self.members[*place].has_data());
+        extended.extend(others.into_iter().take(missing));
         extended.extend(self.needed());
         self.mark("core", [extended.iter().fold(0, |bits, place| bits | 1 << place), 1, 0, 0], String::new());
         self.phase = Phase::Core(extended.clone());

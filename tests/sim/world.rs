@@ -14,9 +14,11 @@ use everwatch::pb::mvccpb;
 use everwatch::raft::{Message, MessageType};
 use everwatch::storage::backend::{Batch, Bucket, Reader};
 use everwatch::storage::schema;
+use everwatch::types::MemberId;
 use everwatch::watch::Outgoing;
 use prost::Message as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::checks::{
     self, Event, EventKind, History, KeyValue, Op, Outcome, Reply, Request, WatchMessage, WatchRecord,
@@ -44,6 +46,8 @@ const WATCHES_MAX: usize = 6;
 const ANSWER_TIMEOUT: u64 = 2 * SECOND;
 /// Members that a cluster may grow to.
 const MEMBERS_MAX: usize = 5;
+/// For how long a member must have been connected to another to count as near.
+const NEAR_AFTER: Duration = Duration::from_secs(5);
 /// Events of the world shown with a failure.
 const TRACE_SHOWN: usize = 100;
 
@@ -157,6 +161,8 @@ pub struct Ledger {
     configurations: BTreeMap<u64, Configuration>,
     /// Members that all who heard of it know to have run.
     ran: BTreeSet<usize>,
+    /// So many were there from the beginning, and count as started.
+    founders: usize,
     /// There is a configuration that the world has not taken notice of.
     reconfigured: bool,
     pub installs: u64,
@@ -289,6 +295,22 @@ impl Ledger {
             let what =
                 format!("agreement: m{} takes {configuration:?} for those at {index}, not {known:?}", place_of(member));
             self.violated(what);
+        }
+    }
+
+    /// A member lets another one in that votes at once. Of those who vote then a majority must have been started (or there
+    /// is but one, which has been), and all who vote now must have been connected to it for a while.
+    pub fn lets_in(&mut self, by: MemberId, voters: &[MemberId], connected: &BTreeMap<u64, Duration>) {
+        let began = |voter: &&MemberId| {
+            let place = place_of(voter.0);
+            place < self.founders || self.ran.contains(&place)
+        };
+        let started = voters.iter().filter(began).count();
+        let enough = started > voters.len().div_ceil(2) || (voters.len(), started) == (1, 1);
+        let near = |voter: &MemberId| *voter == by || connected.get(&voter.0).is_some_and(|time| *time >= NEAR_AFTER);
+        if !enough || !voters.iter().all(near) {
+            let what = format!("{started} of {voters:?} were started, connected: {connected:?}");
+            self.violated(format!("members: m{} lets in a voter: {what}", place_of(by.0)));
         }
     }
 
@@ -502,8 +524,9 @@ pub struct World {
     wiped: Vec<bool>,
     /// Members whose removal was asked for, so that it may still come; and those of them that others come for.
     leaving: BTreeSet<usize>,
-    /// The member that was to be added last.
+    /// The member that was to be added last; and if that is to vote at once, until it belongs.
     adding: Option<usize>,
+    arriving: Option<usize>,
     replaced: BTreeSet<usize>,
     /// When members were changed last.
     reconfigured_at: u64,
@@ -538,7 +561,7 @@ impl World {
             network: Network::default(),
             usual: options[0].clone(),
             options,
-            ledger: Ledger::default(),
+            ledger: Ledger { founders: places, ..Ledger::default() },
             knowledge: Knowledge::default(),
             // A little is lost in rounding.
             history: History { drift_ppm: drift + 100, ..History::default() },
@@ -558,6 +581,7 @@ impl World {
             wiped: vec![false; places],
             leaving: BTreeSet::new(),
             adding: None,
+            arriving: None,
             replaced: BTreeSet::new(),
             reconfigured_at: 0,
             configuration: Configuration { voters: (0..places).collect(), learners: Vec::new() },
@@ -1016,7 +1040,8 @@ impl World {
         self.mark("members", [0; 4], format!("{after:?}"));
         for place in after.members() {
             if !before.members().contains(&place) {
-                self.count(Fault::AddLearner);
+                self.count(if after.voters.contains(&place) { Fault::AddVoter } else { Fault::AddLearner });
+                self.arriving.take_if(|arriving| *arriving == place);
                 let delay = self.dice.skewed(10 * MILLI, 3 * SECOND);
                 self.schedule(delay, WorldEvent::Boot { place });
             } else if after.voters.contains(&place) && !before.voters.contains(&place) {
@@ -1029,7 +1054,7 @@ impl World {
                 let replaced = self.replaced.remove(&place);
                 self.count(if replaced { Fault::Replace } else { Fault::Remove });
                 if replaced && self.phase == Phase::Faulty {
-                    self.add_learner();
+                    self.add_member(true);
                 }
             }
         }
