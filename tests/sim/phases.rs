@@ -240,6 +240,10 @@ impl World {
         self.phase = Phase::Healed;
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
+        // History is read in slices as small as before, but without delay: in the end all of it must have been.
+        for options in self.options.iter_mut().chain([&mut self.usual]) {
+            options.catch_up_delay = options.catch_up_delay.min(MILLI);
+        }
         let members = self.configuration.members();
         for place in 0..self.members.len() {
             let member = &self.members[place];
