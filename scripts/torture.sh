@@ -13,6 +13,8 @@
 # faults, below which the run counts for nothing (default 50). TORTURE_OUT: where logs and history go if something is wrong
 # (default target/torture).
 #
+# Each round of at most five minutes is followed by half a minute of peace, in which all leases must run out.
+#
 # The last line is "torture: S seconds, F faults (kind=n ...), P power cuts, O operations, E watch events, V violations".
 # Exit code: 0 if nothing was wrong; 1 if something was, or the load was too thin; 3 if this machine does not allow it
 # (0 with TORTURE_OPTIONAL=1).

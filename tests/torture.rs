@@ -2,18 +2,20 @@
 //!
 //! Runs only when `TORTURE` names the three members' client URLs, which `tests/torture/torture.py` does; otherwise it
 //! passes at once. The cluster is new and nobody else uses it. Faults are not its business: whoever started it makes
-//! them, says `stop` (a line on standard input) when everything has been healed, and reads what is printed:
+//! them, says `life 2` (a line on standard input) before it starts the second member again, and `stop` when everything has
+//! been healed, and reads what is printed:
 //!
 //! ```text
 //! torture-clients: began                                        the load begins now
+//! torture-clients: life 2                                       heard: the second member may be started
 //! torture-clients: wrong: …                                      a promise broken, in words; any number of these
 //! torture-clients: violation: …
 //! torture-clients: acknowledged per 100 ms: 12 30 …             since it began
 //! torture-clients: verdict operations=… acknowledged=… unknown=… events=… watches=… revision=… violations=…
 //! ```
 //!
-//! After `stop` it demands that every member serves within [`HEALED`], that all have the same contents and the same hash,
-//! and that every watch reaches the end. The history goes to the file `history` in `TORTURE_OUT` if anything was wrong.
+//! After `stop` it demands that every member serves within [`HEALED`], that leases run out when they should, that all members
+//! have the same contents and the same hash, and that every watch reaches the end. The history goes to the file `history` in `TORTURE_OUT` if anything was wrong.
 
 #![allow(unreachable_pub)]
 
@@ -29,14 +31,15 @@ mod load;
 #[path = "torture/watches.rs"]
 mod watches;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use everwatch::pb::etcdserverpb::HashKvRequest;
 use everwatch::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use everwatch::pb::etcdserverpb::{HashKvRequest, StatusRequest};
 use tokio::sync::watch;
 
 use ask::Members;
@@ -53,9 +56,16 @@ const HEALED: Duration = Duration::from_secs(60);
 /// One machine's clocks do not drift apart; what is allowed is their grain.
 const DRIFT_PPM: u64 = 1000;
 
+/// How late a lease may end when all is well, and how long after its call a request without an answer may still be carried
+/// out: what the server allows one, and a moment.
+const LEASE_LATE: Duration = Duration::from_secs(8);
+
 /// What all clients share.
 struct Run {
     members: Members,
+    /// How often each member has been started.
+    lives: Vec<AtomicU64>,
+    streams: AtomicU64,
     knowledge: Mutex<Knowledge>,
     ops: Mutex<Vec<Op>>,
     watches: Mutex<Vec<WatchRecord>>,
@@ -67,6 +77,9 @@ struct Run {
     finish: watch::Sender<i64>,
     /// What is wrong and the judge cannot see.
     wrongs: Mutex<Vec<String>>,
+    /// Since when all has been well, under one leader until the end; 0: that cannot be said.
+    healed: AtomicU64,
+    ended: AtomicU64,
     began: Instant,
 }
 
@@ -78,12 +91,24 @@ impl Run {
 
     /// One recorded call.
     async fn call(&self, client: u32, member: usize, request: Request, limit: Duration) -> Outcome {
+        let life = self.lives[member].load(Ordering::SeqCst);
         let call = self.now();
         let answer = tokio::time::timeout(limit, self.members.ask(member, &request)).await;
         let outcome = answer.unwrap_or(Outcome::Unknown);
         let ret = (outcome != Outcome::Unknown).then(|| self.now());
         lock(&self.knowledge).learn(&request, &outcome);
-        lock(&self.ops).push(Op { client, call, ret, request, outcome: outcome.clone(), ..Op::default() });
+        let mut op = Op { client, call, ret, request, outcome: outcome.clone(), ..Op::default() };
+        let answered = match &outcome {
+            Outcome::Ok { .. } => true,
+            Outcome::Refused(text) => text != ask::NOT_SENT,
+            Outcome::Unknown => false,
+        };
+        if answered {
+            op.member = member as u64 + 1;
+            // It was started again only after that had been said: between the same count before and after lies one life.
+            op.life = if self.lives[member].load(Ordering::SeqCst) == life { life } else { 0 };
+        }
+        lock(&self.ops).push(op);
         outcome
     }
 
@@ -108,12 +133,18 @@ fn torture() {
     judge(&Arc::into_inner(run).expect("the clients have ended"));
 }
 
-/// Waits for `stop`, or for the end of the input: whoever started us is gone then.
-fn told_to_stop() -> watch::Receiver<bool> {
+/// Waits for `stop`, or for the end of the input: whoever started us is gone then. Until then it counts lives.
+fn told_to_stop(run: &Arc<Run>) -> watch::Receiver<bool> {
     let (tell, told) = watch::channel(false);
+    let run = Arc::downgrade(run);
     std::thread::spawn(move || {
         let mut line = String::new();
         while std::io::stdin().read_line(&mut line).is_ok_and(|bytes| bytes > 0) && line.trim() != "stop" {
+            let member = line.trim().strip_prefix("life ").and_then(|number| number.parse::<usize>().ok());
+            if let (Some(member), Some(run)) = (member, run.upgrade()) {
+                run.lives[member - 1].fetch_add(1, Ordering::SeqCst);
+                println!("torture-clients: life {member}");
+            }
             line.clear();
         }
         let _ = tell.send(true);
@@ -124,6 +155,8 @@ fn told_to_stop() -> watch::Receiver<bool> {
 async fn clients(urls: Vec<String>, seed: u64) -> Arc<Run> {
     let run = Arc::new(Run {
         members: Members::new(&urls),
+        lives: urls.iter().map(|_| AtomicU64::new(1)).collect(),
+        streams: AtomicU64::new(0),
         knowledge: Mutex::default(),
         ops: Mutex::default(),
         watches: Mutex::default(),
@@ -131,9 +164,11 @@ async fn clients(urls: Vec<String>, seed: u64) -> Arc<Run> {
         watched: AtomicI64::new(1),
         finish: watch::channel(0).0,
         wrongs: Mutex::default(),
+        healed: AtomicU64::new(0),
+        ended: AtomicU64::new(0),
         began: Instant::now(),
     });
-    let mut stop = told_to_stop();
+    let mut stop = told_to_stop(&run);
     let mut dice = Dice::new(seed);
     println!("torture-clients: began");
     let mut writers = Vec::new();
@@ -165,6 +200,7 @@ async fn clients(urls: Vec<String>, seed: u64) -> Arc<Run> {
     } else {
         watchers.iter().for_each(|watcher| watcher.abort());
     }
+    run.ended.store(run.now(), Ordering::Relaxed);
     run
 }
 
@@ -184,6 +220,8 @@ async fn healed(run: &Run) -> Option<i64> {
         };
         last = insist(run, client, member, request, deadline).await?.0;
     }
+    leases_end(run, client, deadline).await?;
+    let deadline = Instant::now() + HEALED;
     let mut contents = Vec::new();
     for member in 0..members {
         let request =
@@ -202,6 +240,44 @@ async fn healed(run: &Run) -> Option<i64> {
     }
     same_hash(run, last, deadline).await;
     Some(last)
+}
+
+/// All is well: nobody renews a lease any more, and they run out. Whether in time the judge says, unless another leader came
+/// meanwhile, which gives every lease its full time again.
+async fn leases_end(run: &Run, client: u32, deadline: Instant) -> Option<()> {
+    let granted = |op: &Op| match &op.outcome {
+        Outcome::Ok { reply: Reply::Grant { id, .. }, .. } => Some(*id),
+        _ => None,
+    };
+    let ids: BTreeSet<i64> = lock(&run.ops).iter().filter_map(granted).collect();
+    let (term, healed) = (terms(run, deadline).await, run.now());
+    // One for what was carried out late, one for being late itself, and what the clocks differ.
+    let all_over = Duration::from_secs(load::TTL_MAX_S + 1) + LEASE_LATE * 2;
+    tokio::time::sleep(all_over).await;
+    let deadline = Instant::now() + HEALED;
+    for id in ids {
+        insist(run, client, 0, Request::TimeToLive { id, keys: false }, deadline).await?;
+    }
+    let everything = Request::Range { key: vec![0], end: vec![0], limit: 0, revision: 0, serializable: false };
+    insist(run, client, 1, everything, deadline).await?;
+    if term.is_some() && terms(run, deadline).await == term {
+        run.healed.store(healed, Ordering::Relaxed);
+    } else {
+        println!("torture-clients: the leader changed after healing: nothing is said of when leases end");
+    }
+    Some(())
+}
+
+/// The term that all members are in, if it is the same.
+async fn terms(run: &Run, deadline: Instant) -> Option<u64> {
+    let mut terms = BTreeSet::new();
+    for member in 0..run.members.count() {
+        let mut client = MaintenanceClient::new(run.members.channel(member));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = tokio::time::timeout(left, client.status(StatusRequest {})).await;
+        terms.insert(answer.ok()?.ok()?.into_inner().raft_term);
+    }
+    terms.first().copied().filter(|_| terms.len() == 1)
 }
 
 /// Asks until it is answered.
@@ -246,11 +322,16 @@ fn judge(run: &Run) {
     let mut ops = std::mem::take(&mut *lock(&run.ops));
     ops.sort_by_key(|op| op.call);
     let watches = std::mem::take(&mut *lock(&run.watches));
-    let history = History { ops, watches, drift_ppm: DRIFT_PPM, ..History::default() };
+    let healed = Some(run.healed.load(Ordering::Relaxed)).filter(|healed| *healed > 0);
+    let end = run.ended.load(Ordering::Relaxed);
+    let lease_bound = u64::try_from(LEASE_LATE.as_nanos()).unwrap_or(0);
+    let history = History { ops, watches, drift_ppm: DRIFT_PPM, healed, end, lease_bound };
     let mut wrongs = lock(&run.wrongs).clone();
     let judged = Instant::now();
     match checks::check(&history) {
         Ok(summary) => {
+            let own = history.ops.iter().filter(|op| op.life > 0).count();
+            println!("torture-clients: {own} answers of known lives, {} leases over in time", summary.leases_over);
             for watch in &summary.behind {
                 wrongs.push(format!("watch {watch} is behind at the end: {:?}", show_head(&history.watches[*watch])));
                 println!("torture-clients: violation: {}", wrongs.last().expect("just pushed"));

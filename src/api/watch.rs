@@ -38,7 +38,7 @@ use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, 
 use crate::server::error::Error;
 use crate::server::watch_loop::{Confirmation, Standing, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
-use crate::watch::{End, EventList, Events, Filters, Next, Outgoing, Spec};
+use crate::watch::{End, Events, Filters, Next, Outgoing, Spec};
 
 /// Requests read before the outbox is looked at again.
 const REQUESTS_PER_POLL: usize = 64;
@@ -337,30 +337,10 @@ fn frames(message: Outgoing, standing: &Standing, bytes_max: usize) -> VecDeque<
 }
 
 fn event_frames(head: WatchResponse, events: Events, bytes_max: usize) -> VecDeque<Frame> {
-    let list = match events.events {
-        EventList::One(event) => vec![event],
-        EventList::Many(events) => events,
-    };
-    let head_bytes = head.encoded_len();
-    if !events.fragment || list.len() < 2 || head_bytes + events.bytes < bytes_max {
-        return VecDeque::from([Frame { head, events: list }]);
-    }
-    let head = WatchResponse { fragment: true, ..head };
-    let head_bytes = head.encoded_len();
-    let mut frames: VecDeque<Frame> = VecDeque::new();
-    let mut bytes = 0;
-    for event in list {
-        bytes += event.len();
-        match frames.back_mut() {
-            Some(frame) if bytes < bytes_max => frame.events.push(event),
-            _ => {
-                bytes = head_bytes + event.len();
-                frames.push_back(Frame { head: head.clone(), events: vec![event] });
-            }
-        }
-    }
-    frames.back_mut().expect("there are events").head.fragment = false;
-    frames
+    let pieces = events.pieces(head.encoded_len(), bytes_max);
+    let last = pieces.len() - 1;
+    let frame = |(at, events)| Frame { head: WatchResponse { fragment: at < last, ..head.clone() }, events };
+    pieces.into_iter().enumerate().map(frame).collect()
 }
 
 /// Reads requests as messages and writes responses as [`Frame`]s.

@@ -19,7 +19,7 @@ use crate::watch::{CatchUp, Hub, Outbox, Slice, Spec, Stats, StreamId};
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
-const SLICE_BYTES_MAX: usize = 1 << 20;
+pub const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Turns made in one visit to the blocking threads.
 const TURNS_PER_VISIT: usize = 64;
 /// Election timeouts without a leader after which streams that need one are ended.
@@ -31,10 +31,11 @@ pub trait StoreAccess {
     fn with_store<T>(&self, look: impl FnOnce(&Store) -> T) -> T;
 }
 
-/// One round of catching up. Returns whether there was anything to do; an error stops the member.
-pub fn turn(hub: &Mutex<Hub>, state: &impl StoreAccess) -> storage::Result<bool> {
+/// One round of catching up, with so much of history ([`SLICE_BYTES_MAX`]; less shows what happens when it is cut). Returns
+/// whether there was anything to do; an error stops the member.
+pub fn turn(hub: &Mutex<Hub>, state: &impl StoreAccess, slice_bytes: usize) -> storage::Result<bool> {
     let Some(job) = lock(hub).next_catch_up() else { return Ok(false) };
-    match read(&job, state)? {
+    match read(&job, state, slice_bytes)? {
         Ok(slice) => while lock(hub).caught_up(&slice) {},
         // The apply loop is about to say the same.
         Err(Compacted { at }) => lock(hub).compacted(at),
@@ -53,7 +54,7 @@ where
         let (hub, state, bell) = (hub.clone(), state.clone(), bell.clone());
         let visit = tokio::task::spawn_blocking(move || -> storage::Result<()> {
             for _ in 0..TURNS_PER_VISIT {
-                if !turn(&hub, &*state)? {
+                if !turn(&hub, &*state, SLICE_BYTES_MAX)? {
                     return Ok(());
                 }
             }
@@ -74,14 +75,14 @@ struct Compacted {
     at: Revision,
 }
 
-fn read(job: &CatchUp, state: &impl StoreAccess) -> storage::Result<Result<Slice, Compacted>> {
+fn read(job: &CatchUp, state: &impl StoreAccess, bytes: usize) -> storage::Result<Result<Slice, Compacted>> {
     let mut job = job.clone();
-    let sets: Vec<SharedChanges> = match state.with_store(|store| store.history(job.from, SLICE_BYTES_MAX)) {
+    let sets: Vec<SharedChanges> = match state.with_store(|store| store.history(job.from, bytes)) {
         History::Ready(sets) => sets,
         History::Behind(scan) => {
             // What memory holds is for the next turn.
             job.to = job.to.min(scan.to());
-            let mut sets = scan.read(SLICE_BYTES_MAX)?;
+            let mut sets = scan.read(bytes)?;
             state.with_store(|store| store.link(&mut sets));
             sets.into_iter().map(Arc::new).collect()
         }

@@ -71,6 +71,8 @@ pub struct Hub {
     expecting: BTreeSet<(Revision, StreamId)>,
     /// The watchers that want to be told how far they are.
     notified: BTreeSet<WatcherKey>,
+    /// See [`MESSAGE_BYTES_MAX`].
+    message_bytes: usize,
     /// Room for [`Hub::publish`] to work in.
     matched: Vec<(WatcherKey, u32)>,
 }
@@ -146,6 +148,7 @@ impl Hub {
             limits: Limits::default(),
             expecting: BTreeSet::new(),
             notified: BTreeSet::new(),
+            message_bytes: MESSAGE_BYTES_MAX,
             matched: Vec::new(),
         }
     }
@@ -163,6 +166,11 @@ impl Hub {
     /// Outboxes of streams opened from now on hold only so much: small ones show what happens when they are full.
     pub fn limit_outboxes(&mut self, bytes: usize, messages: usize) {
         self.limits = Limits { bytes, messages };
+    }
+
+    /// Catch-up messages are closed after so many bytes: few show what happens when history comes in many.
+    pub fn limit_messages(&mut self, bytes: usize) {
+        self.message_bytes = bytes;
     }
 
     /// Opens a stream. Whoever reads the outbox closes it again.
@@ -500,7 +508,7 @@ impl Hub {
                 message.push(event);
             }
             let completes = match revisions.peek() {
-                Some(_) if bytes < MESSAGE_BYTES_MAX => continue,
+                Some(_) if bytes < self.message_bytes => continue,
                 Some(_) => slice.revision(revision[0]),
                 None => slice.covered(),
             };

@@ -27,6 +27,8 @@ use crate::types::Revision;
 pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// Messages waiting in one outbox. Beyond this its watchers become unsynced.
 pub const OUTBOX_MESSAGES_MAX: usize = 1024;
+/// What the mark of a fragment takes in a message.
+const FRAGMENT_BYTES: usize = 2;
 /// Messages beyond those that answers to requests may take. When they are used up, the stream's requests wait unread.
 const ANSWERS_RESERVED: usize = 256;
 
@@ -98,6 +100,34 @@ pub struct Events {
     pub bytes: usize,
     /// The client accepts parts.
     pub fragment: bool,
+}
+
+impl Events {
+    /// Cut into pieces of less than `bytes_max` each, `head` bytes of everything else in a message included, if the client
+    /// accepts that and it is needed. A piece that is one event may be larger. All but the last are marked as fragments;
+    /// they are written one right after the other.
+    pub fn pieces(self, head: usize, bytes_max: usize) -> Vec<Vec<Bytes>> {
+        let list = match self.events {
+            EventList::One(event) => vec![event],
+            EventList::Many(events) => events,
+        };
+        if !self.fragment || list.len() < 2 || head + self.bytes < bytes_max {
+            return vec![list];
+        }
+        let mut pieces: Vec<Vec<Bytes>> = Vec::new();
+        let mut bytes = 0;
+        for event in list {
+            bytes += event.len();
+            match pieces.last_mut() {
+                Some(piece) if bytes < bytes_max => piece.push(event),
+                _ => {
+                    bytes = head + FRAGMENT_BYTES + event.len();
+                    pieces.push(vec![event]);
+                }
+            }
+        }
+        pieces
+    }
 }
 
 /// One event, or several. Most writes change one key, and that needs no allocation here.

@@ -216,7 +216,9 @@ impl World {
             return false;
         }
         let state = self.state.read().expect("nobody panicked in here");
-        (0..turns).any(|_| watch_loop::turn(&self.hub, &InPlainSight(&state.kv)).expect("memory"))
+        (0..turns).any(|_| {
+            watch_loop::turn(&self.hub, &InPlainSight(&state.kv), watch_loop::SLICE_BYTES_MAX).expect("memory")
+        })
     }
 
     fn client(&mut self, feed: &mut Feed<'_>) -> Option<usize> {

@@ -19,6 +19,13 @@ use crate::checks::{
 use crate::dice::Dice;
 use crate::member::Death;
 
+/// Transactions in one another, beyond the outermost.
+const NESTING_MAX: u32 = 3;
+/// A lease that nobody grants.
+const UNKNOWN_LEASE: i64 = 999;
+/// What a message takes beside its events, about.
+const HEAD_BYTES: usize = 20;
+
 /// What clients have learned, all of them together: they gossip, so that they get in each other's way.
 #[derive(Default)]
 pub struct Knowledge {
@@ -75,7 +82,8 @@ impl Knowledge {
             7 => (vec![0], vec![0]),
             _ => {
                 let (a, b) = (Self::key(dice, keys), Self::key(dice, keys));
-                if a < b { (a, b) } else { (a, vec![0]) }
+                // Backwards there is nothing in it.
+                if a < b || dice.chance(100) { (a, b) } else { (a, vec![0]) }
             }
         }
     }
@@ -92,6 +100,8 @@ impl Knowledge {
 
     fn lease(&self, dice: &mut Dice) -> i64 {
         match self.leases.len() as u64 {
+            // Nobody has ever granted that.
+            _ if dice.chance(5) => UNKNOWN_LEASE,
             0 => 0,
             n if dice.chance(250) => self.leases[(n - 1 - dice.below(n.min(6))) as usize],
             _ => 0,
@@ -141,14 +151,16 @@ impl Knowledge {
                 self.leases[dice.below(n) as usize]
             });
             let gone = self.gone(dice);
-            return match (dice.below(14), known, gone) {
+            return match (dice.below(15), known, gone) {
                 (0..6, Some(id), _) => Request::KeepAlive { id },
                 (6, Some(id), _) => Request::Revoke { id },
-                (7, Some(id), _) if dice.chance(100) => Request::Grant { id, ttl_s: 5 },
+                (7, Some(id), _) if dice.chance(200) => Request::Grant { id, ttl_s: 5 },
                 (8, Some(id), _) => Request::TimeToLive { id, keys: dice.chance(400) },
                 (9, _, Some(id)) => Request::KeepAlive { id },
                 (10, _, Some(id)) if dice.chance(300) => Request::TimeToLive { id, keys: false },
                 (10, _, Some(id)) => Request::KeepAlive { id },
+                (11, _, _) if dice.chance(200) => Request::Revoke { id: UNKNOWN_LEASE },
+                (11, _, _) if dice.chance(200) => Request::KeepAlive { id: UNKNOWN_LEASE },
                 _ => {
                     self.leases_made += 1;
                     Request::Grant { id: 1000 + self.leases_made, ttl_s: dice.skewed(2, 30) as i64 }
@@ -156,7 +168,7 @@ impl Knowledge {
             };
         }
         let back = dice.skewed(0, 60) as i64;
-        Request::Compact { revision: (self.revision - back + if dice.chance(30) { 70 } else { 0 }).max(1) }
+        Request::Compact { revision: (self.revision - back + if dice.chance(60) { 70 } else { 0 }).max(1) }
     }
 
     fn txn(&mut self, dice: &mut Dice, client: u32, keys: u64) -> Request {
@@ -185,40 +197,75 @@ impl Knowledge {
             };
             compares.push(Compare { key: other, target, is: Relation::Equal });
         }
-        let branch = |dice: &mut Dice, this: &mut Knowledge| {
-            // A key is changed once in a transaction.
-            let mut free: Vec<u64> = (0..keys).collect();
-            let count = dice.skewed(0, 4);
-            let mut ops = Vec::new();
-            for n in 0..count {
-                let at = dice.below(free.len() as u64) as usize;
-                let other = format!("k{:02}", free.swap_remove(at)).into_bytes();
-                let key = if n == 0 && dice.chance(700) {
-                    free.retain(|n| format!("k{n:02}").into_bytes() != key);
-                    key.clone()
-                } else {
-                    other
-                };
-                if free.len() < 2 {
-                    break;
-                }
-                let prev_kv = dice.chance(200);
-                ops.push(match dice.below(10) {
-                    0..6 => TxnOp::Put { key, value: this.value(dice, client), lease: this.lease(dice), prev_kv },
-                    6..8 => TxnOp::Delete { key, end: Vec::new(), prev_kv },
-                    _ => {
-                        let (key, end) = Self::range(dice, keys);
-                        // Some of the past, which may be compacted by then: that ends all of the transaction.
-                        let back = dice.chance(400).then(|| this.revision - dice.skewed(0, 60) as i64);
-                        TxnOp::Range { key, end, limit: 0, revision: back.unwrap_or(0).max(0) }
-                    }
-                });
-            }
-            ops
-        };
-        let then = branch(dice, self);
-        let otherwise = branch(dice, self);
+        let mut free: Vec<u64> = (0..keys).collect();
+        let then = self.branch(dice, client, keys, &key, &mut free.clone(), 0);
+        let otherwise = self.branch(dice, client, keys, &key, &mut free, 0);
         Request::Txn { compares, then, otherwise }
+    }
+
+    /// What a transaction does; `free` are the keys that nobody has changed on this way, as a key is changed once in a
+    /// transaction, and `key` the one that it is about.
+    fn branch(
+        &mut self,
+        dice: &mut Dice,
+        client: u32,
+        keys: u64,
+        key: &[u8],
+        free: &mut Vec<u64>,
+        depth: u32,
+    ) -> Vec<TxnOp> {
+        let numbered = |n: u64| format!("k{n:02}").into_bytes();
+        let mut ops = Vec::new();
+        for n in 0..dice.skewed(0, 4) {
+            if depth < NESTING_MAX && dice.chance(200) {
+                ops.push(self.nested(dice, client, keys, key, free, depth + 1));
+                continue;
+            }
+            if free.len() < 2 {
+                break;
+            }
+            let own = free.iter().position(|free| numbered(*free) == key).filter(|_| n == 0 && dice.chance(700));
+            let at = own.unwrap_or_else(|| dice.below(free.len() as u64) as usize);
+            let key = numbered(free.swap_remove(at));
+            let prev_kv = dice.chance(200);
+            ops.push(match dice.below(10) {
+                0..6 => TxnOp::Put { key, value: self.value(dice, client), lease: self.lease(dice), prev_kv },
+                6..8 => TxnOp::Delete { key, end: Vec::new(), prev_kv },
+                _ => {
+                    let (key, end) = Self::range(dice, keys);
+                    // Some of the past, which may be compacted by then, or of the future: that ends all of the transaction.
+                    let back = dice.chance(400).then(|| self.revision - dice.skewed(0, 60) as i64);
+                    let revision = if dice.chance(20) { self.revision + 20 } else { back.unwrap_or(0).max(0) };
+                    TxnOp::Range { key, end, limit: 0, revision }
+                }
+            });
+        }
+        ops
+    }
+
+    /// A transaction in a transaction. Often its condition is about the key that the outer one has just changed: it looks at
+    /// what was there before.
+    fn nested(
+        &mut self,
+        dice: &mut Dice,
+        client: u32,
+        keys: u64,
+        key: &[u8],
+        free: &mut Vec<u64>,
+        depth: u32,
+    ) -> TxnOp {
+        let about = if dice.chance(600) { key.to_vec() } else { Self::key(dice, keys) };
+        let target = match self.keys.get(&about) {
+            Some((revision, _)) => Target::ModRevision(*revision),
+            None => Target::CreateRevision(0),
+        };
+        let is = dice.pick(&[Relation::Equal, Relation::Equal, Relation::NotEqual]);
+        // Only one of the two is done: both may change the same keys.
+        let (mut one, mut other) = (free.clone(), free.clone());
+        let then = self.branch(dice, client, keys, key, &mut one, depth);
+        let otherwise = self.branch(dice, client, keys, key, &mut other, depth);
+        free.retain(|key| one.contains(key) && other.contains(key));
+        TxnOp::Txn { compares: vec![Compare { key: about, target, is }], then, otherwise }
     }
 
     /// What a watch client asks for.
@@ -229,6 +276,7 @@ impl Knowledge {
         let start = match dice.below(8) {
             0..3 => 0,
             3 if whole => 1.max(self.compacted),
+            4 if dice.chance(30) => -1,
             4 if whole => self.compacted + 1,
             5 => {
                 let ahead = dice.between(2, 100);
@@ -247,6 +295,7 @@ impl Knowledge {
             progress: dice.chance(400),
             no_put: filter == 0,
             no_delete: filter == 1,
+            fragment: dice.chance(400),
             ..WatchRecord::default()
         }
     }
@@ -299,48 +348,52 @@ pub fn range(request: &Request) -> Option<pb::RangeRequest> {
 }
 
 pub fn txn(request: &Request) -> Option<pb::TxnRequest> {
-    let Request::Txn { compares, then, otherwise } = request else { return None };
-    let op = |op: &TxnOp| {
-        let request = match op {
-            TxnOp::Range { key, end, limit, revision } => {
-                pb::request_op::Request::RequestRange(range_of(key, end, *limit, *revision))
-            }
-            TxnOp::Put { key, value, lease, prev_kv } => {
-                pb::request_op::Request::RequestPut(put(key, value, *lease, *prev_kv))
-            }
-            TxnOp::Delete { key, end, prev_kv } => {
-                pb::request_op::Request::RequestDeleteRange(delete(key, end, *prev_kv))
-            }
-        };
-        pb::RequestOp { request: Some(request) }
-    };
-    let compare = |compare: &Compare| {
-        use pb::compare::{CompareResult, CompareTarget, TargetUnion};
-        let (target, union) = match &compare.target {
-            Target::ModRevision(n) => (CompareTarget::Mod, TargetUnion::ModRevision(*n)),
-            Target::CreateRevision(n) => (CompareTarget::Create, TargetUnion::CreateRevision(*n)),
-            Target::Version(n) => (CompareTarget::Version, TargetUnion::Version(*n)),
-            Target::Value(value) => (CompareTarget::Value, TargetUnion::Value(value.clone().into())),
-        };
-        let result = match compare.is {
-            Relation::Equal => CompareResult::Equal,
-            Relation::NotEqual => CompareResult::NotEqual,
-            Relation::Greater => CompareResult::Greater,
-            Relation::Less => CompareResult::Less,
-        };
-        pb::Compare {
-            result: result as i32,
-            target: target as i32,
-            key: compare.key.clone().into(),
-            target_union: Some(union),
-            ..Default::default()
-        }
-    };
-    Some(pb::TxnRequest {
+    match request {
+        Request::Txn { compares, then, otherwise } => Some(txn_of(compares, then, otherwise)),
+        _ => None,
+    }
+}
+
+fn txn_of(compares: &[Compare], then: &[TxnOp], otherwise: &[TxnOp]) -> pb::TxnRequest {
+    pb::TxnRequest {
         compare: compares.iter().map(compare).collect(),
-        success: then.iter().map(op).collect(),
-        failure: otherwise.iter().map(op).collect(),
-    })
+        success: then.iter().map(operation).collect(),
+        failure: otherwise.iter().map(operation).collect(),
+    }
+}
+
+fn operation(op: &TxnOp) -> pb::RequestOp {
+    use pb::request_op::Request::{RequestDeleteRange, RequestPut, RequestRange, RequestTxn};
+    let request = match op {
+        TxnOp::Range { key, end, limit, revision } => RequestRange(range_of(key, end, *limit, *revision)),
+        TxnOp::Put { key, value, lease, prev_kv } => RequestPut(put(key, value, *lease, *prev_kv)),
+        TxnOp::Delete { key, end, prev_kv } => RequestDeleteRange(delete(key, end, *prev_kv)),
+        TxnOp::Txn { compares, then, otherwise } => RequestTxn(txn_of(compares, then, otherwise)),
+    };
+    pb::RequestOp { request: Some(request) }
+}
+
+fn compare(compare: &Compare) -> pb::Compare {
+    use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+    let (target, union) = match &compare.target {
+        Target::ModRevision(n) => (CompareTarget::Mod, TargetUnion::ModRevision(*n)),
+        Target::CreateRevision(n) => (CompareTarget::Create, TargetUnion::CreateRevision(*n)),
+        Target::Version(n) => (CompareTarget::Version, TargetUnion::Version(*n)),
+        Target::Value(value) => (CompareTarget::Value, TargetUnion::Value(value.clone().into())),
+    };
+    let result = match compare.is {
+        Relation::Equal => CompareResult::Equal,
+        Relation::NotEqual => CompareResult::NotEqual,
+        Relation::Greater => CompareResult::Greater,
+        Relation::Less => CompareResult::Less,
+    };
+    pb::Compare {
+        result: result as i32,
+        target: target as i32,
+        key: compare.key.clone().into(),
+        target_union: Some(union),
+        ..Default::default()
+    }
 }
 
 /// The command that a request is proposed as; nothing for those that only read.
@@ -396,15 +449,18 @@ pub fn range_reply(response: pb::RangeResponse) -> Outcome {
 }
 
 pub fn txn_reply(response: pb::TxnResponse) -> Outcome {
-    let part = |op: &pb::ResponseOp| match &op.response {
-        Some(pb::response_op::Response::ResponseRange(response)) => range_part(response),
-        Some(pb::response_op::Response::ResponsePut(response)) => put_part(response),
-        Some(pb::response_op::Response::ResponseDeleteRange(response)) => delete_part(response),
-        _ => panic!("no client asks for nested transactions"),
+    Outcome::Ok { revision: revision(&response.header), reply: txn_part(&response) }
+}
+
+fn txn_part(response: &pb::TxnResponse) -> Reply {
+    use pb::response_op::Response::{ResponseDeleteRange, ResponsePut, ResponseRange, ResponseTxn};
+    let part = |op: &pb::ResponseOp| match op.response.as_ref().expect("every operation is answered") {
+        ResponseRange(response) => range_part(response),
+        ResponsePut(response) => put_part(response),
+        ResponseDeleteRange(response) => delete_part(response),
+        ResponseTxn(response) => txn_part(response),
     };
-    let replies = response.responses.iter().map(part).collect();
-    let reply = Reply::Txn { succeeded: response.succeeded, replies };
-    Outcome::Ok { revision: revision(&response.header), reply }
+    Reply::Txn { succeeded: response.succeeded, replies: response.responses.iter().map(part).collect() }
 }
 
 /// What a reply of the state says to the client.
@@ -464,29 +520,35 @@ pub fn read_outcome<T>(result: Result<T, mvcc::Error>, reply: impl FnOnce(T) -> 
     }
 }
 
-/// A message of a stream, as its client understands it.
-pub fn watch_message(message: &Outgoing) -> WatchMessage {
-    match message {
+/// A message of a stream, as its client understands it: of events there may be several, as `api::watch` cuts them.
+pub fn watch_messages(message: Outgoing, piece_bytes: usize) -> Vec<WatchMessage> {
+    vec![match message {
         Outgoing::Created { revision, .. } => WatchMessage::Created { revision: revision.0 },
-        Outgoing::Refused { .. } => WatchMessage::Ended,
+        Outgoing::Refused { .. } => WatchMessage::Refused,
         Outgoing::Canceled { .. } => WatchMessage::Canceled { compact_revision: 0 },
         Outgoing::Compacted { at, .. } => WatchMessage::Canceled { compact_revision: at.0 },
         Outgoing::Progress { id: None, revision } => WatchMessage::StreamProgress { revision: revision.0 },
         Outgoing::Progress { revision, .. } => WatchMessage::Progress { revision: revision.0 },
         Outgoing::Events(events) => {
-            let bytes: Vec<u8> = events.events.as_slice().concat();
-            let response = pb::WatchResponse::decode(&*bytes).expect("the hub wrote it");
-            let event = |event: &mvccpb::Event| Event {
-                kind: if event.r#type == mvccpb::event::EventType::Put as i32 {
-                    EventKind::Put
-                } else {
-                    EventKind::Delete
-                },
-                kv: event.kv.as_ref().map(key_value).unwrap_or_default(),
-                prev: event.prev_kv.as_ref().map(key_value),
+            let header_revision = events.revision.0;
+            let pieces = events.pieces(HEAD_BYTES, piece_bytes);
+            let last = pieces.len() - 1;
+            let message = |(at, piece): (usize, Vec<Bytes>)| WatchMessage::Events {
+                header_revision,
+                fragment: at < last,
+                events: read_events(&piece),
             };
-            let events_seen = response.events.iter().map(event).collect();
-            WatchMessage::Events { header_revision: events.revision.0, fragment: false, events: events_seen }
+            return pieces.into_iter().enumerate().map(message).collect();
         }
-    }
+    }]
+}
+
+fn read_events(encoded: &[Bytes]) -> Vec<Event> {
+    let response = pb::WatchResponse::decode(&*encoded.concat()).expect("the hub wrote it");
+    let event = |event: &mvccpb::Event| Event {
+        kind: if event.r#type == mvccpb::event::EventType::Put as i32 { EventKind::Put } else { EventKind::Delete },
+        kv: event.kv.as_ref().map(key_value).unwrap_or_default(),
+        prev: event.prev_kv.as_ref().map(key_value),
+    };
+    response.events.iter().map(event).collect()
 }

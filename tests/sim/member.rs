@@ -29,7 +29,7 @@ use everwatch::server::watch_loop::{self, StoreAccess};
 use everwatch::server::{apply_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
-use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, encode_command};
+use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, MemberAdd, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
@@ -684,6 +684,7 @@ impl Member {
         let chain = cx.ledger.chain_at(state.applied().0);
         let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
         hub.limit_outboxes(cx.options.outbox_bytes, cx.options.outbox_messages);
+        hub.limit_messages(cx.options.message_bytes);
         let note = format!(
             "starts: applied {} revision {} log {}..{}",
             state.applied(),
@@ -1127,6 +1128,7 @@ impl Running {
 
     /// `watch_loop::turn`, with entries being carried out whenever it does not hold the state.
     fn catch_up(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
+        let slice_bytes = cx.options.slice_bytes;
         let worked = {
             let Running { core, shell, shared, .. } = self;
             let core::Shared { state, hub, .. } = &*shared;
@@ -1135,7 +1137,8 @@ impl Running {
                     core.apply(1, &mut Surroundings { shell, state, now, cx });
                 }
             };
-            watch_loop::turn(hub, &Access { state, meanwhile: RefCell::new(&mut meanwhile) })?
+            let access = Access { state, meanwhile: RefCell::new(&mut meanwhile) };
+            watch_loop::turn(hub, &access, slice_bytes)?
         };
         if worked {
             self.catch_up_due = true;
@@ -1329,12 +1332,12 @@ impl Running {
     fn reconfigure(
         &mut self,
         change: Change,
-        connected: &BTreeMap<u64, Duration>,
+        connected_since: &BTreeMap<u64, Duration>,
         now: Duration,
         cx: &mut Context<'_>,
     ) {
         let own = self.shell.id;
-        let connected = |id: MemberId| connected.get(&id.0).copied();
+        let connected = |id: MemberId| connected_since.get(&id.0).copied();
         let wise = {
             let members = &self.state().members;
             match &change {
@@ -1346,6 +1349,10 @@ impl Running {
         cx.effects.push(Effect::Note(format!("{change:?}: {wise:?}")));
         if wise.is_err() {
             return;
+        }
+        if let Change::Add(MemberAdd { is_learner: false, .. }) = change {
+            let voters: Vec<MemberId> = self.state().members.voters().map(|(id, _)| id).collect();
+            cx.ledger.lets_in(own, &voters, connected_since);
         }
         let (reply, outcome) = oneshot::channel();
         let id = self.commands;

@@ -39,6 +39,8 @@ pub enum Fault {
     Wipe,
     /// A member is added that does not vote.
     AddLearner,
+    /// A member is added that votes at once.
+    AddVoter,
     /// A learner becomes a voter.
     Promote,
     /// A member is removed.
@@ -74,7 +76,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 26] = [
+pub const FAULTS: [Fault; 27] = [
     Fault::Crash,
     Fault::CrashAll,
     Fault::CrashLoop,
@@ -85,6 +87,7 @@ pub const FAULTS: [Fault; 26] = [
     Fault::BitFlip,
     Fault::Wipe,
     Fault::AddLearner,
+    Fault::AddVoter,
     Fault::Promote,
     Fault::Remove,
     Fault::Replace,
@@ -117,6 +120,7 @@ impl Fault {
             Fault::BitFlip => "bit-flip",
             Fault::Wipe => "wipe",
             Fault::AddLearner => "add-learner",
+            Fault::AddVoter => "add-voter",
             Fault::Promote => "promote",
             Fault::Remove => "remove",
             Fault::Replace => "replace",
@@ -234,7 +238,8 @@ impl World {
                 self.schedule(relief, WorldEvent::Relief { place });
             }
             Fault::BitFlip | Fault::Wipe => self.strike_dead_to_damage(fault, place),
-            Fault::AddLearner => self.add_learner(),
+            Fault::AddLearner => self.add_member(true),
+            Fault::AddVoter => self.add_member(false),
             Fault::Promote => self.promote(),
             Fault::Remove | Fault::Replace => self.remove(fault, place),
             Fault::Pause => self.pause(fault, place, 6 * SECOND),
@@ -400,12 +405,17 @@ impl World {
 
     /// Whether there is a sound majority without one that is damaged, even if all who are to leave do, and this one.
     fn enough_sound(&self, damaged: usize, also_leaving: Option<usize>) -> bool {
-        let sound = |place: &usize| *place != damaged && self.damaged[*place].is_none() && self.is_sound(*place);
+        // Whoever was added and has never begun is no help yet.
+        let begun = |place: usize| place < self.scenario.members || self.members[place].has_data();
+        let sound = |place: &usize| {
+            *place != damaged && self.damaged[*place].is_none() && self.is_sound(*place) && begun(*place)
+        };
         let voters = &self.configuration.voters;
         let leave = |place: &usize| sound(place) && (self.leaving.contains(place) || also_leaving == Some(*place));
         let leaving = voters.iter().filter(|place| leave(place)).count();
         let staying = voters.iter().filter(|place| sound(place)).count() - leaving;
-        staying > 0 && staying > (voters.len() - leaving) / 2
+        let arriving = usize::from(self.arriving.is_some());
+        staying > 0 && staying > (voters.len() + arriving - leaving) / 2
     }
 
     /// Damages a dead member's disk if by now the others can do without it.
@@ -460,16 +470,26 @@ impl World {
     }
 
     /// A member is to be added, the one that was to be before if it does not belong yet.
-    pub(super) fn add_learner(&mut self) {
+    pub(super) fn add_member(&mut self, is_learner: bool) {
         let members = self.configuration.members();
         let asked = self.adding.filter(|place| !members.contains(place) && !self.members[*place].gone);
         if asked.is_none() && members.len() >= MEMBERS_MAX {
             return;
         }
+        // One that was asked for as a voter may still become one; and so the other way round.
+        let is_learner = if asked.is_some() { self.arriving != asked } else { is_learner };
+        if !is_learner && asked.is_none() {
+            self.arriving = Some(self.members.len());
+            let second = self.configuration.voters.len() == 1 && self.leaving.is_empty();
+            if !second && !self.enough_sound(usize::MAX, None) {
+                self.arriving = None;
+                return;
+            }
+        }
         let place = asked.unwrap_or_else(|| self.new_machine());
         self.adding = Some(place);
         let peer_urls = vec![format!("http://m{place}:2380")];
-        let new = MemberAdd { id: id_of(place).0, peer_urls, is_learner: true, learners_max: LEARNERS_MAX };
+        let new = MemberAdd { id: id_of(place).0, peer_urls, is_learner, learners_max: LEARNERS_MAX };
         self.change_members(Change::Add(new));
     }
 

@@ -166,7 +166,10 @@ impl World {
         let voters = self.sound_voters();
         let mut extended: Vec<usize> = core.iter().copied().filter(|place| voters.contains(place)).collect();
         let missing = self.configuration.quorum().saturating_sub(extended.len());
-        extended.extend(voters.iter().filter(|place| !core.contains(place)).take(missing));
+        // Whoever has never begun needs the others for that.
+        let mut others: Vec<usize> = voters.iter().copied().filter(|place| !core.contains(place)).collect();
+        others.sort_by_key(|place| !self.members[*place].has_data());
+        extended.extend(others.into_iter().take(missing));
         extended.extend(self.needed());
         self.mark("core", [extended.iter().fold(0, |bits, place| bits | 1 << place), 1, 0, 0], String::new());
         self.phase = Phase::Core(extended.clone());
@@ -248,6 +251,10 @@ impl World {
         self.phase = Phase::Healed;
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
+        // History is read in slices as small as before, but without delay: in the end all of it must have been.
+        for options in self.options.iter_mut().chain([&mut self.usual]) {
+            options.catch_up_delay = options.catch_up_delay.min(MILLI);
+        }
         let members = self.configuration.members();
         for place in 0..self.members.len() {
             let member = &self.members[place];

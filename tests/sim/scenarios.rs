@@ -18,6 +18,7 @@ const EVERYTHING: Faults = CALM
     .with(Fault::BitFlip, 1)
     .with(Fault::Wipe, 2)
     .with(Fault::AddLearner, 6)
+    .with(Fault::AddVoter, 3)
     .with(Fault::Promote, 8)
     .with(Fault::Remove, 3)
     .with(Fault::Replace, 2)
@@ -79,7 +80,7 @@ pub fn swarm(seed: u64) -> Scenario {
     }
     // Members come and go in half of the worlds: there all of it happens.
     let changes = dice.chance(500);
-    for fault in [Fault::AddLearner, Fault::Promote, Fault::Remove, Fault::Replace] {
+    for fault in [Fault::AddLearner, Fault::AddVoter, Fault::Promote, Fault::Remove, Fault::Replace] {
         faults = faults.with(fault, if changes { EVERYTHING.of(fault) } else { 0 });
     }
     Scenario {
@@ -122,6 +123,9 @@ const TINY: Options = Options {
     slow_sync_per_mille: 0,
     outbox_bytes: 2000,
     outbox_messages: 16,
+    slice_bytes: 1000,
+    message_bytes: 300,
+    piece_bytes: 200,
     election_ticks: 10,
     wire: true,
 };
@@ -228,6 +232,7 @@ pub fn named() -> Vec<Scenario> {
             faulty: 120 * SECOND,
             faults: CALM
                 .with(Fault::AddLearner, 6)
+                .with(Fault::AddVoter, 3)
                 .with(Fault::Promote, 8)
                 .with(Fault::Remove, 3)
                 .with(Fault::Replace, 2)
@@ -253,6 +258,7 @@ pub fn named() -> Vec<Scenario> {
             faulty: 120 * SECOND,
             faults: CALM
                 .with(Fault::AddLearner, 6)
+                .with(Fault::AddVoter, 3)
                 .with(Fault::Promote, 8)
                 .with(Fault::Remove, 4)
                 .with(Fault::Crash, 2)

@@ -14,9 +14,11 @@ use everwatch::pb::mvccpb;
 use everwatch::raft::{Message, MessageType};
 use everwatch::storage::backend::{Batch, Bucket, Reader};
 use everwatch::storage::schema;
+use everwatch::types::MemberId;
 use everwatch::watch::Outgoing;
 use prost::Message as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::checks::{
     self, Event, EventKind, History, KeyValue, Op, Outcome, Reply, Request, WatchMessage, WatchRecord,
@@ -46,6 +48,8 @@ const WATCHES_MAX: usize = 6;
 const ANSWER_TIMEOUT: u64 = 2 * SECOND;
 /// Members that a cluster may grow to.
 const MEMBERS_MAX: usize = 5;
+/// For how long a member must have been connected to another to count as near.
+const NEAR_AFTER: Duration = Duration::from_secs(5);
 /// Events of the world shown with a failure.
 const TRACE_SHOWN: usize = 100;
 
@@ -103,6 +107,12 @@ pub struct Options {
     /// What waits for one stream, at most.
     pub outbox_bytes: usize,
     pub outbox_messages: usize,
+    /// History read for watchers in one turn, about.
+    pub slice_bytes: usize,
+    /// Bytes after which a catch-up message is closed.
+    pub message_bytes: usize,
+    /// Larger messages are cut into pieces, for watchers that accept that.
+    pub piece_bytes: usize,
     /// Ticks without word from a leader until a member campaigns, at least.
     pub election_ticks: usize,
     /// Messages are encoded and decoded on their way.
@@ -128,6 +138,9 @@ impl Options {
             slow_sync_per_mille: dice.pick(&[0, 0, 5]),
             outbox_bytes: dice.pick(&[100, 1000, 20_000, 1 << 20]),
             outbox_messages: dice.pick(&[2, 16, 1024]),
+            slice_bytes: dice.pick(&[1, 300, 5000, 1 << 20]),
+            message_bytes: dice.pick(&[1, 200, 5000, 1 << 20]),
+            piece_bytes: dice.pick(&[1, 150, 1000, 2 << 20]),
             election_ticks: dice.pick(&[10, 10, 5]),
             wire: dice.chance(50),
         }
@@ -155,6 +168,8 @@ pub struct Ledger {
     configurations: BTreeMap<u64, Configuration>,
     /// Members that all who heard of it know to have run.
     ran: BTreeSet<usize>,
+    /// So many were there from the beginning, and count as started.
+    founders: usize,
     /// There is a configuration that the world has not taken notice of.
     reconfigured: bool,
     pub installs: u64,
@@ -287,6 +302,22 @@ impl Ledger {
             let what =
                 format!("agreement: m{} takes {configuration:?} for those at {index}, not {known:?}", place_of(member));
             self.violated(what);
+        }
+    }
+
+    /// A member lets another one in that votes at once. Of those who vote then a majority must have been started (or there
+    /// is but one, which has been), and all who vote now must have been connected to it for a while.
+    pub fn lets_in(&mut self, by: MemberId, voters: &[MemberId], connected: &BTreeMap<u64, Duration>) {
+        let began = |voter: &&MemberId| {
+            let place = place_of(voter.0);
+            place < self.founders || self.ran.contains(&place)
+        };
+        let started = voters.iter().filter(began).count();
+        let enough = started > voters.len().div_ceil(2) || (voters.len(), started) == (1, 1);
+        let near = |voter: &MemberId| *voter == by || connected.get(&voter.0).is_some_and(|time| *time >= NEAR_AFTER);
+        if !enough || !voters.iter().all(near) {
+            let what = format!("{started} of {voters:?} were started, connected: {connected:?}");
+            self.violated(format!("members: m{} lets in a voter: {what}", place_of(by.0)));
         }
     }
 
@@ -496,8 +527,9 @@ pub struct World {
     wiped: Vec<bool>,
     /// Members whose removal was asked for, so that it may still come; and those of them that others come for.
     leaving: BTreeSet<usize>,
-    /// The member that was to be added last.
+    /// The member that was to be added last; and if that is to vote at once, until it belongs.
     adding: Option<usize>,
+    arriving: Option<usize>,
     replaced: BTreeSet<usize>,
     /// When members were changed last.
     reconfigured_at: u64,
@@ -534,7 +566,7 @@ impl World {
             network: Network::default(),
             usual: options[0].clone(),
             options,
-            ledger: Ledger::default(),
+            ledger: Ledger { founders: places, ..Ledger::default() },
             knowledge: Knowledge::default(),
             // A little is lost in rounding.
             history: History { drift_ppm: drift + 100, ..History::default() },
@@ -554,6 +586,7 @@ impl World {
             wiped: vec![false; places],
             leaving: BTreeSet::new(),
             adding: None,
+            arriving: None,
             replaced: BTreeSet::new(),
             reconfigured_at: 0,
             configuration: Configuration { voters: (0..places).collect(), learners: Vec::new() },
@@ -1017,7 +1050,8 @@ impl World {
         self.mark("members", [0; 4], format!("{after:?}"));
         for place in after.members() {
             if !before.members().contains(&place) {
-                self.count(Fault::AddLearner);
+                self.count(if after.voters.contains(&place) { Fault::AddVoter } else { Fault::AddLearner });
+                self.arriving.take_if(|arriving| *arriving == place);
                 let delay = self.dice.skewed(10 * MILLI, 3 * SECOND);
                 self.schedule(delay, WorldEvent::Boot { place });
             } else if after.voters.contains(&place) && !before.voters.contains(&place) {
@@ -1030,7 +1064,7 @@ impl World {
                 let replaced = self.replaced.remove(&place);
                 self.count(if replaced { Fault::Replace } else { Fault::Remove });
                 if replaced && self.phase == Phase::Faulty {
-                    self.add_learner();
+                    self.add_member(true);
                 }
             }
         }
@@ -1149,12 +1183,16 @@ impl World {
                     }
                     let Some(watch) = watch else { continue };
                     let delay = self.dice.skewed(MILLI / 10, 20 * MILLI);
-                    let Some(known) = self.streams.get_mut(&stream) else { continue };
-                    known.last_arrival = (self.now + delay).max(known.last_arrival + 1);
-                    let delay = known.last_arrival - self.now;
+                    let Some(known) = self.streams.get(&stream) else { continue };
+                    let mut arrival = (self.now + delay).max(known.last_arrival + 1);
                     self.trace_watch(stream, &message);
-                    let message = clients::watch_message(&message);
-                    self.schedule(delay, WorldEvent::WatchArrives { stream, watch, message });
+                    let mut last_arrival = arrival;
+                    for message in clients::watch_messages(message, self.usual.piece_bytes) {
+                        last_arrival = arrival;
+                        self.schedule(arrival - self.now, WorldEvent::WatchArrives { stream, watch, message });
+                        arrival += 1 + self.dice.below(2 * MILLI);
+                    }
+                    self.streams.get_mut(&stream).expect("just looked at").last_arrival = last_arrival;
                 }
                 Effect::StreamEnded { stream } => self.end_stream_later(stream),
                 Effect::AnswerQuestion { question, answer, table } => {
@@ -1391,7 +1429,9 @@ impl World {
         let open = |watch: &&usize| {
             let messages = &self.history.watches[**watch].messages;
             // Nothing follows the end.
-            let over = |message: &WatchMessage| matches!(message, WatchMessage::Canceled { .. } | WatchMessage::Ended);
+            let over = |message: &WatchMessage| {
+                matches!(message, WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended)
+            };
             messages.last().is_some_and(|(_, message)| !over(message))
         };
         self.streams[&token].watches.iter().filter(open).copied().collect()
@@ -1449,7 +1489,7 @@ impl World {
         let client = stream.client as usize;
         for watch in stream.watches.clone() {
             let messages = &mut self.history.watches[watch].messages;
-            if !matches!(messages.last(), Some((_, WatchMessage::Canceled { .. }))) {
+            if !matches!(messages.last(), Some((_, WatchMessage::Refused | WatchMessage::Canceled { .. }))) {
                 messages.push((self.now, WatchMessage::Ended));
             }
         }
@@ -1469,8 +1509,10 @@ fn next_revision(record: &WatchRecord) -> i64 {
     for (_, message) in &record.messages {
         match message {
             WatchMessage::Created { revision } if record.start == 0 => next = next.max(revision + 1),
-            WatchMessage::Events { events, .. } => {
-                next = events.iter().fold(next, |next, event| next.max(event.kv.mod_revision + 1));
+            // There may be more of the last revision of a piece.
+            WatchMessage::Events { fragment, events, .. } => {
+                let seen = events.last().map_or(0, |event| event.kv.mod_revision + i64::from(!fragment));
+                next = next.max(seen);
             }
             WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
                 next = next.max(revision + 1)
@@ -1487,7 +1529,7 @@ fn revision_of(message: &WatchMessage) -> i64 {
         | WatchMessage::Progress { revision }
         | WatchMessage::StreamProgress { revision } => *revision,
         WatchMessage::Events { header_revision, .. } => *header_revision,
-        WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
+        WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
     }
 }
 

@@ -74,14 +74,8 @@ impl Members {
                 done(&response.header, delete_part(&response))
             }
             Request::Txn { compares, then, otherwise } => {
-                let request = pb::TxnRequest {
-                    compare: compares.iter().map(compare).collect(),
-                    success: then.iter().map(operation).collect(),
-                    failure: otherwise.iter().map(operation).collect(),
-                };
-                let response = kv.txn(request).await?.into_inner();
-                let replies = response.responses.iter().map(part).collect();
-                done(&response.header, Reply::Txn { succeeded: response.succeeded, replies })
+                let response = kv.txn(txn(compares, then, otherwise)).await?.into_inner();
+                done(&response.header, txn_part(&response))
             }
             Request::Grant { id, ttl_s } => {
                 let response = lease.lease_grant(pb::LeaseGrantRequest { id: *id, ttl: *ttl_s }).await?.into_inner();
@@ -156,6 +150,14 @@ fn delete(key: &[u8], end: &[u8], prev_kv: bool) -> pb::DeleteRangeRequest {
     pb::DeleteRangeRequest { key: key.to_vec().into(), range_end: end.to_vec().into(), prev_kv }
 }
 
+fn txn(compares: &[Compare], then: &[TxnOp], otherwise: &[TxnOp]) -> pb::TxnRequest {
+    pb::TxnRequest {
+        compare: compares.iter().map(compare).collect(),
+        success: then.iter().map(operation).collect(),
+        failure: otherwise.iter().map(operation).collect(),
+    }
+}
+
 fn operation(op: &TxnOp) -> pb::RequestOp {
     let request = match op {
         TxnOp::Range { key, end, limit, revision } => {
@@ -163,6 +165,7 @@ fn operation(op: &TxnOp) -> pb::RequestOp {
         }
         TxnOp::Put { key, value, lease, prev_kv } => request_op::Request::RequestPut(put(key, value, *lease, *prev_kv)),
         TxnOp::Delete { key, end, prev_kv } => request_op::Request::RequestDeleteRange(delete(key, end, *prev_kv)),
+        TxnOp::Txn { compares, then, otherwise } => request_op::Request::RequestTxn(txn(compares, then, otherwise)),
     };
     pb::RequestOp { request: Some(request) }
 }
@@ -194,9 +197,14 @@ fn part(op: &pb::ResponseOp) -> Reply {
         Some(response_op::Response::ResponseRange(response)) => range_part(response),
         Some(response_op::Response::ResponsePut(response)) => put_part(response),
         Some(response_op::Response::ResponseDeleteRange(response)) => delete_part(response),
-        // Nobody asked for a nested transaction; the judge will find that this is no answer to anything.
-        Some(response_op::Response::ResponseTxn(_)) | None => Reply::Compact,
+        Some(response_op::Response::ResponseTxn(response)) => txn_part(response),
+        // The judge will find that this is no answer to anything.
+        None => Reply::Compact,
     }
+}
+
+fn txn_part(response: &pb::TxnResponse) -> Reply {
+    Reply::Txn { succeeded: response.succeeded, replies: response.responses.iter().map(part).collect() }
 }
 
 fn range_part(response: &pb::RangeResponse) -> Reply {

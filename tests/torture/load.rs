@@ -3,7 +3,7 @@
 //! Every value is written once, so that a write whose outcome nobody learned can be recognised. A lease whose revoke had
 //! no answer is left alone, and a key is changed once in a transaction: the judge is not made to guess more than it must.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,7 +18,10 @@ const KEYS: u64 = 10;
 const PACE: (u64, u64) = (2, 20);
 /// How far behind the present history is forgotten, in revisions: watchers that resume should mostly find it.
 const KEPT: u64 = 2000;
-const TTL_MAX_S: u64 = 12;
+/// The longest time to live that is asked for.
+pub const TTL_MAX_S: u64 = 12;
+/// Transactions in one another, beyond the outermost.
+const NESTING_MAX: u32 = 3;
 
 /// What the clients have learned, all of them together.
 #[derive(Default)]
@@ -143,15 +146,27 @@ impl Knowledge {
             2 => Relation::Less,
             _ => Relation::Equal,
         };
-        let then = self.branch(dice, client, &first);
-        let otherwise = self.branch(dice, client, &first);
+        let then = self.branch(dice, client, &first, &mut BTreeSet::new(), 0);
+        let otherwise = self.branch(dice, client, &first, &mut BTreeSet::new(), 0);
         Request::Txn { compares: vec![Compare { key: first, target, is }], then, otherwise }
     }
 
-    fn branch(&mut self, dice: &mut Dice, client: u32, first: &[u8]) -> Vec<TxnOp> {
+    /// What a transaction does; `taken` are keys that are changed already.
+    fn branch(
+        &mut self,
+        dice: &mut Dice,
+        client: u32,
+        first: &[u8],
+        taken: &mut BTreeSet<Vec<u8>>,
+        depth: u32,
+    ) -> Vec<TxnOp> {
         let mut ops = Vec::new();
         let mut at = dice.below(KEYS);
         for n in 0..dice.skewed(0, 4) {
+            if depth < NESTING_MAX && dice.chance(150) {
+                ops.push(self.nested(dice, client, first, taken, depth + 1));
+                continue;
+            }
             // Each operation has a key of its own: the compared one, or the next of a walk that leaves it out.
             let key = if n == 0 && dice.chance(700) {
                 first.to_vec()
@@ -159,8 +174,7 @@ impl Knowledge {
                 at = (at + dice.between(1, 2)) % KEYS;
                 numbered(at)
             };
-            let taken = |op: &TxnOp| matches!(op, TxnOp::Put { key: other, .. } | TxnOp::Delete { key: other, .. } if *other == key);
-            if ops.iter().any(taken) {
+            if !taken.insert(key.clone()) {
                 break;
             }
             let prev_kv = dice.chance(200);
@@ -174,6 +188,29 @@ impl Knowledge {
             });
         }
         ops
+    }
+
+    /// A transaction in a transaction. Its condition is about what was there before the outermost one.
+    fn nested(
+        &mut self,
+        dice: &mut Dice,
+        client: u32,
+        first: &[u8],
+        taken: &mut BTreeSet<Vec<u8>>,
+        depth: u32,
+    ) -> TxnOp {
+        let about = if dice.chance(600) { first.to_vec() } else { key(dice) };
+        let target = match self.keys.get(&about) {
+            Some((revision, _)) => Target::ModRevision(*revision),
+            None => Target::CreateRevision(0),
+        };
+        let is = if dice.chance(700) { Relation::Equal } else { Relation::NotEqual };
+        // Only one of the two is done: both may change the same keys.
+        let (mut one, mut other) = (taken.clone(), taken.clone());
+        let then = self.branch(dice, client, first, &mut one, depth);
+        let otherwise = self.branch(dice, client, first, &mut other, depth);
+        taken.extend(one.into_iter().chain(other));
+        TxnOp::Txn { compares: vec![Compare { key: about, target, is }], then, otherwise }
     }
 }
 

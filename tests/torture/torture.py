@@ -15,6 +15,7 @@ import collections
 import fcntl
 import http.client
 import os
+import queue
 import random
 import shutil
 import signal
@@ -72,6 +73,8 @@ class Cluster:
         self.power_cuts = 0
         # Members that this program has stopped.
         self.down = set()
+        # Told of every life of a member before it begins.
+        self.clients = None
 
     def wrong(self, what):
         say(f"WRONG: {what}")
@@ -107,6 +110,10 @@ class Cluster:
 
     def look_after(self, n):
         """Notices a member that has ended by itself. It stays where it is: the round is over."""
+
+    def next_life(self, n):
+        if self.clients:
+            self.clients.expect_life(n)
 
     def restart_later(self, members):
         """Each starts again by itself after a while."""
@@ -215,6 +222,7 @@ class Processes(Cluster):
     # Members.
 
     def start(self, n):
+        self.next_life(n)
         peers = {m: f"http://{self.ip(m)}:2380" for m in MEMBERS}
         command = [
             "nsenter", f"--net=/proc/{self.holder[n]}/ns/net", self.server, "--name", f"m{n}",
@@ -469,6 +477,7 @@ class Containers(Cluster):
         run("docker", "kill", *(self.name[n] for n in members))
 
     def start(self, n):
+        self.next_life(n)
         run("docker", "start", self.name[n])
         self.down.discard(n)
 
@@ -513,6 +522,7 @@ class Clients:
         self.began, self.rates, self.verdict = None, [], None
         self.said, self.other = [], []
         self.has_begun = threading.Event()
+        self.lives = queue.Queue()
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         if not self.has_begun.wait(30):
@@ -526,6 +536,8 @@ class Clients:
             elif rest == "began":
                 self.began = time.monotonic()
                 self.has_begun.set()
+            elif rest.startswith("life "):
+                self.lives.put(int(rest.split()[1]))
             elif rest.startswith("acknowledged per 100 ms:"):
                 self.rates = [int(word) for word in rest.split(":")[1].split()]
             elif rest.startswith("verdict "):
@@ -533,6 +545,16 @@ class Clients:
             else:
                 say(rest)
                 self.said.append(rest)
+
+    def expect_life(self, n):
+        """A member is about to start again: returns when the clients know."""
+        try:
+            self.process.stdin.write(f"life {n}\n")
+            self.process.stdin.flush()
+            assert self.lives.get(timeout=30) == n
+        except (BrokenPipeError, queue.Empty):
+            # They have ended, which shows in their verdict.
+            pass
 
     def end(self):
         self.process.stdin.write("stop\n")
@@ -553,7 +575,7 @@ def one_round(arguments, cluster, seconds, deck, counts, totals):
     cluster.begin_anew()
     cluster.start_all()
     cluster.wait_until_well()
-    clients = Clients(arguments, cluster)
+    clients = cluster.clients = Clients(arguments, cluster)
     until = time.monotonic() + seconds
     quiet = []
     while True:
@@ -572,6 +594,7 @@ def one_round(arguments, cluster, seconds, deck, counts, totals):
         counts[kind] += 1
         cluster.wait_until_well()
     ended = time.monotonic()
+    cluster.clients = None
     clients.end()
     for n in MEMBERS:
         cluster.look_after(n)

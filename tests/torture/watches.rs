@@ -38,9 +38,8 @@ struct Watching {
     created: bool,
     /// Everything below was received.
     next: i64,
-    /// Canceled, or cut inside a fragmented message: nothing continues it.
+    /// Canceled: nothing continues it.
     over: bool,
-    in_fragments: bool,
     /// Its end was asked for.
     cancel: bool,
 }
@@ -48,7 +47,7 @@ struct Watching {
 impl Watching {
     fn new(record: WatchRecord) -> Watching {
         let next = record.start;
-        Watching { record, created: false, next, over: false, in_fragments: false, cancel: false }
+        Watching { record, created: false, next, over: false, cancel: false }
     }
 
     fn request(&self, id: i64) -> WatchCreateRequest {
@@ -95,10 +94,9 @@ impl Watching {
             }
         } else {
             let events: Vec<_> = response.events.iter().map(ask::event).collect();
-            self.in_fragments = response.fragment;
-            if let (Some(last), false) = (events.last(), response.fragment) {
-                self.next = last.kv.mod_revision + 1;
-            }
+            // There may be more of the last revision of a piece.
+            let seen = events.last().map_or(0, |last| last.kv.mod_revision + i64::from(!response.fragment));
+            self.next = self.next.max(seen);
             WatchMessage::Events { header_revision: revision, fragment: response.fragment, events }
         };
         self.record.messages.push((time, message));
@@ -198,12 +196,14 @@ enum Ended {
 
 /// One stream with these watches, recorded when it ends.
 async fn stream(run: &Run, member: usize, watches: Vec<WatchRecord>, dice: &mut Dice, whole: bool) -> Ended {
-    let mut watches: BTreeMap<i64, Watching> = (1..).zip(watches.into_iter().map(Watching::new)).collect();
+    let stream = 1 + run.streams.fetch_add(1, Ordering::Relaxed);
+    let watches = watches.into_iter().map(|record| Watching::new(WatchRecord { stream, ..record }));
+    let mut watches: BTreeMap<i64, Watching> = (1..).zip(watches).collect();
     let finished = listen(run, member, &mut watches, dice, whole).await;
     let mut left = Vec::new();
     let mut records = lock(&run.watches);
     for watching in watches.into_values() {
-        let Watching { mut record, created, next, over, in_fragments, .. } = watching;
+        let Watching { mut record, created, next, over, .. } = watching;
         // Of a watch that was never created there is nothing to say.
         if !created {
             continue;
@@ -211,7 +211,7 @@ async fn stream(run: &Run, member: usize, watches: Vec<WatchRecord>, dice: &mut 
         if !finished {
             record.messages.push((run.now(), WatchMessage::Ended));
         }
-        if !over && !in_fragments {
+        if !over {
             left.push((records.len(), WatchRecord { start: next, messages: Vec::new(), ..record.clone() }));
         }
         records.push(record);
@@ -233,12 +233,15 @@ async fn listen(run: &Run, member: usize, watches: &mut BTreeMap<i64, Watching>,
     let mut finish = run.finish.subscribe();
     let until = Instant::now() + Duration::from_millis(dice.between(STREAM.0, STREAM.1));
     let mut beat = tokio::time::interval(BEAT);
+    let mut before = 0;
     loop {
         let last = *finish.borrow_and_update();
         tokio::select! {
             response = responses.message() => {
                 let Ok(Some(response)) = response else { return false };
-                let now = run.now();
+                // The judge knows the order of what arrives on a stream by the times.
+                let now = run.now().max(before + 1);
+                before = now;
                 let progress = response.events.is_empty() && !response.created && !response.canceled;
                 if response.watch_id < 0 && progress {
                     // An answer to a question is about all watches of the stream that have begun.

@@ -285,14 +285,19 @@ impl Leases {
                     Request::Put { lease, .. } => vec![*lease],
                     Request::Revoke { id } | Request::KeepAlive { id } | Request::TimeToLive { id, .. } => vec![*id],
                     Request::Txn { then, otherwise, .. } => {
-                        then.iter().chain(otherwise).filter_map(put_lease).collect()
+                        then.iter().chain(otherwise).flat_map(TxnOp::all).filter_map(put_lease).collect()
                     }
-                    _ => continue,
+                    _ => Vec::new(),
                 };
                 named.retain(|id| *id != 0);
                 if named.iter().all(|id| ret < self.certain_until(*id, op.call, ret)) {
                     return Err(broken("lease", format!("leases {named:?} live, but were not found"), index));
                 }
+            }
+            if let Outcome::Ok { reply: Reply::Grant { id, .. }, .. } = &op.outcome
+                && ret < self.certain_until(*id, op.call, ret)
+            {
+                return Err(broken("lease", format!("lease {id} was granted while it lived"), index));
             }
             if let (Request::TimeToLive { id, .. }, Outcome::Ok { reply, .. }) = (&op.request, &op.outcome) {
                 self.check_time(*id, op, ret, reply).map_err(|what| broken("ttl", what, index))?;
@@ -350,9 +355,10 @@ impl Leases {
                 }
                 (Request::Put { lease, .. }, _) => vec![*lease],
                 (Request::Revoke { id }, _) => vec![*id],
-                (Request::Txn { then, otherwise, .. }, Reply::Txn { succeeded, .. }) => {
+                (Request::Txn { then, otherwise, .. }, Reply::Txn { succeeded, replies }) => {
                     let ops = if *succeeded { then } else { otherwise };
-                    ops.iter().filter_map(put_lease).collect()
+                    let done = ops.iter().zip(replies).flat_map(|(op, reply)| op.done(reply));
+                    done.filter_map(put_lease).collect()
                 }
                 _ => continue,
             };

@@ -122,6 +122,8 @@ pub enum TxnOp {
     Put { key: Vec<u8>, value: Vec<u8>, lease: i64, prev_kv: bool },
     /// Delete keys.
     Delete { key: Vec<u8>, end: Vec<u8>, prev_kv: bool },
+    /// Do one list of operations or the other: which is decided before anything of the outermost transaction is done.
+    Txn { compares: Vec<Compare>, then: Vec<TxnOp>, otherwise: Vec<TxnOp> },
 }
 
 /// A condition on one key.
@@ -182,7 +184,7 @@ pub enum Reply {
     Put { prev: Option<KeyValue> },
     /// To a delete.
     Delete { deleted: i64, prevs: Vec<KeyValue> },
-    /// To a transaction: one reply (Range, Put, Delete) for each operation of the chosen list.
+    /// To a transaction: one reply (Range, Put, Delete, Txn) for each operation of the chosen list.
     Txn { succeeded: bool, replies: Vec<Reply> },
     /// To a grant.
     Grant { id: i64, ttl_s: i64 },
@@ -255,6 +257,8 @@ pub enum WatchMessage {
     Progress { revision: i64 },
     /// The same, said of all watches of the stream at once: the reply to a request for progress.
     StreamProgress { revision: i64 },
+    /// It was not created, and never will be: what was asked for makes no sense.
+    Refused,
     /// The server or the client has ended the watch; `compact_revision` is 0 unless history was compacted away.
     Canceled { compact_revision: i64 },
     /// The stream is gone, or the client stopped listening.
@@ -365,6 +369,28 @@ pub fn check(history: &History) -> Result<Summary, Violation> {
         events: history.watches.iter().map(events).sum(),
         behind: (0..places.len()).filter(|index| places[*index].behind).collect(),
     })
+}
+
+impl TxnOp {
+    /// This operation and all that are nested in it, whichever way is chosen.
+    pub fn all(&self) -> Vec<&TxnOp> {
+        let mut all = vec![self];
+        if let TxnOp::Txn { then, otherwise, .. } = self {
+            all.extend(then.iter().chain(otherwise).flat_map(TxnOp::all));
+        }
+        all
+    }
+
+    /// This operation, or those that were done of a nested transaction, as its reply says.
+    pub fn done<'a>(&'a self, reply: &Reply) -> Vec<&'a TxnOp> {
+        match (self, reply) {
+            (TxnOp::Txn { then, otherwise, .. }, Reply::Txn { succeeded, replies }) => {
+                let ops = if *succeeded { then } else { otherwise };
+                ops.iter().zip(replies).flat_map(|(op, reply)| op.done(reply)).collect()
+            }
+            _ => vec![self],
+        }
+    }
 }
 
 impl WatchMessage {

@@ -54,12 +54,7 @@ impl Model {
             Request::Range { key, end, limit, revision, .. } => step.range(key, end, *limit, *revision),
             Request::Put { key, value, lease, prev_kv } => step.put(key, value, *lease, *prev_kv),
             Request::Delete { key, end, prev_kv } => step.delete(key, end, *prev_kv),
-            Request::Txn { compares, then, otherwise } => {
-                let succeeded = compares.iter().all(|compare| self.holds(compare));
-                let ops = if succeeded { then } else { otherwise };
-                let replies = ops.iter().map(|op| step.op(op)).collect();
-                Reply::Txn { succeeded, replies }
-            }
+            Request::Txn { compares, then, otherwise } => step.txn(compares, then, otherwise),
             Request::Revoke { id } => {
                 for key in self.attached(*id).cloned().collect::<Vec<_>>() {
                     step.delete(&key, &[], false);
@@ -195,7 +190,15 @@ impl<'a> Step<'a> {
             TxnOp::Range { key, end, limit, revision } => self.range(key, end, *limit, *revision),
             TxnOp::Put { key, value, lease, prev_kv } => self.put(key, value, *lease, *prev_kv),
             TxnOp::Delete { key, end, prev_kv } => self.delete(key, end, *prev_kv),
+            TxnOp::Txn { compares, then, otherwise } => self.txn(compares, then, otherwise),
         }
+    }
+
+    /// Conditions, nested ones too, are about the state before the request.
+    fn txn(&mut self, compares: &[Compare], then: &[TxnOp], otherwise: &[TxnOp]) -> Reply {
+        let succeeded = compares.iter().all(|compare| self.model.holds(compare));
+        let ops = if succeeded { then } else { otherwise };
+        Reply::Txn { succeeded, replies: ops.iter().map(|op| self.op(op)).collect() }
     }
 
     fn live(&self, key: &[u8], end: &[u8]) -> Vec<KeyValue> {

@@ -135,7 +135,7 @@ impl Order {
                         let newest = events.iter().map(|event| event.kv.mod_revision).max();
                         seen.push((*time, newest.unwrap_or(0).max(*header_revision)));
                     }
-                    WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
+                    WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
                 }
             }
         }
@@ -178,22 +178,47 @@ impl Order {
                             return Err(broken("compaction", what, index));
                         }
                     }
+                    Request::Txn { ref then, ref otherwise, .. } => {
+                        let outer = TxnOp::Txn { compares: vec![], then: then.clone(), otherwise: otherwise.clone() };
+                        let before = *revision - i64::from(certainly_writes(reply));
+                        let compacted = self.compacted.before(op.call, -1);
+                        for asked in outer.done(reply).into_iter().filter_map(past) {
+                            if asked > before {
+                                return Err(broken("future", format!("read {asked} at revision {before}"), index));
+                            }
+                            if asked < compacted {
+                                let what = format!("read {asked}, compacted at {compacted}");
+                                return Err(broken("compaction", what, index));
+                            }
+                        }
+                    }
                     _ => {}
                 }
             }
             Outcome::Refused(text) => {
-                let (asked, local, compacts) = match op.request {
-                    Request::Range { revision, serializable, .. } => (revision, serializable, false),
-                    Request::Compact { revision } => (revision, false, true),
-                    _ => return Ok(()),
+                let (asked, local, compacts) = match &op.request {
+                    Request::Range { revision, serializable, .. } => (vec![*revision], *serializable, false),
+                    Request::Txn { then, otherwise, .. } => {
+                        let all = then.iter().chain(otherwise).flat_map(TxnOp::all);
+                        (all.filter_map(past).collect(), false, false)
+                    }
+                    Request::Compact { revision } => (vec![*revision], false, true),
+                    _ => (Vec::new(), false, false),
                 };
                 let until = op.ret.unwrap_or(u64::MAX);
-                let least = if compacts { asked } else { asked + 1 };
-                if text.contains("compacted") && !self.compactions.may_reach(least, until, Some(index)) {
-                    return Err(broken("compaction", format!("refused {asked}: {text}"), index));
+                let gone = |asked: &i64| {
+                    let least = if compacts { *asked } else { asked + 1 };
+                    self.compactions.may_reach(least, until, Some(index))
+                };
+                if text.contains("compacted") && !asked.iter().any(gone) {
+                    return Err(broken("compaction", format!("refused {asked:?}: {text}"), index));
                 }
-                if text.contains("future revision") && asked <= floor && !local {
-                    return Err(broken("stale", format!("refused {asked}, {floor} had been seen: {text}"), index));
+                if text.contains("future revision") && asked.iter().all(|asked| *asked <= floor) && !local {
+                    return Err(broken("stale", format!("refused {asked:?}, {floor} had been seen: {text}"), index));
+                }
+                let of_grants = text.contains("already exists") && !matches!(op.request, Request::Grant { .. });
+                if of_grants || NEVER.iter().any(|never| text.contains(never)) {
+                    return Err(broken("refusal", format!("there is no reason for it: {text}"), index));
                 }
             }
             Outcome::Unknown => {}
@@ -227,6 +252,26 @@ fn check_members(history: &History) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// Refusals that the clients give no reason for.
+const NEVER: [&str; 8] = [
+    "key not found",
+    "key is not provided",
+    "invalid sort option",
+    "duplicate key",
+    "too many operations",
+    "too large",
+    "database space exceeded",
+    "corrupt cluster",
+];
+
+/// The revision that a range in a transaction names.
+fn past(op: &TxnOp) -> Option<i64> {
+    match op {
+        TxnOp::Range { revision, .. } if *revision > 0 => Some(*revision),
+        _ => None,
+    }
 }
 
 /// Does the reply show that something was written?

@@ -472,11 +472,14 @@ impl<'a> Replay<'a> {
     fn may_explain(&self, request: &Request, event: Option<&Event>, read: Option<&KeyValue>) -> bool {
         let shown = read.or(event.filter(|event| event.kind == EventKind::Put).map(|event| &event.kv));
         let gone = event.filter(|event| event.kind == EventKind::Delete).map(|event| event.kv.key.as_slice());
+        // Of what is nested nobody knows yet which way it went.
         let leases_exist = |ops: &[TxnOp]| ops.iter().filter_map(put_lease).all(|id| self.leases.known(id));
         let deletes = |ops: &[TxnOp]| {
-            gone.is_none_or(|gone| {
-                ops.iter().any(|op| matches!(op, TxnOp::Delete { key, end, .. } if within(gone, key, end)))
-            })
+            let goes = |gone: &[u8]| {
+                let mut all = ops.iter().flat_map(TxnOp::all);
+                all.any(|op| matches!(op, TxnOp::Delete { key, end, .. } if within(gone, key, end)))
+            };
+            gone.is_none_or(goes)
         };
         match request {
             Request::Put { key, value, lease, .. } => {
@@ -513,11 +516,11 @@ impl<'a> Unknown<'a> {
                 Request::Put { value, .. } => values.push(value),
                 Request::Delete { .. } => deletes = true,
                 Request::Txn { then, otherwise, .. } => {
-                    for op in then.iter().chain(otherwise) {
+                    for op in then.iter().chain(otherwise).flat_map(TxnOp::all) {
                         match op {
                             TxnOp::Put { value, .. } => values.push(value),
                             TxnOp::Delete { .. } => deletes = true,
-                            TxnOp::Range { .. } => {}
+                            TxnOp::Range { .. } | TxnOp::Txn { .. } => {}
                         }
                     }
                 }
@@ -556,6 +559,8 @@ struct Evidence<'a> {
     shown: Vec<Shown<'a>>,
     /// Key-values that replies showed, by revision of their last write; likewise.
     read: BTreeMap<i64, BTreeMap<&'a [u8], &'a KeyValue>>,
+    /// Of each key the revisions between which it was not written, as previous values in events tell; likewise.
+    untouched: BTreeMap<&'a [u8], Vec<(i64, i64)>>,
 }
 
 impl<'a> Evidence<'a> {
@@ -565,6 +570,7 @@ impl<'a> Evidence<'a> {
             events: Vec::new(),
             shown: Vec::new(),
             read: BTreeMap::new(),
+            untouched: BTreeMap::new(),
         };
         for record in history.watches.iter().filter(|record| concerns_all(record)) {
             let (first, covered) = Shown::covers(record);
@@ -595,8 +601,11 @@ impl<'a> Evidence<'a> {
                 }
             }
             for (_, message) in history.watches.iter().flat_map(|watch| &watch.messages) {
-                for prev in message.events().iter().filter_map(|event| event.prev.as_ref()) {
+                for event in message.events() {
+                    let Some(prev) = &event.prev else { continue };
                     evidence.read.entry(prev.mod_revision).or_default().insert(&prev.key, prev);
+                    let between = (prev.mod_revision, event.kv.mod_revision);
+                    evidence.untouched.entry(&event.kv.key).or_default().push(between);
                 }
             }
         }
@@ -628,7 +637,12 @@ impl<'a> Evidence<'a> {
                 && whole.iter().zip(events).all(|(shown, event)| shown.kind == event.kind && shown.kv == event.kv);
         }
         let mut read = self.read.get(&revision).into_iter().flat_map(|kvs| kvs.values());
+        let untouched = |event: &Event| {
+            let times = self.untouched.get(event.kv.key.as_slice()).map_or(&[][..], Vec::as_slice);
+            times.iter().any(|(from, to)| *from < revision && revision < *to)
+        };
         read.all(|kv| events.iter().any(|event| event.kind == EventKind::Put && event.kv == **kv))
+            && !events.iter().any(untouched)
             && self.shown.iter().all(|shown| shown.agrees(revision, events))
     }
 

@@ -154,7 +154,9 @@ impl Search<'_> {
 
     /// Is there still a call that names the lease?
     fn wanted(&self, open: &[usize], lease: i64) -> bool {
-        let puts = |ops: &[TxnOp]| ops.iter().any(|op| matches!(op, TxnOp::Put { lease: id, .. } if *id == lease));
+        let puts = |ops: &[TxnOp]| {
+            ops.iter().flat_map(TxnOp::all).any(|op| matches!(op, TxnOp::Put { lease: id, .. } if *id == lease))
+        };
         open.iter().any(|index| match &self.history.ops[*index].request {
             Request::Grant { id, .. }
             | Request::Revoke { id }
@@ -230,23 +232,7 @@ impl State {
                 self.put(&mut keys, revision, key, value, *lease, *prev_kv)?
             }
             Request::Delete { key, end, prev_kv } => delete(&mut keys, key, end, *prev_kv),
-            Request::Txn { compares, then, otherwise } => {
-                let succeeded = compares.iter().all(|compare| holds(&keys, compare));
-                let mut replies = Vec::new();
-                for op in if succeeded { then } else { otherwise } {
-                    replies.push(match op {
-                        TxnOp::Range { key, end, limit, revision: ..=0 } => read(&keys, key, end, *limit),
-                        TxnOp::Range { key, end, limit, revision } => {
-                            read(self.past.get(*revision as usize)?, key, end, *limit)
-                        }
-                        TxnOp::Put { key, value, lease, prev_kv } => {
-                            self.put(&mut keys, revision, key, value, *lease, *prev_kv)?
-                        }
-                        TxnOp::Delete { key, end, prev_kv } => delete(&mut keys, key, end, *prev_kv),
-                    });
-                }
-                Reply::Txn { succeeded, replies }
-            }
+            Request::Txn { compares, then, otherwise } => self.txn(&mut keys, revision, compares, then, otherwise)?,
             Request::Grant { id, ttl_s } => {
                 let (id, ttl_s) = match answer {
                     Some(Reply::Grant { id: got, ttl_s: lives }) if *id == 0 || id == got => (*got, *lives),
@@ -279,6 +265,31 @@ impl State {
         };
         self.push(keys);
         Some(reply)
+    }
+
+    /// A transaction, or a nested one; `keys` are what those before it have left.
+    fn txn(
+        &self,
+        keys: &mut Keys,
+        at: i64,
+        compares: &[Compare],
+        then: &[TxnOp],
+        otherwise: &[TxnOp],
+    ) -> Option<Reply> {
+        let succeeded = compares.iter().all(|compare| holds(self.keys(), compare));
+        let mut replies = Vec::new();
+        for op in if succeeded { then } else { otherwise } {
+            replies.push(match op {
+                TxnOp::Range { key, end, limit, revision: ..=0 } => read(keys, key, end, *limit),
+                TxnOp::Range { key, end, limit, revision } => {
+                    read(self.past.get(*revision as usize)?, key, end, *limit)
+                }
+                TxnOp::Put { key, value, lease, prev_kv } => self.put(keys, at, key, value, *lease, *prev_kv)?,
+                TxnOp::Delete { key, end, prev_kv } => delete(keys, key, end, *prev_kv),
+                TxnOp::Txn { compares, then, otherwise } => self.txn(keys, at, compares, then, otherwise)?,
+            });
+        }
+        Some(Reply::Txn { succeeded, replies })
     }
 
     fn put(&self, keys: &mut Keys, at: i64, key: &[u8], value: &[u8], lease: i64, prev_kv: bool) -> Option<Reply> {

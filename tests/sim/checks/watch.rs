@@ -9,18 +9,18 @@
 //! | 1 every event matches range and filters | `events`: *filter* |
 //! | 2 ordered, inside a revision as executed | `events`: *ordered*; comparison with the model's list: *reliable* |
 //! | 3 nothing twice | `events`: *ordered*, *reliable*, *unique* |
-//! | 4 a revision in one message, or in fragments that were asked for, all but the last marked, one right after the other under one header | `message`: *fragment*, `events`: *atomic* |
+//! | 4 a revision in one message, or in fragments that were asked for, all but the last marked, one right after the other on the stream under one header | `message`, `Streams`: *fragment*, `events`: *atomic* |
 //! | 5 nothing left out, nothing early; a resumed watch goes on where the one before left off | `events`: *early*, *reliable*; `check_all`: *resume* |
 //! | 6 progress at p: all up to p was sent, for a stream's progress on all its watches; headers not below their events, never falling on a watch, nor on a stream where they speak for all of it (created, the stream's progress; a late watch is told how far it has got itself) | `progress`: *bookmark*; `Streams`: *bookmark*, *header*; `events`: *header* |
 //! | 7 the previous value right, or missing after a compaction | `check_prev`: *prev_kv* |
 //! | 8 created or changed, version, create revision; a delete shows key and revision only | comparison with the model's list: *reliable* |
-//! | 9 created first and once, nothing after canceled; canceled for a compaction only if that was asked for and something below it had not been sent; nothing below a start in the future | `message`, `cancel`: *protocol*, *compaction*, `events`: *early*, `progress`: *bookmark* |
+//! | 9 created first and once, unless what was asked for makes no sense, then refused; nothing after canceled; canceled for a compaction only if that was asked for and something below it had not been sent; nothing below a start in the future | `message`, `cancel`: *protocol*, *compaction*, `events`: *early*, `progress`: *bookmark* |
 //! | 10 nothing that may be lost | the simulator, at the instant of every message |
 //! | 11 everything arrives in the end | `Place::behind`, for the simulator after a quiet time |
 //! | 12 the same on all members | there is but one list, so two watches that are both right are equal |
 //! | 13 bounded queues | the simulator |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::{Model, within};
 use super::order::Order;
@@ -60,7 +60,7 @@ impl<'a> Shown<'a> {
                 WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
                     covers.1 = covers.1.max(*revision)
                 }
-                WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
+                WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
             }
         }
         covers
@@ -71,17 +71,18 @@ impl<'a> Shown<'a> {
         self.events.get(&revision).and_then(|events| events.first().copied())
     }
 
-    /// Are these events of the revision, as far as they concern the watch, the ones it showed?
+    /// Are these events of the revision, as far as they concern the watch, the ones it showed? (Or begin with them, if
+    /// it ended between two pieces.)
     pub fn agrees(&self, revision: i64, events: &[Event]) -> bool {
-        if revision < self.covers.0 || revision > self.covers.1 {
+        if revision < self.covers.0 {
             return true;
         }
         let shown = self.events.get(&revision).map_or(&[][..], Vec::as_slice);
         let due: Vec<&Event> = events.iter().filter(|event| concerns(self.record, event)).collect();
-        due.len() == shown.len()
-            && due.iter().zip(shown).all(|(due, shown)| {
-                due.kind == shown.kind && due.kv == shown.kv && (shown.prev.is_none() || shown.prev == due.prev)
-            })
+        let all = due.len() == shown.len() || revision > self.covers.1 && due.len() > shown.len();
+        all && due.iter().zip(shown).all(|(due, shown)| {
+            due.kind == shown.kind && due.kv == shown.kv && (shown.prev.is_none() || shown.prev == due.prev)
+        })
     }
 }
 
@@ -91,7 +92,7 @@ pub struct Place {
     created: bool,
     /// Everything below has been sent.
     next: i64,
-    /// Revision of its last event that was sent whole, 0 for none.
+    /// The last revision of which the client knows that it was sent all events, 0 for none.
     sent: i64,
     /// It was canceled because history up to here was gone.
     compacted: Option<i64>,
@@ -149,6 +150,12 @@ fn concerns(record: &WatchRecord, event: &Event) -> bool {
     !filtered && within(&event.kv.key, &record.key, &record.end)
 }
 
+/// Does it ask for something that can never be sent?
+fn makes_no_sense(record: &WatchRecord) -> bool {
+    let empty = !record.end.is_empty() && record.end != [0] && record.key >= record.end;
+    empty || record.start < 0
+}
+
 type Broken = (&'static str, String);
 
 /// What holds between the watches of one stream.
@@ -184,6 +191,7 @@ impl Streams {
                 return Err(at(*index, "header", what));
             }
         }
+        check_pieces(history)?;
         for sent in progress.values_mut() {
             sent.sort_unstable();
             let mut highest = 0;
@@ -214,6 +222,28 @@ impl Streams {
             _ => Ok(()),
         }
     }
+}
+
+/// The pieces of a message come one right after the other on their stream: clients join what arrives in a row.
+fn check_pieces(history: &History) -> Result<(), Violation> {
+    let is_piece = |message: &WatchMessage| matches!(message, WatchMessage::Events { fragment: true, .. });
+    let known = history.watches.iter().filter(|record| record.stream != 0);
+    let in_pieces = known.filter(|record| record.messages.iter().any(|(_, message)| is_piece(message)));
+    let streams: BTreeSet<u64> = in_pieces.map(|record| record.stream).collect();
+    let mut messages: Vec<(u64, u64, usize, &WatchMessage)> = Vec::new();
+    for (index, record) in history.watches.iter().enumerate().filter(|(_, record)| streams.contains(&record.stream)) {
+        let arrived = record.messages.iter().filter(|(_, message)| *message != WatchMessage::Ended);
+        messages.extend(arrived.map(|(time, message)| (record.stream, *time, index, message)));
+    }
+    messages.sort_by_key(|(stream, time, index, _)| (*stream, *time, *index));
+    for pair in messages.windows(2) {
+        let [(stream, time, index, before), (same, after, other, message)] = pair else { continue };
+        if stream == same && is_piece(before) && index != other {
+            let what = format!("watch {other} was sent {message:?} at {after}, after a piece for this one at {time}");
+            return Err(at(*index, "fragment", what));
+        }
+    }
+    Ok(())
 }
 
 /// Follows one watch through its messages.
@@ -265,16 +295,27 @@ impl<'a> Walk<'a> {
         if self.canceled && *message != WatchMessage::Ended {
             return Err(("protocol", "after canceled".into()));
         }
-        if self.created.is_none() && !matches!(message, WatchMessage::Created { .. } | WatchMessage::Ended) {
+        let first = matches!(message, WatchMessage::Created { .. } | WatchMessage::Refused | WatchMessage::Ended);
+        if self.created.is_none() && !first {
             return Err(("protocol", "before created".into()));
         }
         if self.in_fragments && !matches!(message, WatchMessage::Events { .. } | WatchMessage::Ended) {
             return Err(("fragment", "in the middle of a fragmented one".into()));
         }
         match message {
+            WatchMessage::Refused if self.created.is_some() || !makes_no_sense(self.record) => {
+                Err(("protocol", "refused without reason".into()))
+            }
+            WatchMessage::Refused => {
+                self.canceled = true;
+                Ok(())
+            }
             WatchMessage::Created { revision } => {
                 if self.created.replace(*revision).is_some() {
                     return Err(("protocol", "created again".into()));
+                }
+                if makes_no_sense(self.record) {
+                    return Err(("protocol", "created, though it makes no sense".into()));
                 }
                 self.created_at = time;
                 self.first = if self.record.start > 0 { self.record.start } else { revision + 1 };
@@ -334,7 +375,7 @@ impl<'a> Walk<'a> {
             return Err(("atomic", format!("revision {} is not complete", self.last)));
         }
         self.place.next = if whole { self.last + 1 } else { self.last };
-        self.place.sent = if whole { self.last } else { self.place.sent.max(self.last - 1) };
+        self.place.sent = if whole && !fragment { self.last } else { self.place.sent.max(self.last - 1) };
         Ok(())
     }
 
