@@ -306,6 +306,7 @@ fn millis_down(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::storage::backend::Batch;
+    use crate::types::Index;
 
     const A: LeaseId = LeaseId(1);
     const B: LeaseId = LeaseId(2);
@@ -317,7 +318,7 @@ mod tests {
     fn table(leases: &[(LeaseId, i64, Option<u64>)]) -> Table {
         let mut table = Table::default();
         for &(id, ttl, rest) in leases {
-            table.grant(id, ttl, &mut Batch::default()).unwrap();
+            table.grant(id, ttl, Index(1), &mut Batch::default()).unwrap();
             table.set_rest(id, rest, &mut Batch::default()).unwrap();
         }
         table

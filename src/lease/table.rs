@@ -16,7 +16,7 @@ use super::Error;
 use crate::pb::everwatchpb::LeaseRecord;
 use crate::storage::backend::{Batch, Bucket};
 use crate::storage::schema;
-use crate::types::LeaseId;
+use crate::types::{Index, LeaseId};
 
 /// All leases.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct Lease {
     pub ttl: i64,
     /// What was left when a leader last recorded it, in milliseconds; `None`: all of it.
     pub rest_ms: Option<u64>,
+    /// The entry that granted it. It tells it from one of the same id before it.
+    pub granted: Index,
     keys: BTreeSet<Bytes>,
 }
 
@@ -47,18 +49,19 @@ impl Table {
     /// Takes a lease from its row, at start. Its keys follow by [`attach`](Table::attach).
     pub fn restore(&mut self, record: LeaseRecord) {
         let rest_ms = (record.remaining_ms > 0).then_some(record.remaining_ms);
-        self.leases.insert(LeaseId(record.id), Lease { ttl: record.ttl, rest_ms, keys: BTreeSet::new() });
+        let granted = Index(record.granted);
+        self.leases.insert(LeaseId(record.id), Lease { ttl: record.ttl, rest_ms, granted, keys: BTreeSet::new() });
     }
 
-    /// Adds a lease of `ttl` seconds.
-    pub fn grant(&mut self, id: LeaseId, ttl: i64, batch: &mut Batch) -> Result<(), Error> {
+    /// Adds a lease of `ttl` seconds, granted by this entry.
+    pub fn grant(&mut self, id: LeaseId, ttl: i64, granted: Index, batch: &mut Batch) -> Result<(), Error> {
         if id == LeaseId::NONE {
             return Err(Error::NotFound);
         }
         if self.exists(id) {
             return Err(Error::Exists);
         }
-        let lease = Lease { ttl, rest_ms: None, keys: BTreeSet::new() };
+        let lease = Lease { ttl, rest_ms: None, granted, keys: BTreeSet::new() };
         put_row(id, &lease, batch);
         self.leases.insert(id, lease);
         Ok(())
@@ -105,6 +108,11 @@ impl Table {
         Ok(())
     }
 
+    /// Whether there is such a lease, and it was there when entry `seen` had been carried out: it is not another of the same id.
+    pub fn existed(&self, id: LeaseId, seen: Index) -> bool {
+        self.leases.get(&id).is_some_and(|lease| lease.granted <= seen)
+    }
+
     /// Whether there is such a lease. There is none called [`LeaseId::NONE`].
     pub fn exists(&self, id: LeaseId) -> bool {
         self.leases.contains_key(&id)
@@ -141,7 +149,8 @@ fn row_key(id: LeaseId) -> Bytes {
 }
 
 fn put_row(id: LeaseId, lease: &Lease, batch: &mut Batch) {
-    let record = LeaseRecord { id: id.0, ttl: lease.ttl, remaining_ms: lease.rest_ms.unwrap_or(0) };
+    let remaining_ms = lease.rest_ms.unwrap_or(0);
+    let record = LeaseRecord { id: id.0, ttl: lease.ttl, remaining_ms, granted: lease.granted.0 };
     batch.put(Bucket::Lease, row_key(id), record.encode_to_vec().into());
 }
 
@@ -157,7 +166,7 @@ mod tests {
     fn a_key_moves_between_leases_and_goes_with_the_last() {
         let (mut table, mut batch) = (Table::default(), Batch::default());
         for id in [1, 2] {
-            assert_eq!(table.grant(LeaseId(id), 60, &mut batch), Ok(()));
+            assert_eq!(table.grant(LeaseId(id), 60, Index(1), &mut batch), Ok(()));
         }
         for key in ["c", "a", "b"] {
             table.attach(key.as_bytes(), LeaseId(1)).unwrap();
@@ -178,9 +187,9 @@ mod tests {
     #[test]
     fn ids_are_taken_once_and_zero_is_none() {
         let (mut table, mut batch) = (Table::default(), Batch::default());
-        assert_eq!(table.grant(LeaseId::NONE, 5, &mut batch), Err(Error::NotFound));
-        assert_eq!(table.grant(LeaseId(-7), 5, &mut batch), Ok(()));
-        assert_eq!(table.grant(LeaseId(-7), 9, &mut batch), Err(Error::Exists));
+        assert_eq!(table.grant(LeaseId::NONE, 5, Index(1), &mut batch), Err(Error::NotFound));
+        assert_eq!(table.grant(LeaseId(-7), 5, Index(1), &mut batch), Ok(()));
+        assert_eq!(table.grant(LeaseId(-7), 9, Index(1), &mut batch), Err(Error::Exists));
         assert_eq!(table.set_rest(LeaseId(8), Some(1), &mut batch), Err(Error::NotFound));
         assert_eq!(batch.rows.len(), 1, "a refusal writes nothing");
     }
@@ -188,7 +197,7 @@ mod tests {
     #[test]
     fn rows_bring_a_lease_back() {
         let (mut table, mut batch) = (Table::default(), Batch::default());
-        table.grant(LeaseId(-7), 5, &mut batch).unwrap();
+        table.grant(LeaseId(-7), 5, Index(1), &mut batch).unwrap();
         table.set_rest(LeaseId(-7), Some(1234), &mut batch).unwrap();
         let (_, key, value) = batch.rows.pop().unwrap();
         let mut again = Table::default();

@@ -34,7 +34,7 @@ use super::watch_loop::LeaderMonitor;
 use crate::cluster::Membership;
 use crate::cluster::reconfig::Unwise;
 use crate::lease::Lessor;
-use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes};
+use crate::pb::everwatchpb::{ClusterVersion, LeaseRemaining, MemberAttributes};
 use crate::peer::{Remaining, Renewal};
 use crate::raft::{
     ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Input, Message, MessageType, Node, Rejected, Role,
@@ -355,7 +355,8 @@ impl Core {
             self.hub().leader_lost();
         }
         if self.node.is_leader() {
-            let commands = lease_loop::turn(&mut self.lessor, self.node.term(), now);
+            let seen = self.state().applied();
+            let commands = lease_loop::turn(&mut self.lessor, self.node.term(), seen, now);
             for command in commands {
                 self.put_pending(&command, out);
             }
@@ -627,12 +628,14 @@ impl Core {
         let leads = self.promoted.filter(|term| self.node.is_leader() && self.node.term() == *term);
         let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
         let needs = self.renewals.turn(leads, &mut self.lessor, &state.leases, now);
+        let seen = state.applied().0;
         drop(state);
         let work = !needs.is_empty();
         for need in needs {
             match need {
                 Need::Read(reader) => self.reads.add(now, reader),
                 Need::Command(command, reply) => {
+                    let command = LeaseRemaining { seen, ..command };
                     self.commands += 1;
                     let id = OWN_COMMANDS + self.commands;
                     let command = Command { id, kind: Some(Kind::LeaseRemaining(command)), ..Command::default() };

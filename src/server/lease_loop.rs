@@ -7,7 +7,7 @@ use crate::lease::Lessor;
 use crate::pb::everwatchpb::lease_remaining::Remaining;
 use crate::state::applied::LeaseChange;
 use crate::state::command::{Command, Kind, LeaseExpire, LeaseRemaining};
-use crate::types::Term;
+use crate::types::{Index, Term};
 
 /// Leases that one tick lets expire. The rest comes with the next tick: a mass expiry must not hold up writes.
 const EXPIRED_PER_TICK: usize = 2000;
@@ -16,18 +16,18 @@ const LEASES_PER_COMMAND: usize = 250;
 /// Rests that one tick records.
 const RECORDED_PER_TICK: usize = 2000;
 
-/// What the lessor wants in the log now.
-pub fn turn(lessor: &mut Lessor, term: Term, now: Duration) -> Vec<Command> {
-    let term = term.0;
+/// What the lessor wants in the log now. It knows of everything up to `seen`.
+pub fn turn(lessor: &mut Lessor, term: Term, seen: Index, now: Duration) -> Vec<Command> {
+    let (term, seen) = (term.0, seen.0);
     let expired = lessor.expired(now, EXPIRED_PER_TICK);
     let expired = expired
         .chunks(LEASES_PER_COMMAND)
-        .map(|ids| Kind::LeaseExpire(LeaseExpire { term, ids: ids.iter().map(|id| id.0).collect() }));
+        .map(|ids| Kind::LeaseExpire(LeaseExpire { term, ids: ids.iter().map(|id| id.0).collect(), seen }));
     let rests = lessor.checkpoints(now, RECORDED_PER_TICK);
     let rests = rests.chunks(LEASES_PER_COMMAND).map(|rests| {
         let leases =
             rests.iter().map(|(id, remaining_ms)| Remaining { id: id.0, remaining_ms: *remaining_ms }).collect();
-        Kind::LeaseRemaining(LeaseRemaining { term, leases })
+        Kind::LeaseRemaining(LeaseRemaining { term, leases, seen })
     });
     expired.chain(rests).map(|kind| Command { kind: Some(kind), ..Command::default() }).collect()
 }

@@ -42,7 +42,7 @@ const WAITING_MAX: usize = 200_000;
 pub(crate) enum Need {
     /// A read, to be confirmed from now on.
     Read(oneshot::Sender<Result<(), Error>>),
-    /// A command, to be carried out here.
+    /// A command, to be carried out here. What has been carried out by now is to be added.
     Command(LeaseRemaining, oneshot::Sender<Result<Reply, Error>>),
 }
 
@@ -173,7 +173,7 @@ impl Renewals {
         for items in recorded.chunks(LEASES_PER_COMMAND) {
             let leases = items.iter().map(|item| Rest { id: item.id.0, remaining_ms: 0 }).collect();
             let (reply, outcome) = oneshot::channel();
-            needs.push(Need::Command(LeaseRemaining { term: term.0, leases }, reply));
+            needs.push(Need::Command(LeaseRemaining { term: term.0, leases, ..Default::default() }, reply));
             self.batches.push(Batch { term, items: items.to_vec(), waits: Waits::Recorded(outcome) });
         }
         if !answered.is_empty() {
@@ -295,6 +295,7 @@ fn left(id: LeaseId, lessor: &Lessor, leases: &Table, now: Duration) -> Remainin
 mod tests {
     use super::*;
     use crate::storage::backend::Batch as Rows;
+    use crate::types::Index;
 
     const TERM: Option<Term> = Some(Term(2));
 
@@ -312,7 +313,7 @@ mod tests {
     impl Leader {
         fn of(ids: &[i64]) -> Leader {
             let (mut lessor, mut leases) = (Lessor::default(), Table::default());
-            ids.iter().for_each(|id| leases.grant(LeaseId(*id), 60, &mut Rows::default()).unwrap());
+            ids.iter().for_each(|id| leases.grant(LeaseId(*id), 60, Index(1), &mut Rows::default()).unwrap());
             lessor.promote(&leases, at(0), at(1));
             Leader { renewals: Renewals::default(), lessor, leases }
         }
@@ -379,7 +380,7 @@ mod tests {
 
         let (mut granted, mut unknown) = (leader.renew(&[1]), leader.renew(&[2]));
         let needs = leader.turn(TERM);
-        leader.leases.grant(LeaseId(1), 60, &mut Rows::default()).unwrap();
+        leader.leases.grant(LeaseId(1), 60, Index(1), &mut Rows::default()).unwrap();
         leader.lessor.granted(LeaseId(1), 60, at(5));
         let mut needs = needs;
         for _ in 0..2 {

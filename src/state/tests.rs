@@ -188,11 +188,11 @@ impl Dice {
             77..=79 => Kind::LeaseRevoke(LeaseRevokeRequest { id: self.lease() }),
             80..=83 => {
                 let ids = vec![self.lease(), self.lease(), self.lease()];
-                Kind::LeaseExpire(LeaseExpire { term: 1 + self.roll(2), ids })
+                Kind::LeaseExpire(LeaseExpire { term: 1 + self.roll(2), ids, seen: self.roll(2) * u64::MAX })
             }
             84..=88 => {
                 let rest = Remaining { id: self.lease(), remaining_ms: self.roll(3) * 500 };
-                Kind::LeaseRemaining(LeaseRemaining { term: 1, leases: vec![rest] })
+                Kind::LeaseRemaining(LeaseRemaining { term: 1, leases: vec![rest], seen: self.roll(2) * u64::MAX })
             }
             89..=91 => {
                 Kind::Compaction(CompactionRequest { revision: revision - self.roll(9) as i64, physical: false })
@@ -313,7 +313,7 @@ fn grant(id: i64) -> Kind {
 }
 
 fn expire(term: u64, ids: &[i64]) -> Kind {
-    Kind::LeaseExpire(LeaseExpire { term, ids: ids.to_vec() })
+    Kind::LeaseExpire(LeaseExpire { term, ids: ids.to_vec(), seen: u64::MAX })
 }
 
 fn keys_of(applied: &Applied) -> Vec<(i64, Vec<Bytes>)> {
@@ -354,7 +354,7 @@ fn leases_that_expire_together_end_one_by_one_and_only_in_the_term_that_saw_it()
     member.run_in(Term(3), grant(4));
     let rest = |term, remaining_ms| {
         let leases = vec![Remaining { id: 4, remaining_ms }, Remaining { id: 5, remaining_ms }];
-        Kind::LeaseRemaining(LeaseRemaining { term, leases })
+        Kind::LeaseRemaining(LeaseRemaining { term, leases, seen: u64::MAX })
     };
     assert_eq!(member.run_in(Term(3), rest(2, 500)).leases, []);
     let changed = [LeaseChange::Remaining { id: LeaseId(4), rest_ms: Some(500) }];

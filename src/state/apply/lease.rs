@@ -7,13 +7,13 @@ use crate::state::StateMachine;
 use crate::state::applied::{LeaseChange, Reply};
 use crate::state::command::{LeaseExpire, LeaseRemaining};
 use crate::storage::backend::Batch;
-use crate::types::{LeaseId, Term};
+use crate::types::{Index, LeaseId, Term};
 
 impl StateMachine {
     /// The id was chosen and the length raised to the least one before the grant was proposed.
     pub(super) fn lease_grant(&mut self, request: &LeaseGrantRequest, batch: &mut Batch) -> Result<Effects, Stopped> {
         let (id, ttl) = (LeaseId(request.id), request.ttl);
-        self.leases.grant(id, ttl, batch)?;
+        self.leases.grant(id, ttl, Index(self.applied.0 + 1), batch)?;
         let response = LeaseGrantResponse { header: self.header(), id: id.0, ttl, ..Default::default() };
         let leases = vec![LeaseChange::Granted { id, ttl }];
         Ok(Effects { reply: Reply::LeaseGrant(response), changes: Vec::new(), leases })
@@ -39,8 +39,9 @@ impl StateMachine {
             return Ok(effects);
         }
         for id in command.ids.iter().copied().map(LeaseId) {
-            // A lease that was revoked in the meantime is no surprise.
-            if self.leases.exists(id) {
+            // A lease that was revoked in the meantime is no surprise. Nor is one that was granted anew: the leader offers what has
+            // run out again and again, and an offer may arrive when an earlier one has done its work.
+            if self.leases.existed(id, Index(command.seen)) {
                 effects.changes.extend(self.end_lease(id, batch)?);
                 effects.leases.push(LeaseChange::Revoked { id });
             }
@@ -63,7 +64,8 @@ impl StateMachine {
         for rest in &command.leases {
             let id = LeaseId(rest.id);
             let rest_ms = (rest.remaining_ms > 0).then_some(rest.remaining_ms);
-            if self.leases.set_rest(id, rest_ms, batch).is_ok() {
+            let existed = self.leases.existed(id, Index(command.seen));
+            if existed && self.leases.set_rest(id, rest_ms, batch).is_ok() {
                 effects.leases.push(LeaseChange::Remaining { id, rest_ms });
             }
         }

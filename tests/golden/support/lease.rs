@@ -61,8 +61,12 @@ pub(crate) fn run(world: &mut World, words: &[&str]) -> Option<Vec<String>> {
             Vec::new()
         }
         ["expire", term, ref ids @ ..] => {
+            let (seen, ids) = match ids {
+                [ids @ .., seen] if seen.starts_with("seen=") => (kv::number(&seen[5..]) as u64, ids),
+                ids => (world.state().applied().0, ids),
+            };
             let ids = ids.iter().map(|id| kv::number(id)).collect();
-            world.propose(Kind::LeaseExpire(LeaseExpire { term: kv::number(term) as u64, ids }))
+            world.propose(Kind::LeaseExpire(LeaseExpire { term: kv::number(term) as u64, ids, seen }))
         }
         ["alarm", action, kind] => {
             let action = if action == "raise" { 1 } else { 2 };
@@ -79,7 +83,8 @@ fn renew(world: &mut World, id: LeaseId) -> Vec<String> {
         Renewed::Unknown => "unknown".into(),
         Renewed::NeedsLog => {
             let leases = vec![Remaining { id: id.0, remaining_ms: 0 }];
-            world.apply(vec![Kind::LeaseRemaining(LeaseRemaining { term: world.term, leases })]);
+            let command = LeaseRemaining { term: world.term, leases, seen: world.state().applied().0 };
+            world.apply(vec![Kind::LeaseRemaining(command)]);
             match world.lessor.renew(id, world.now) {
                 Renewed::Ttl(ttl) => format!("ttl={ttl} through the log"),
                 other => panic!("{other:?} after the record was cleared"),
@@ -95,13 +100,15 @@ fn tick(world: &mut World) -> Vec<String> {
     if !expired.is_empty() {
         let ids: Vec<i64> = expired.iter().map(|id| id.0).collect();
         lines.push(format!("expire {ids:?}"));
-        lines.extend(world.propose(Kind::LeaseExpire(LeaseExpire { term: world.term, ids })));
+        let command = LeaseExpire { term: world.term, ids, seen: world.state().applied().0 };
+        lines.extend(world.propose(Kind::LeaseExpire(command)));
     }
     let rests = world.lessor.checkpoints(world.now, 100);
     if !rests.is_empty() {
         lines.extend(rests.iter().map(|(id, ms)| format!("record {}={}", id.0, Secs(*ms))));
         let leases = rests.iter().map(|(id, ms)| Remaining { id: id.0, remaining_ms: *ms }).collect();
-        world.apply(vec![Kind::LeaseRemaining(LeaseRemaining { term: world.term, leases })]);
+        let command = LeaseRemaining { term: world.term, leases, seen: world.state().applied().0 };
+        world.apply(vec![Kind::LeaseRemaining(command)]);
     }
     lines
 }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use everwatch::mvcc::Store;
 use everwatch::pb::etcdserverpb::{PutRequest, WatchResponse};
 use everwatch::pb::mvccpb::{Event, KeyValue};
-use everwatch::server::watch_loop::{StoreAccess, turn};
+use everwatch::server::watch_loop::{SLICE_BYTES_MAX, StoreAccess, turn};
 use everwatch::state::command::Kind;
 use everwatch::types::{KeyRange, Revision};
 use everwatch::watch::{Filters, Hub, Next, Outbox, Outgoing, Spec, StreamId};
@@ -64,7 +64,7 @@ impl Watches {
     pub(crate) fn follow(&mut self, kv: &Store) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
-            while !self.late && turn(&self.hub, &InPlainSight(kv)).unwrap() {}
+            while !self.late && turn(&self.hub, &InPlainSight(kv), SLICE_BYTES_MAX).unwrap() {}
             let told = lines.len();
             for (name, client) in self.streams.iter().filter(|(_, client)| !client.stalled) {
                 while let Some(next) = client.outbox.try_next() {
