@@ -154,7 +154,7 @@ impl Knowledge {
             return match (dice.below(15), known, gone) {
                 (0..6, Some(id), _) => Request::KeepAlive { id },
                 (6, Some(id), _) => Request::Revoke { id },
-                (7, Some(id), _) if dice.chance(200) => Request::Grant { id, ttl_s: 5 },
+                (7 | 12, Some(id), _) if dice.chance(mix.again) => Request::Grant { id, ttl_s: 5 },
                 (8, Some(id), _) => Request::TimeToLive { id, keys: dice.chance(400) },
                 (9, _, Some(id)) => Request::KeepAlive { id },
                 (10, _, Some(id)) if dice.chance(300) => Request::TimeToLive { id, keys: false },
@@ -310,6 +310,8 @@ pub struct Mix {
     pub delete: u64,
     pub txn: u64,
     pub lease: u64,
+    /// Of a thousand chances to grant a lease under an id that had one, how many are taken.
+    pub again: u64,
     pub compact: u64,
 }
 

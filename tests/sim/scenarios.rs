@@ -35,7 +35,7 @@ const EVERYTHING: Faults = CALM
     .with(Fault::Weather, 2)
     .with(Fault::HandOver, 2);
 
-const MIX: Mix = Mix { keys: 12, range: 30, put: 30, delete: 8, txn: 20, lease: 8, compact: 3 };
+const MIX: Mix = Mix { keys: 12, range: 30, put: 30, delete: 8, txn: 20, lease: 8, again: 150, compact: 3 };
 
 const BASE: Scenario = Scenario {
     name: "swarm",
@@ -94,6 +94,7 @@ pub fn swarm(seed: u64) -> Scenario {
             delete: dice.between(0, 15),
             txn: dice.between(0, 30),
             lease: dice.between(0, 20),
+            again: 150,
             compact: dice.pick(&[0, 2, 3, 5]),
         },
         faulty: dice.between(270, 420) * SECOND,
@@ -404,6 +405,16 @@ pub fn named() -> Vec<Scenario> {
             faults: CALM.with(Fault::ShortPause, 4).with(Fault::HandOver, 2).with(Fault::Isolate, 1),
             think: 20 * MILLI,
             options: Some(Options { apply_portion: 1, apply_delay: 50 * MILLI, snapshot_count: 300, ..TINY }),
+            ..BASE
+        },
+        // A lease was granted again under its id, and an expiry of the one before it, offered a second time, ended it.
+        Scenario {
+            name: "ids granted again",
+            kv_clients: 16,
+            watch_clients: 2,
+            mix: Mix { put: 15, range: 5, delete: 2, txn: 5, lease: 80, again: 1000, compact: 1, ..MIX },
+            faults: CALM.with(Fault::SlowDisk, 4).with(Fault::Clog, 4).with(Fault::Pause, 1),
+            think: 60 * MILLI,
             ..BASE
         },
         // A watch created right after a change missed it (etcd #20655).
