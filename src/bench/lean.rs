@@ -39,32 +39,35 @@ impl Lean {
 
     fn read(mut bytes: Bytes) -> Option<Lean> {
         let mut lean = Lean::default();
-        fields(&mut bytes, |field, value| match (field, value) {
-            (1, Value::Bytes(mut header)) => fields(&mut header, |field, value| {
-                if let (3, Value::Number(revision)) = (field, value) {
-                    lean.header_revision = revision as i64;
+        fields(&mut bytes, |field, value| {
+            match (field, value) {
+                (1, Value::Bytes(mut header)) => fields(&mut header, |field, value| {
+                    if let (3, Value::Number(revision)) = (field, value) {
+                        lean.header_revision = revision as i64;
+                    }
+                    Some(())
+                })?,
+                (2, Value::Number(id)) => lean.watch_id = id as i64,
+                (3, Value::Number(created)) => lean.created = created != 0,
+                (4, Value::Number(canceled)) => lean.canceled = canceled != 0,
+                (7, Value::Number(fragment)) => lean.fragment = fragment != 0,
+                (11, Value::Bytes(mut event)) => {
+                    lean.events += 1;
+                    fields(&mut event, |field, value| match (field, value) {
+                        (2, Value::Bytes(mut kv)) => fields(&mut kv, |field, value| {
+                            match (field, value) {
+                                (3, Value::Number(revision)) => lean.revision = revision as i64,
+                                (5, Value::Bytes(value)) => lean.sent = time(&value),
+                                _ => {}
+                            }
+                            Some(())
+                        }),
+                        _ => Some(()),
+                    })?;
                 }
-                Some(())
-            }),
-            (2, Value::Number(id)) => Some(lean.watch_id = id as i64),
-            (3, Value::Number(created)) => Some(lean.created = created != 0),
-            (4, Value::Number(canceled)) => Some(lean.canceled = canceled != 0),
-            (7, Value::Number(fragment)) => Some(lean.fragment = fragment != 0),
-            (11, Value::Bytes(mut event)) => {
-                lean.events += 1;
-                fields(&mut event, |field, value| match (field, value) {
-                    (2, Value::Bytes(mut kv)) => fields(&mut kv, |field, value| {
-                        match (field, value) {
-                            (3, Value::Number(revision)) => lean.revision = revision as i64,
-                            (5, Value::Bytes(value)) => lean.sent = time(&value),
-                            _ => {}
-                        }
-                        Some(())
-                    }),
-                    _ => Some(()),
-                })
+                _ => {}
             }
-            _ => Some(()),
+            Some(())
         })?;
         Some(lean)
     }

@@ -4,7 +4,7 @@
 //! first rows, then the log's base; found half done, founding starts over, for nothing can have been acknowledged.
 //!
 //! A member without data starts only as what the others admit it to ([`Admission`]): one that lost its directory would vote as if
-//! it had never voted, and answer for entries that it no longer has. [`super::founding`] asks them. One that joins a running
+//! it had never voted, and answer for entries that it no longer has. `founding` asks them. One that joins a running
 //! cluster begins with nothing but the members' addresses, the state at index 0, and a blank configuration: the leader
 //! sends it a snapshot, for no log starts before the founding.
 //!

@@ -41,7 +41,7 @@ pub(super) async fn run(handle: Handle, logger: Logger) {
     loop {
         farewells.add(handle.shared.peers().0, handle.member());
         let question = MembersRequest { cluster_id: handle.cluster().0, asker: handle.member().0 };
-        for (id, urls) in farewells.to_ask() {
+        for (id, urls) in farewells.next_questions() {
             asking.spawn(async move { (id, ask_members(&urls, question).await) });
         }
         let next = Instant::now() + pause;
@@ -84,7 +84,7 @@ impl Farewells {
         }
     }
 
-    fn to_ask(&mut self) -> Vec<(MemberId, Vec<String>)> {
+    fn next_questions(&mut self) -> Vec<(MemberId, Vec<String>)> {
         let Farewells { addresses, asked, .. } = self;
         let idle = addresses.iter().filter(|(id, _)| asked.insert(**id));
         idle.map(|(id, urls)| (*id, urls.iter().cloned().collect())).collect()
