@@ -238,6 +238,7 @@ impl World {
         let options = &mut self.options[place];
         options.slow_sync_per_mille = 0;
         options.disk_delay_max = options.disk_delay_max.min(10 * MILLI);
+        options.read_on();
         self.crash_loops[place] = 0;
         self.members[place].paused_until = self.now;
         self.resume(place);
@@ -251,10 +252,7 @@ impl World {
         self.phase = Phase::Healed;
         self.network.heal();
         self.mark("heal", [0; 4], String::new());
-        // History is read in slices as small as before, but without delay: in the end all of it must have been.
-        for options in self.options.iter_mut().chain([&mut self.usual]) {
-            options.catch_up_delay = options.catch_up_delay.min(MILLI);
-        }
+        self.usual.read_on();
         let members = self.configuration.members();
         for place in 0..self.members.len() {
             let member = &self.members[place];

@@ -120,6 +120,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// From now on history is read without delay, and not one revision at a time: there is an end to the time in which late
+    /// watchers must have all of it.
+    pub fn read_on(&mut self) {
+        self.catch_up_delay = self.catch_up_delay.min(MILLI);
+        self.slice_bytes = self.slice_bytes.max(300);
+    }
+
     /// Small limits, so that everything that happens rarely happens often.
     pub fn draw(dice: &mut Dice) -> Options {
         Options {
