@@ -444,7 +444,15 @@ pub fn named() -> Vec<Scenario> {
             watch_clients: 14,
             mix: Mix { keys: 3, put: 60, ..MIX },
             faults: CALM.with(Fault::Pause, 1).with(Fault::Isolate, 1),
-            options: Some(Options { outbox_messages: 4, outbox_bytes: 300, ..TINY }),
+            // Who is behind for a moment is soon caught up: streams are to be found full by what is new.
+            options: Some(Options {
+                outbox_messages: 4,
+                outbox_bytes: 300,
+                slice_bytes: 1 << 20,
+                message_bytes: 1 << 20,
+                catch_up_delay: MILLI,
+                ..TINY
+            }),
             think: 30 * MILLI,
             ..BASE
         },
