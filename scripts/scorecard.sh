@@ -61,7 +61,7 @@ table() {
         row sim "their faults by kind" "$(said sim '^faults by kind: (.*)$')"
         row sim "what became of members; speed" "$(said sim '^(crashes .* real time.*)$')"
     fi
-    row named "named scenarios" "$(grep -c '^sim: .* 1 seeds' "$proof/named" 2>/dev/null || true) scenarios, 0 violations"
+    row named "named scenarios" "$(grep -c '^sim: .*: virtual_ms=' "$proof/named" 2>/dev/null || true) scenarios, 0 violations"
     row crashes "a crash at every disk command, three kinds of loss" "$(said crashes '^sim: sweep: .*( crashes=[0-9]+ power_cuts=[0-9]+ ).*$')"
     row twice "the same seed twice" "50 seeds, equal traces"
     row corruption "one bit turned on disk" "$(said corruption '^([0-9]+ of [0-9]+ right.*)$')"

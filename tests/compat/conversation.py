@@ -369,7 +369,8 @@ def watch_create(t):
     for i in range(5):
         t.put(b"w/p%02d" % i, b"1")
     w.cancel(3, wait=False)
-    w.cancel(4)
+    w.cancel(4, wait=False)
+    w.until(lambda: w.count(lambda r: r.canceled) == 2, "2 canceled")
     t.put(b"w/p03", b"2")
     w.settle()
     w.report()
