@@ -42,8 +42,9 @@ use crate::watch::{End, Events, Filters, Next, Outgoing, Spec};
 
 /// Requests read before the outbox is looked at again.
 const REQUESTS_PER_POLL: usize = 64;
-/// Requests of one stream that may wait for a confirmation. Beyond this the client is not listened to.
+/// Requests of one stream that may wait for a confirmation, and their bytes. Beyond either the client is not listened to.
 const WAITING_MAX: usize = 1024;
+const WAITING_BYTES_MAX: usize = 1 << 20;
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 /// First size of a stream's two codec buffers: an idle stream should cost little, and the encoder reserves what it needs.
@@ -95,6 +96,7 @@ impl WatchService {
             stream,
             requests: Some(request.into_inner()),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             confirmed: 0,
             confirming: None,
             ticker: progress_ticker(self.options.progress_interval),
@@ -166,6 +168,7 @@ struct Responses {
     requests: Option<Streaming<WatchRequest>>,
     /// Requests that were read, in order. One that needs to know what "now" is keeps those behind it waiting.
     waiting: VecDeque<WatchRequest>,
+    waiting_bytes: usize,
     /// How many of them, from the front, came before the last confirmation was asked for.
     confirmed: usize,
     confirming: Option<Confirmation>,
@@ -234,6 +237,7 @@ impl Responses {
                 }
                 self.confirmed = self.confirmed.saturating_sub(1);
                 if let Some(request) = self.waiting.pop_front() {
+                    self.waiting_bytes -= request.encoded_len();
                     self.handle(request);
                 }
             }
@@ -248,7 +252,8 @@ impl Responses {
     /// Reads what requests there are.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..REQUESTS_PER_POLL {
-            if self.waiting.len() >= WAITING_MAX || !self.stream.outbox().has_answer_room() {
+            let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes >= WAITING_BYTES_MAX;
+            if full || !self.stream.outbox().has_answer_room() {
                 return Ok(());
             }
             let Some(requests) = &mut self.requests else { return Ok(()) };
@@ -257,6 +262,7 @@ impl Responses {
                 Poll::Ready(None) => self.requests = None,
                 Poll::Ready(Some(request)) => {
                     let request = request.map_err(|error| too_long(&error).unwrap_or(error))?;
+                    self.waiting_bytes += request.encoded_len();
                     self.waiting.push_back(request);
                 }
             }
@@ -407,6 +413,8 @@ mod tests {
     struct Member {
         hub: Arc<Mutex<Hub>>,
         standing: Arc<Mutex<Standing>>,
+        /// A quorum answers.
+        confirmed: tokio::sync::watch::Sender<bool>,
         client: WatchClient<WatchService>,
     }
 
@@ -421,11 +429,16 @@ mod tests {
             learner: false,
         }));
         let seen = standing.clone();
-        let confirm = Arc::new(|| -> Confirmation { Box::pin(std::future::ready(())) });
+        let confirmed = tokio::sync::watch::Sender::new(true);
+        let quorum = confirmed.subscribe();
+        let confirm = Arc::new(move || -> Confirmation {
+            let mut quorum = quorum.clone();
+            Box::pin(async move { drop(quorum.wait_for(|confirmed| *confirmed).await) })
+        });
         let handle = WatchHandle::new(hub.clone(), Arc::new(move || *seen.lock().unwrap()), confirm);
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
-        Member { hub, standing, client }
+        Member { hub, standing, confirmed, client }
     }
 
     impl Member {
@@ -493,6 +506,31 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(member.hub.lock().unwrap().stats().watchers, 0);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_from_now_on_waits_to_learn_what_now_is() {
+        let mut member = member();
+        let (requests, mut responses) = member.watch().await;
+        member.confirmed.send_replace(false);
+        let from = |start_revision| RequestUnion::CreateRequest(WatchCreateRequest { start_revision, ..create("k") });
+        let cancel = RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 0 });
+        // The first knows where it begins. Those behind the second keep their places.
+        for union in [from(1), from(0), from(2), cancel, from(0)] {
+            requests.send(ask(union)).await.unwrap();
+        }
+        let told = |response: WatchResponse| (response.watch_id, response.canceled, response.header.unwrap().revision);
+        assert_eq!(told(next(&mut responses).await.unwrap()), (0, false, 1));
+        member.put(2, "other", 1);
+        // Whatever could go on has gone on by then.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(member.hub.lock().unwrap().stats().watchers, 1);
+        member.confirmed.send_replace(true);
+        for wanted in [(1, false, 2), (2, false, 2), (0, true, 2), (3, false, 2)] {
+            assert_eq!(told(next(&mut responses).await.unwrap()), wanted);
+        }
     }
 
     #[tokio::test]
