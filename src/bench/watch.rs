@@ -352,12 +352,13 @@ pub(super) async fn failover(options: &Options) -> Result<(), String> {
     let client = watching_client(options)?;
     let created = Arc::new(AtomicU64::new(0));
     let moved = Arc::new(AtomicU64::new(0));
+    let told = Arc::new(AtomicU64::new(0));
     let (stop, stopped) = tokio::sync::watch::channel(i64::MAX);
     let streams: Vec<_> = (0..options.streams)
         .map(|number| {
             let want = Want { key: Bytes::from_static(KEY.as_bytes()), ..Default::default() };
             let watch = Watch::new(client.clone(), [want], 0, number);
-            tokio::spawn(follow(watch, created.clone(), moved.clone(), stopped.clone()))
+            tokio::spawn(follow(watch, [created.clone(), told.clone(), moved.clone()], stopped.clone()))
         })
         .collect();
     let all = options.streams as u64;
@@ -365,7 +366,9 @@ pub(super) async fn failover(options: &Options) -> Result<(), String> {
         return Err(format!("only {} of {all} streams were opened", created.load(Ordering::Relaxed)));
     }
     let writer = tokio::spawn(async move { load.run(u64::MAX, Duration::from_secs(20), false).await });
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    if settled(&told, all).await < all {
+        return Err(format!("only {} of {all} streams were told anything", told.load(Ordering::Relaxed)));
+    }
     let killed = Instant::now();
     let pid = i32::try_from(victim).ok().and_then(rustix::process::Pid::from_raw).ok_or("no such process")?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).map_err(|error| error.to_string())?;
@@ -391,11 +394,11 @@ pub(super) async fn failover(options: &Options) -> Result<(), String> {
     if back == all && wrong == 0 { Ok(()) } else { Err("not exact".to_owned()) }
 }
 
-/// Follows one key through whatever happens, until it has been handed the last revision.
+/// Follows one key through whatever happens, until it has been handed the last revision. Counts when it is created, when it hears
+/// first, and when it hears first from elsewhere.
 async fn follow(
     mut watch: Watch,
-    created: Arc<AtomicU64>,
-    moved: Arc<AtomicU64>,
+    [created, told, moved]: [Arc<AtomicU64>; 3],
     mut stop: tokio::sync::watch::Receiver<i64>,
 ) -> Result<Moved, crate::client::Error> {
     let mut seen = Moved::default();
@@ -416,6 +419,9 @@ async fn follow(
                 if seen.noticed.is_some() && seen.served.is_none() {
                     seen.served = Some(Instant::now());
                     moved.fetch_add(1, Ordering::Relaxed);
+                }
+                if at == 0 {
+                    told.fetch_add(1, Ordering::Relaxed);
                 }
                 for kv in events.iter().filter_map(|event| event.kv.as_ref()) {
                     // Every put of a key counts its version up by one: nothing can be missing unnoticed.
