@@ -28,7 +28,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::Service;
 
+use self::gathered::Gathered;
 use crate::config::{Config, Url};
+
+mod gathered;
 
 /// How long calls may go on after the stop. Watches are ended by their owner before that.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -315,12 +318,13 @@ async fn connection<G: Answer, H: Answer>(
             })
         }
     });
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
+    let stream = Gathered::new(stream);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream.clone()), dispatch));
     let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
+        ended = stream.around(serving.as_mut()) => ended,
         () = stopped(&mut stop) => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            stream.around(serving).await
         }
     };
     if let Err(error) = ended {

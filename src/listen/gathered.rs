@@ -1,0 +1,214 @@
+//! A connection's writes, gathered until its task has nothing more to say for now.
+//!
+//! HTTP/2 flushes after every frame of some size, and the system sends a packet for every write: most of what a busy watch stream
+//! costs is that. Here a write goes into a buffer, and the buffer to the socket when it is full or when the task that serves the
+//! connection is about to wait ([`Gathered::around`]): nothing is ever kept for longer than it takes to come to that.
+//!
+//! Buffers are lent from thread to connection while something is in them: an idle connection has none.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Bytes that are gathered. What comes beyond waits until some are written.
+const GATHERED_MAX: usize = 64 << 10;
+/// Empty buffers that a thread keeps.
+const SPARE_MAX: usize = 8;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See the module. Clones are the same connection, for the one task that serves it.
+#[derive(Clone, Debug)]
+pub(super) struct Gathered {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stream: TcpStream,
+    waiting: Mutex<Waiting>,
+}
+
+/// What is not written yet: the buffer from `written` on.
+#[derive(Debug, Default)]
+struct Waiting {
+    buffer: Vec<u8>,
+    written: usize,
+}
+
+impl Gathered {
+    pub(super) fn new(stream: TcpStream) -> Gathered {
+        Gathered { shared: Arc::new(Shared { stream, waiting: Mutex::default() }) }
+    }
+
+    /// The same future; whenever it waits, what it wrote to this connection is sent.
+    pub(super) async fn around<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+        poll_fn(|cx| {
+            let outcome = future.as_mut().poll(cx);
+            // Where the socket takes no more, its room wakes this task. An error comes to light with the next write.
+            let _ = self.poll_send(cx, &mut self.lock());
+            outcome
+        })
+        .await
+    }
+
+    /// Writes what is gathered.
+    fn poll_send(&self, cx: &mut Context<'_>, waiting: &mut Waiting) -> Poll<io::Result<()>> {
+        let stream = &self.shared.stream;
+        while waiting.written < waiting.buffer.len() {
+            match stream.try_write(&waiting.buffer[waiting.written..]) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => waiting.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        waiting.release();
+        Poll::Ready(Ok(()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn room(&self) -> usize {
+        GATHERED_MAX.saturating_sub(self.buffer.len() - self.written)
+    }
+
+    /// Takes in as much as there is room for.
+    fn gather(&mut self, mut bytes: &[u8]) -> usize {
+        if self.buffer.capacity() == 0 && !bytes.is_empty() {
+            self.buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(GATHERED_MAX));
+        }
+        bytes = &bytes[..bytes.len().min(self.room())];
+        if self.buffer.len() + bytes.len() > GATHERED_MAX {
+            self.buffer.drain(..self.written);
+            self.written = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+        bytes.len()
+    }
+
+    /// Everything is written: the buffer can serve others.
+    fn release(&mut self) {
+        let Waiting { mut buffer, .. } = std::mem::take(self);
+        if buffer.capacity() > 0 {
+            buffer.clear();
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < SPARE_MAX {
+                    spare.push(buffer);
+                }
+            });
+        }
+    }
+}
+
+impl AsyncRead for Gathered {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let stream = &self.shared.stream;
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read_buf(buf) {
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Gathered {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut waiting = self.lock();
+        if waiting.room() == 0 {
+            ready!(self.poll_send(cx, &mut waiting))?;
+        }
+        let mut count = 0;
+        for slice in slices {
+            let taken = waiting.gather(slice);
+            count += taken;
+            if taken < slice.len() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// It is sent when the task waits.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx, &mut self.lock()))?;
+        match rustix::net::shutdown(&self.shared.stream, rustix::net::Shutdown::Write) {
+            // The other side was faster.
+            Err(rustix::io::Errno::NOTCONN) | Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn everything_arrives_in_order_when_the_task_waits_or_shuts_down() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let gathered = Gathered::new(listener.accept().await.unwrap().0);
+        let (mut near, pieces) = (gathered.clone(), 3000u32);
+        let writing = async move {
+            near.write_all(b"first").await.unwrap();
+            near.flush().await.unwrap();
+            // It waits for an answer: what it wrote must have been sent.
+            let mut answer = [0; 2];
+            near.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"ok");
+            for n in 0..pieces {
+                near.write_all(&n.to_be_bytes().repeat(1 + n as usize % 100)).await.unwrap();
+                near.flush().await.unwrap();
+            }
+            near.shutdown().await.unwrap();
+        };
+        let reading = async {
+            let mut first = [0; 5];
+            far.read_exact(&mut first).await.unwrap();
+            assert_eq!(&first, b"first");
+            far.write_all(b"ok").await.unwrap();
+            let mut rest = Vec::new();
+            far.read_to_end(&mut rest).await.unwrap();
+            let expected = (0..pieces).flat_map(|n| n.to_be_bytes().repeat(1 + n as usize % 100));
+            assert!(expected.eq(rest.iter().copied()));
+        };
+        let mut writing = std::pin::pin!(writing);
+        tokio::join!(gathered.around(writing.as_mut()), reading);
+        assert_eq!(gathered.lock().buffer.capacity(), 0);
+    }
+}
