@@ -51,7 +51,7 @@
 //! serializable read skips the question.
 //!
 //! **An event.** `api::watch` opens a stream with one outbox for all its watchers. What the apply loop publishes is
-//! matched in `watch::interval` and goes, encoded once, into the outboxes of the streams that want it. A watcher that
+//! matched in `watch::index` and goes, encoded once, into the outboxes of the streams that want it. A watcher that
 //! starts in the past, or whose outbox is full, is *unsynced*: nothing is kept for it, `server::watch_loop` reads what it
 //! lacks from history until it has caught up. Progress passes through the same outbox, so it never overtakes.
 //!

@@ -18,6 +18,7 @@ use crate::server::handle::Handle;
 mod auth;
 mod check;
 mod cluster;
+mod frames;
 mod intercept;
 pub(crate) mod kv;
 mod lease;

@@ -1,7 +1,7 @@
 //! The Watch service: one stream of requests and one of responses per client, any number of watchers on it.
 //!
-//! The service is written by hand where tonic would generate it, because its responses are not built as messages: each event
-//! was encoded once, for all of its watchers, and is strung behind a freshly encoded head.
+//! The service is written by hand where tonic would generate it, because its responses are not built as messages: see
+//! [`super::frames`].
 //!
 //! There is no task per stream. `Responses` is polled when the connection can take more, and then reads requests and the
 //! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
@@ -16,29 +16,32 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
+use http_body::Frame;
 use prost::Message;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_stream::Stream;
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec};
 use tonic::codegen::{BoxFuture, Service};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
-use tonic_prost::{ProstCodec, ProstDecoder};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
+use super::frames::Frames;
 use super::intercept::too_long;
-use super::status::{Intercepted, no_leader, status, watch_refused};
+use super::status::{Intercepted, no_leader, status};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::server::error::Error;
-use crate::server::watch_loop::{Confirmation, Standing, WatchHandle, WatchStream};
+use crate::server::watch_loop::{Confirmation, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
-use crate::watch::{End, Events, Filters, Next, Outgoing, Spec};
+use crate::watch::{End, Filters, Next, Outgoing, Spec};
 
 /// Requests read before the outbox is looked at again.
 const REQUESTS_PER_POLL: usize = 64;
@@ -47,14 +50,12 @@ const WAITING_MAX: usize = 1024;
 const WAITING_BYTES_MAX: usize = 1 << 20;
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-/// First size of a stream's two codec buffers: an idle stream should cost little, and the encoder reserves what it needs.
-const CODEC_BUFFER_BYTES: usize = 512;
-/// Bytes gathered from the outbox before they are handed to the connection.
-const WRITE_BYTES: usize = 32 << 10;
+/// First size of the buffer that requests are decoded from: an idle stream should cost little.
+const DECODER_BYTES: usize = 256;
+/// Bytes of events to which responses for the same watchers are joined.
+const JOINED_BYTES_MAX: usize = 256 << 10;
 /// Metadata by which a client asks to be cut off from a member without leader.
 const HAS_LEADER: &str = "hasleader";
-/// The id of a response that is about no watcher.
-const NO_WATCHER: i64 = -1;
 
 /// The service, as the router takes it.
 #[derive(Clone, Debug)]
@@ -78,7 +79,7 @@ impl WatchService {
         WatchService { handle, options }
     }
 
-    fn open(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
+    fn open(&self, request: Request<Streaming<WatchRequest>>) -> Result<Responses, Status> {
         let standing = self.handle.standing();
         if standing.learner {
             return Err(Intercepted::Learner.into());
@@ -91,7 +92,7 @@ impl WatchService {
         if needs_leader {
             stream.need_leader();
         }
-        Ok(Response::new(Responses {
+        Ok(Responses {
             handle: self.handle.clone(),
             stream,
             requests: Some(request.into_inner()),
@@ -100,10 +101,11 @@ impl WatchService {
             confirmed: 0,
             confirming: None,
             ticker: progress_ticker(self.options.progress_interval),
-            frames: VecDeque::new(),
-            frame_bytes_max: self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES),
+            frames: Frames::new(self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES)),
+            next: None,
+            end: None,
             ended: false,
-        }))
+        })
     }
 }
 
@@ -142,25 +144,45 @@ where
             }
             let limit = service.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
             let mut grpc = Grpc::new(WatchCodec).apply_max_message_size_config(Some(limit), None);
-            Ok(grpc.streaming(Watch(service), request).await)
+            let mut response = grpc.streaming(Watch(service), request).await;
+            let opened = response.extensions_mut().remove::<Opened>().and_then(|opened| opened.take());
+            Ok(match opened {
+                Some(responses) => response.map(|_| Body::new(responses)),
+                None => response,
+            })
         })
     }
 }
 
-/// The service's one method.
+/// The service's one method. Tonic makes the response's head, for a stream of messages that stays empty: the real body is handed
+/// past it.
 struct Watch(WatchService);
 
 impl StreamingService<WatchRequest> for Watch {
-    type Response = Frame;
-    type ResponseStream = Responses;
-    type Future = std::future::Ready<Result<Response<Responses>, Status>>;
+    type Response = WatchResponse;
+    type ResponseStream = tokio_stream::Empty<Result<WatchResponse, Status>>;
+    type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
-        std::future::ready(self.0.open(request))
+        std::future::ready(self.0.open(request).map(|responses| {
+            let mut response = Response::new(tokio_stream::empty());
+            response.extensions_mut().insert(Opened(Arc::new(Mutex::new(Some(responses)))));
+            response
+        }))
     }
 }
 
-/// The responses of one stream.
+/// A body on its way past tonic. Extensions are cloned, in principle: whoever takes it first has it.
+#[derive(Clone)]
+struct Opened(Arc<Mutex<Option<Responses>>>);
+
+impl Opened {
+    fn take(&self) -> Option<Responses> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The responses of one stream, as the body of the call's response.
 struct Responses {
     handle: WatchHandle,
     stream: WatchStream,
@@ -173,50 +195,82 @@ struct Responses {
     confirmed: usize,
     confirming: Option<Confirmation>,
     ticker: Interval,
-    /// The rest of a message that had to be cut.
-    frames: VecDeque<Frame>,
-    frame_bytes_max: usize,
+    frames: Frames,
+    /// Taken from the outbox already, to see whether it can be joined to what comes before it.
+    next: Option<Next>,
+    /// How the call ends, once everything is written.
+    end: Option<Status>,
     ended: bool,
 }
 
-impl Stream for Responses {
-    type Item = Result<Frame, Status>;
+impl http_body::Body for Responses {
+    type Data = Bytes;
+    type Error = Status;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        if let Some(frame) = this.frames.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        if this.ended {
-            return Poll::Ready(None);
-        }
-        if this.ticker.poll_tick(cx).is_ready() {
-            this.stream.tick_progress();
-            // Once more, to be woken for the next tick.
-            cx.waker().wake_by_ref();
-        }
-        if let Err(status) = this.listen(cx) {
-            this.ended = true;
-            return Poll::Ready(Some(Err(status)));
-        }
-        match this.stream.outbox().poll_next(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Next::Message(message)) => {
-                this.frames = frames(message, &this.handle.standing(), this.frame_bytes_max);
-                Poll::Ready(this.frames.pop_front().map(Ok))
+        loop {
+            if let Some(piece) = this.frames.take() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
-            Poll::Ready(Next::End(end)) => {
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if let Some(status) = &this.end {
                 this.ended = true;
-                Poll::Ready(Some(Err(match end {
-                    End::Stopped => status(Error::Stopped),
-                    End::NoLeader => no_leader(),
-                })))
+                let mut trailers = http::HeaderMap::new();
+                let told = status.add_header(&mut trailers);
+                return Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))));
+            }
+            if !this.gather(cx) {
+                return Poll::Pending;
             }
         }
     }
 }
 
 impl Responses {
+    /// Looks after the clock and the requests, and writes what waits in the outbox, not too much at once. Whether there is
+    /// something to hand to the connection.
+    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.ticker.poll_tick(cx).is_ready() {
+            self.stream.tick_progress();
+            // Once more, to be woken for the next tick.
+            cx.waker().wake_by_ref();
+        }
+        if let Err(status) = self.listen(cx) {
+            self.end = Some(status);
+            return true;
+        }
+        let standing = self.handle.standing();
+        let mut written = false;
+        while self.frames.resume() && !self.frames.is_full() {
+            let next = match self.next.take() {
+                Some(next) => next,
+                None => match self.stream.outbox().poll_next(cx) {
+                    Poll::Ready(next) => next,
+                    Poll::Pending => return written,
+                },
+            };
+            written = true;
+            match next {
+                Next::Message(Outgoing::Events(mut events)) => {
+                    self.next = self.stream.outbox().join(&mut events, JOINED_BYTES_MAX);
+                    self.frames.write(Outgoing::Events(events), &standing);
+                }
+                Next::Message(message) => self.frames.write(message, &standing),
+                Next::End(end) => {
+                    self.end = Some(match end {
+                        End::Stopped => status(Error::Stopped),
+                        End::NoLeader => no_leader(),
+                    });
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
     /// Handles what requests there are, not too many at once.
     fn listen(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         self.read(cx)?;
@@ -304,100 +358,27 @@ fn spec(request: WatchCreateRequest) -> Spec {
     }
 }
 
-/// One response: everything but the events as a message, and the events as they are.
-#[derive(Debug)]
-struct Frame {
-    head: WatchResponse,
-    events: Vec<Bytes>,
-}
-
-/// A message in the form in which it is written: one response, or several when it is large and may be cut.
-fn frames(message: Outgoing, standing: &Standing, bytes_max: usize) -> VecDeque<Frame> {
-    let head = |revision: Revision, watch_id: i64| WatchResponse {
-        header: Some(ResponseHeader {
-            cluster_id: standing.cluster.0,
-            member_id: standing.member.0,
-            revision: revision.0,
-            raft_term: standing.term.0,
-        }),
-        watch_id,
-        ..Default::default()
-    };
-    let head = match message {
-        Outgoing::Created { id, revision } => WatchResponse { created: true, ..head(revision, id) },
-        Outgoing::Refused { reason: refusal, revision } => WatchResponse {
-            created: true,
-            canceled: true,
-            cancel_reason: watch_refused(refusal).to_owned(),
-            ..head(revision, NO_WATCHER)
-        },
-        Outgoing::Canceled { id, revision } => WatchResponse { canceled: true, ..head(revision, id) },
-        // etcd leaves the revision out here.
-        Outgoing::Compacted { id, at } => {
-            WatchResponse { canceled: true, compact_revision: at.0, ..head(Revision(0), id) }
-        }
-        Outgoing::Progress { id, revision } => head(revision, id.unwrap_or(NO_WATCHER)),
-        Outgoing::Events(events) => return event_frames(head(events.revision, events.id), events, bytes_max),
-    };
-    VecDeque::from([Frame { head, events: Vec::new() }])
-}
-
-fn event_frames(head: WatchResponse, events: Events, bytes_max: usize) -> VecDeque<Frame> {
-    let pieces = events.pieces(head.encoded_len(), bytes_max);
-    let last = pieces.len() - 1;
-    let frame = |(at, events)| Frame { head: WatchResponse { fragment: at < last, ..head.clone() }, events };
-    pieces.into_iter().enumerate().map(frame).collect()
-}
-
-/// Reads requests as messages and writes responses as [`Frame`]s.
+/// Reads requests as messages. Responses are bytes already when tonic could encode them: it never does.
 #[derive(Clone, Copy, Debug)]
 struct WatchCodec;
 
 impl Codec for WatchCodec {
-    type Encode = Frame;
+    type Encode = WatchResponse;
     type Decode = WatchRequest;
-    type Encoder = FrameEncoder;
+    type Encoder = ProstEncoder<WatchResponse>;
     type Decoder = ProstDecoder<WatchRequest>;
 
-    fn encoder(&mut self) -> FrameEncoder {
-        FrameEncoder
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<WatchResponse, WatchRequest>::raw_encoder(BufferSettings::new(0, 0))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<WatchResponse, WatchRequest>::raw_decoder(buffers())
+        ProstCodec::<WatchResponse, WatchRequest>::raw_decoder(BufferSettings::new(DECODER_BYTES, 0))
     }
-}
-
-/// Writes [`Frame`]s.
-#[derive(Clone, Copy, Debug)]
-struct FrameEncoder;
-
-impl Encoder for FrameEncoder {
-    type Item = Frame;
-    type Error = Status;
-
-    fn encode(&mut self, frame: Frame, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        // `events` is the last field of the message: what follows the head's fields is the whole of it.
-        let bytes = frame.head.encoded_len() + frame.events.iter().map(Bytes::len).sum::<usize>();
-        buf.reserve(bytes);
-        frame.head.encode_raw(buf);
-        frame.events.iter().for_each(|event| buf.put_slice(event));
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        buffers()
-    }
-}
-
-fn buffers() -> BufferSettings {
-    BufferSettings::new(CODEC_BUFFER_BYTES, WRITE_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use tokio::sync::mpsc;
     use tokio::time::timeout;
     use tokio_stream::wrappers::ReceiverStream;
@@ -405,8 +386,9 @@ mod tests {
     use super::*;
     use crate::mvcc::change::{Change, ChangeKind, ChangeSet};
     use crate::pb::etcdserverpb::watch_client::WatchClient;
-    use crate::pb::etcdserverpb::{WatchCancelRequest, WatchProgressRequest};
+    use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest};
     use crate::pb::mvccpb::KeyValue;
+    use crate::server::watch_loop::Standing;
     use crate::types::{ClusterId, MemberId, Term};
     use crate::watch::Hub;
 

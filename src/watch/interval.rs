@@ -1,96 +1,48 @@
-//! Which watchers does a key concern? Keys are found by hashing, ranges by a search tree, so that the answer costs what it
-//! finds and not what is registered.
-//!
-//! ```text
-//! exact    key → watchers                                        one look-up
-//! ranges   a treap ordered by (start, end); every node knows     O(log n) steps per range found
-//!          the furthest end below it, which prunes the search
-//! ```
-//!
-//! Watchers of the same range share one node. Promise: `matching(key)` visits each registered watcher whose range contains
-//! `key` exactly once, in an order that depends only on what was registered before, never on hashing or chance.
+//! Ranges that are neither one key nor a prefix: a treap ordered by (start, end), in which every node knows the furthest end below
+//! it. That prunes the search: O(log n) steps per range found.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap};
 
-use bytes::Bytes;
+use super::group::{GroupKey, Reach, Span};
 
-use super::watcher::WatcherKey;
-use crate::types::{KeyRange, RangeEnd};
-
-/// Registered watchers by what they watch.
-#[derive(Debug, Default)]
-pub(crate) struct Intervals {
-    exact: HashMap<Bytes, BTreeSet<WatcherKey>>,
-    ranges: Treap,
-}
-
-impl Intervals {
-    /// Registers `watcher` for `range`, which must not be empty.
-    pub(crate) fn insert(&mut self, range: &KeyRange, watcher: WatcherKey) {
-        let fresh = match &range.end {
-            RangeEnd::Single => self.exact.entry(range.start.clone()).or_default().insert(watcher),
-            end => self.ranges.insert(Span::new(&range.start, end), watcher),
-        };
-        debug_assert!(fresh, "a watcher is registered once");
-    }
-
-    /// Forgets `watcher`, registered for `range`.
-    pub(crate) fn remove(&mut self, range: &KeyRange, watcher: WatcherKey) {
-        match &range.end {
-            RangeEnd::Single => {
-                if let Some(watchers) = self.exact.get_mut(&range.start) {
-                    watchers.remove(&watcher);
-                    if watchers.is_empty() {
-                        self.exact.remove(&range.start);
-                    }
-                }
-            }
-            end => self.ranges.remove(&Span::new(&range.start, end), watcher),
-        }
-    }
-
-    /// Visits the watchers that `key` concerns.
-    pub(crate) fn matching(&self, key: &[u8], visit: &mut impl FnMut(WatcherKey)) {
-        if let Some(watchers) = self.exact.get(key) {
-            watchers.iter().copied().for_each(&mut *visit);
-        }
-        self.ranges.stab(self.ranges.root, key, visit);
-    }
-}
-
-/// A range of more than one key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Span {
-    start: Bytes,
+/// The limits of a range.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Stretch {
+    start: Box<[u8]>,
     end: End,
 }
 
-/// The first key after a span.
+/// The first key after a stretch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
-    Before(Bytes),
+    Before(Box<[u8]>),
     /// After every key; the order of the variants says so.
     Never,
+}
+
+impl Default for End {
+    fn default() -> End {
+        End::Before(Box::default())
+    }
 }
 
 impl End {
     fn after(&self, key: &[u8]) -> bool {
         match self {
-            End::Before(end) => end.as_ref() > key,
+            End::Before(end) => **end > *key,
             End::Never => true,
         }
     }
 }
 
-impl Span {
-    fn new(start: &Bytes, end: &RangeEnd) -> Span {
-        let end = match end {
-            RangeEnd::Before(end) => End::Before(end.clone()),
-            RangeEnd::Open => End::Never,
-            RangeEnd::Single => unreachable!("single keys are hashed"),
+impl From<Span<'_>> for Stretch {
+    fn from(span: Span<'_>) -> Stretch {
+        let end = match span.reach {
+            Reach::Before => End::Before(span.end.into()),
+            Reach::Open => End::Never,
+            Reach::Single | Reach::Prefix => unreachable!("these have structures of their own"),
         };
-        Span { start: start.clone(), end }
+        Stretch { start: span.start.into(), end }
     }
 }
 
@@ -100,19 +52,19 @@ const NONE: Link = Link::MAX;
 
 #[derive(Debug)]
 struct Node {
-    span: Span,
-    watchers: BTreeSet<WatcherKey>,
+    span: Stretch,
+    group: GroupKey,
     /// The furthest end in the tree that hangs from this node.
     furthest: End,
-    /// No child has a higher one. Drawn from `Treap::dice`, which keeps the tree about as deep as a balanced one.
+    /// No child has a higher one. Drawn from `Intervals::dice`, which keeps the tree about as deep as a balanced one.
     priority: u64,
     left: Link,
     right: Link,
 }
 
-/// A search tree by span that is a heap by priority.
+/// A search tree by span that is a heap by priority. One group stands for all of the same range.
 #[derive(Debug)]
-struct Treap {
+pub(super) struct Intervals {
     nodes: Vec<Node>,
     free: Vec<Link>,
     root: Link,
@@ -120,13 +72,13 @@ struct Treap {
     dice: u64,
 }
 
-impl Default for Treap {
-    fn default() -> Treap {
-        Treap { nodes: Vec::new(), free: Vec::new(), root: NONE, dice: 0x9e37_79b9_7f4a_7c15 }
+impl Default for Intervals {
+    fn default() -> Intervals {
+        Intervals { nodes: Vec::new(), free: Vec::new(), root: NONE, dice: 0x9e37_79b9_7f4a_7c15 }
     }
 }
 
-impl Treap {
+impl Intervals {
     fn node(&self, link: Link) -> &Node {
         &self.nodes[link as usize]
     }
@@ -142,7 +94,7 @@ impl Treap {
         self.dice
     }
 
-    fn find(&self, span: &Span) -> Link {
+    fn find(&self, span: &Stretch) -> Link {
         let mut link = self.root;
         while link != NONE {
             let node = self.node(link);
@@ -155,15 +107,24 @@ impl Treap {
         NONE
     }
 
-    fn insert(&mut self, span: Span, watcher: WatcherKey) -> bool {
+    /// The group that stands for a range.
+    pub(super) fn get(&self, span: Span<'_>) -> Option<GroupKey> {
+        let link = self.find(&span.into());
+        (link != NONE).then(|| self.node(link).group)
+    }
+
+    /// Has `group` stand for a range, which is new, or which another has stood for until now.
+    pub(super) fn insert(&mut self, span: Span<'_>, group: GroupKey) {
+        let span = Stretch::from(span);
         let known = self.find(&span);
         if known != NONE {
-            return self.node_mut(known).watchers.insert(watcher);
+            self.node_mut(known).group = group;
+            return;
         }
         let (low, high) = self.split(self.root, &span);
         let furthest = span.end.clone();
         let priority = self.roll();
-        let node = Node { span, watchers: BTreeSet::from([watcher]), furthest, priority, left: NONE, right: NONE };
+        let node = Node { span, group, furthest, priority, left: NONE, right: NONE };
         let link = match self.free.pop() {
             Some(link) => {
                 *self.node_mut(link) = node;
@@ -176,33 +137,35 @@ impl Treap {
         };
         let low = self.join(low, link);
         self.root = self.join(low, high);
-        true
     }
 
-    fn remove(&mut self, span: &Span, watcher: WatcherKey) {
-        let link = self.find(span);
+    /// Forgets a range.
+    pub(super) fn remove(&mut self, span: Span<'_>) {
+        let span = Stretch::from(span);
+        let link = self.find(&span);
         if link == NONE {
             return;
         }
-        self.node_mut(link).watchers.remove(&watcher);
-        if self.node(link).watchers.is_empty() {
-            self.root = self.without(self.root, span);
-            // Let go of the keys now; the slot itself waits for its next use.
-            let empty = Span { start: Bytes::new(), end: End::Never };
-            *self.node_mut(link) = Node {
-                span: empty,
-                watchers: BTreeSet::new(),
-                furthest: End::Never,
-                priority: 0,
-                left: NONE,
-                right: NONE,
-            };
-            self.free.push(link);
-        }
+        self.root = self.without(self.root, &span);
+        // Let go of the keys now; the slot itself waits for its next use.
+        let node = self.node_mut(link);
+        (node.span, node.furthest) = (Stretch::default(), End::default());
+        self.free.push(link);
+    }
+
+    /// Visits the groups of the ranges that contain `key`.
+    pub(super) fn stab(&self, key: &[u8], visit: &mut impl FnMut(GroupKey)) {
+        self.stab_below(self.root, key, visit);
+    }
+
+    /// Whether nothing is registered.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.root == NONE
     }
 
     /// The tree at `link` without the node of `span`, which is in it.
-    fn without(&mut self, link: Link, span: &Span) -> Link {
+    fn without(&mut self, link: Link, span: &Stretch) -> Link {
         let (left, right) = (self.node(link).left, self.node(link).right);
         match span.cmp(&self.node(link).span) {
             Ordering::Equal => return self.join(left, right),
@@ -214,7 +177,7 @@ impl Treap {
     }
 
     /// Cuts the tree at `link` into the spans below `span` and those above; it holds no equal one.
-    fn split(&mut self, link: Link, span: &Span) -> (Link, Link) {
+    fn split(&mut self, link: Link, span: &Stretch) -> (Link, Link) {
         if link == NONE {
             return (NONE, NONE);
         }
@@ -262,17 +225,17 @@ impl Treap {
         self.node_mut(link).furthest = furthest;
     }
 
-    fn stab(&self, link: Link, key: &[u8], visit: &mut impl FnMut(WatcherKey)) {
+    fn stab_below(&self, link: Link, key: &[u8], visit: &mut impl FnMut(GroupKey)) {
         if link == NONE || !self.node(link).furthest.after(key) {
             return;
         }
         let node = self.node(link);
-        self.stab(node.left, key, visit);
-        if node.span.start.as_ref() <= key {
+        self.stab_below(node.left, key, visit);
+        if *node.span.start <= *key {
             if node.span.end.after(key) {
-                node.watchers.iter().copied().for_each(&mut *visit);
+                visit(node.group);
             }
-            self.stab(node.right, key, visit);
+            self.stab_below(node.right, key, visit);
         }
     }
 }
@@ -280,69 +243,20 @@ impl Treap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::dice::Dice;
-
-    fn random_key(dice: &mut Dice) -> Bytes {
-        (0..dice.below(4)).map(|_| b'a' + dice.below(3) as u8).collect()
-    }
-
-    fn random_range(dice: &mut Dice) -> KeyRange {
-        let start = random_key(dice);
-        match dice.below(4) {
-            0 => KeyRange::single(start),
-            1 => KeyRange::from_wire(start, Bytes::from_static(b"\0")),
-            _ => KeyRange::from_wire(start, [&random_key(dice)[..], b"~"].concat().into()),
-        }
-    }
-
-    #[test]
-    fn finds_what_asking_every_range_finds() {
-        for seed in 0..200 {
-            let mut dice = Dice::new(seed);
-            let mut intervals = Intervals::default();
-            let mut registered: Vec<(KeyRange, WatcherKey)> = Vec::new();
-            for step in 0..300 {
-                if dice.below(3) > 0 {
-                    let range = random_range(&mut dice);
-                    if !range.is_empty() {
-                        intervals.insert(&range, WatcherKey(step));
-                        registered.push((range, WatcherKey(step)));
-                    }
-                } else if !registered.is_empty() {
-                    let (range, watcher) = registered.swap_remove(dice.below(registered.len() as u64) as usize);
-                    intervals.remove(&range, watcher);
-                }
-                let key = random_key(&mut dice);
-                let mut found = Vec::new();
-                intervals.matching(&key, &mut |watcher| found.push(watcher));
-                found.sort();
-                let mut expected: Vec<_> =
-                    registered.iter().filter(|(range, _)| range.contains(&key)).map(|(_, w)| *w).collect();
-                expected.sort();
-                assert_eq!(found, expected, "seed {seed}, step {step}, key {key:?}");
-            }
-            registered.drain(..).for_each(|(range, watcher)| intervals.remove(&range, watcher));
-            assert!(
-                intervals.exact.is_empty() && intervals.ranges.root == NONE,
-                "seed {seed}: something stayed behind"
-            );
-        }
-    }
 
     #[test]
     fn stays_shallow_when_ranges_come_in_order() {
-        fn depth(treap: &Treap, link: Link) -> usize {
+        fn depth(tree: &Intervals, link: Link) -> usize {
             if link == NONE {
                 return 0;
             }
-            1 + depth(treap, treap.node(link).left).max(depth(treap, treap.node(link).right))
+            1 + depth(tree, tree.node(link).left).max(depth(tree, tree.node(link).right))
         }
-        let mut intervals = Intervals::default();
+        let mut tree = Intervals::default();
         for number in 0..20_000u32 {
-            let start = Bytes::copy_from_slice(&number.to_be_bytes());
-            let end = Bytes::copy_from_slice(&(number + 1).to_be_bytes());
-            intervals.insert(&KeyRange::from_wire(start, end), WatcherKey(number));
+            let (start, end) = (number.to_be_bytes(), (number + 2).to_be_bytes());
+            tree.insert(Span { start: &start, reach: Reach::Before, end: &end }, GroupKey(number));
         }
-        assert!(depth(&intervals.ranges, intervals.ranges.root) < 60);
+        assert!(depth(&tree, tree.root) < 60);
     }
 }

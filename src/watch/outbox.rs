@@ -27,6 +27,8 @@ use crate::types::Revision;
 pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// Messages waiting in one outbox. Beyond this its watchers become unsynced.
 pub const OUTBOX_MESSAGES_MAX: usize = 1024;
+/// Messages for which an empty outbox keeps its room. One that was full once is not to cost that for ever.
+const IDLE_MESSAGES: usize = 16;
 /// What the mark of a fragment takes in a message.
 const FRAGMENT_BYTES: usize = 2;
 /// Messages beyond those that answers to requests may take. When they are used up, the stream's requests wait unread.
@@ -87,45 +89,62 @@ pub enum Outgoing {
     Events(Events),
 }
 
-/// Changes for one watcher.
+/// Changes for watchers of one stream that want the same and are equally far: one message here, one response for each of them on
+/// the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Events {
-    /// Which watcher.
-    pub id: i64,
-    /// Everything the watcher wants up to here is in this message or was in earlier ones.
+    /// Which watchers.
+    pub ids: Ids,
+    /// Everything they want up to here is in this message or was in earlier ones.
     pub revision: Revision,
     /// Encoded `events` fields of `WatchResponse`, shared with every other watcher of the same change.
     pub events: EventList,
-    /// Bytes of them.
+    /// Bytes of them, once.
     pub bytes: usize,
     /// The client accepts parts.
     pub fragment: bool,
 }
 
 impl Events {
+    /// How many events its watchers are sent, all together.
+    pub(crate) fn count(&self) -> usize {
+        self.events.as_slice().len() * self.ids.as_slice().len()
+    }
+
+    /// The same, for one watcher at a time.
+    pub fn each(&self) -> impl Iterator<Item = Events> {
+        self.ids.as_slice().iter().map(|id| Events { ids: Ids::One(*id), ..self.clone() })
+    }
+
+    /// Takes in what follows for the same watchers, unless that would make more than `bytes_max`. What is not taken is given back.
+    fn join(&mut self, next: Events, bytes_max: usize) -> Result<(), Events> {
+        let same = self.fragment == next.fragment && self.ids == next.ids;
+        if !same || self.bytes + next.bytes > bytes_max {
+            return Err(next);
+        }
+        self.events.append(next.events);
+        (self.bytes, self.revision) = (self.bytes + next.bytes, next.revision);
+        Ok(())
+    }
+
     /// Cut into pieces of less than `bytes_max` each, `head` bytes of everything else in a message included, if the client
     /// accepts that and it is needed. A piece that is one event may be larger. All but the last are marked as fragments;
     /// they are written one right after the other.
-    pub fn pieces(self, head: usize, bytes_max: usize) -> Vec<Vec<Bytes>> {
-        let list = match self.events {
-            EventList::One(event) => vec![event],
-            EventList::Many(events) => events,
-        };
+    pub fn pieces(&self, head: usize, bytes_max: usize) -> Vec<&[Bytes]> {
+        let list = self.events.as_slice();
         if !self.fragment || list.len() < 2 || head + self.bytes < bytes_max {
             return vec![list];
         }
-        let mut pieces: Vec<Vec<Bytes>> = Vec::new();
-        let mut bytes = 0;
-        for event in list {
+        let mut pieces = Vec::new();
+        let (mut first, mut bytes) = (0, head + FRAGMENT_BYTES);
+        for (at, event) in list.iter().enumerate() {
             bytes += event.len();
-            match pieces.last_mut() {
-                Some(piece) if bytes < bytes_max => piece.push(event),
-                _ => {
-                    bytes = head + FRAGMENT_BYTES + event.len();
-                    pieces.push(vec![event]);
-                }
+            if bytes >= bytes_max && at > first {
+                pieces.push(&list[first..at]);
+                (first, bytes) = (at, head + FRAGMENT_BYTES + event.len());
             }
         }
+        pieces.push(&list[first..]);
         pieces
     }
 }
@@ -136,7 +155,7 @@ pub enum EventList {
     /// One.
     One(Bytes),
     /// Several, in order.
-    Many(Vec<Bytes>),
+    Many(Arc<Vec<Bytes>>),
 }
 
 impl EventList {
@@ -147,7 +166,48 @@ impl EventList {
             EventList::Many(events) => events,
         }
     }
+
+    fn append(&mut self, more: EventList) {
+        match self {
+            EventList::One(first) => {
+                let all = [std::slice::from_ref(first), more.as_slice()].concat();
+                *self = EventList::Many(Arc::new(all));
+            }
+            EventList::Many(events) => Arc::make_mut(events).extend_from_slice(more.as_slice()),
+        }
+    }
 }
+
+/// The ids of one watcher, or of several.
+#[derive(Clone, Debug)]
+pub enum Ids {
+    /// One.
+    One(i64),
+    /// Several, ascending.
+    Many(Arc<[i64]>),
+}
+
+impl Ids {
+    /// All of them.
+    pub fn as_slice(&self) -> &[i64] {
+        match self {
+            Ids::One(id) => std::slice::from_ref(id),
+            Ids::Many(ids) => ids,
+        }
+    }
+}
+
+impl PartialEq for Ids {
+    fn eq(&self, other: &Ids) -> bool {
+        match (self, other) {
+            // The usual case of many: the list that the last message had.
+            (Ids::Many(a), Ids::Many(b)) if Arc::ptr_eq(a, b) => true,
+            _ => self.as_slice() == other.as_slice(),
+        }
+    }
+}
+
+impl Eq for Ids {}
 
 /// Why a watcher was not created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +295,22 @@ impl Outbox {
         }
     }
 
+    /// Makes one message of `events` and what waits right behind it for the same watchers, of `bytes_max` at most. A client that is
+    /// slower than the writers so gets many events at a time. Returns what was taken and cannot be joined.
+    pub fn join(&self, events: &mut Events, bytes_max: usize) -> Option<Next> {
+        while events.bytes < bytes_max {
+            match self.try_next() {
+                Some(Next::Message(Outgoing::Events(more))) => {
+                    if let Err(more) = events.join(more, bytes_max) {
+                        return Some(Next::Message(Outgoing::Events(more)));
+                    }
+                }
+                other => return other,
+            }
+        }
+        None
+    }
+
     /// Whether another request of the stream may be read: its answers will find room.
     pub fn has_answer_room(&self) -> bool {
         self.lock().messages.len() < self.shared.limits.messages + ANSWERS_RESERVED
@@ -263,7 +339,7 @@ impl Outbox {
             queue.turned_away = true;
             return Err(Full);
         }
-        queue.events += events.events.as_slice().len();
+        queue.events += events.count();
         queue.bytes += events.bytes;
         queue.push(Outgoing::Events(events));
         Ok(())
@@ -293,8 +369,11 @@ impl Outbox {
         let Some(message) = queue.messages.pop_front() else {
             return queue.end.map(Next::End);
         };
+        if queue.messages.is_empty() && queue.messages.capacity() > IDLE_MESSAGES {
+            queue.messages = VecDeque::new();
+        }
         if let Outgoing::Events(events) = &message {
-            queue.events -= events.events.as_slice().len();
+            queue.events -= events.count();
             queue.bytes -= events.bytes;
         }
         let limits = self.shared.limits;
@@ -392,7 +471,29 @@ mod tests {
 
     fn events(bytes: usize) -> Events {
         let events = EventList::One(Bytes::from(vec![0; bytes]));
-        Events { id: 0, revision: Revision(2), events, bytes, fragment: false }
+        Events { ids: Ids::One(0), revision: Revision(2), events, bytes, fragment: false }
+    }
+
+    #[test]
+    fn what_follows_for_the_same_watchers_can_be_one_message() {
+        let numbered = |ids: &[i64], revision, bytes| Events {
+            ids: if let [id] = ids { Ids::One(*id) } else { Ids::Many(ids.into()) },
+            revision: Revision(revision),
+            ..events(bytes)
+        };
+        let mut first = numbered(&[1, 2], 2, 5);
+        assert_eq!(first.join(numbered(&[1, 2], 3, 6), 20), Ok(()));
+        assert_eq!(first.join(numbered(&[1, 2], 5, 7), 20), Ok(()));
+        let shape = |events: &Events| {
+            (events.revision.0, events.bytes, events.events.as_slice().iter().map(Bytes::len).collect::<Vec<_>>())
+        };
+        assert_eq!(shape(&first), (5, 18, vec![5, 6, 7]));
+        for other in [numbered(&[1], 6, 1), numbered(&[1, 3], 6, 1), numbered(&[1, 2], 6, 3)] {
+            assert_eq!(first.join(other.clone(), 20), Err(other));
+        }
+        assert_eq!(shape(&first), (5, 18, vec![5, 6, 7]));
+        let each: Vec<Events> = first.each().collect();
+        assert_eq!((each.len(), &each[1].ids, shape(&each[1])), (2, &Ids::One(2), shape(&first)));
     }
 
     #[test]

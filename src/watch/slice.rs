@@ -1,8 +1,9 @@
 //! A piece of history, prepared outside the hub's lock so that inside it a watcher costs what it is sent.
 
+use super::group::Span;
 use super::hub::CatchUp;
 use crate::mvcc::change::{Change, SharedChanges};
-use crate::types::{KeyRange, RangeEnd, Revision};
+use crate::types::Revision;
 
 /// Every change from one revision to another, and a way to find those of a range of keys.
 #[derive(Debug)]
@@ -52,15 +53,11 @@ impl Slice {
         self.prev_kv
     }
 
-    /// The changes of `range` from revision `next` on, in order.
-    pub(crate) fn changes(&self, range: &KeyRange, next: Revision) -> Vec<Place> {
+    /// The changes of keys in `span` from revision `next` on, in order.
+    pub(super) fn changes(&self, span: Span<'_>, next: Revision) -> Vec<Place> {
         let key = |place: &Place| &change_at(&self.sets, *place).key;
-        let low = self.by_key.partition_point(|place| *key(place) < range.start);
-        let count = self.by_key[low..].partition_point(|place| match &range.end {
-            RangeEnd::Single => *key(place) == range.start,
-            RangeEnd::Open => true,
-            RangeEnd::Before(end) => key(place) < end,
-        });
+        let low = self.by_key.partition_point(|place| **key(place) < *span.start);
+        let count = self.by_key[low..].partition_point(|place| span.reaches(key(place)));
         let first = self.sets.partition_point(|set| set.revision < next) as u32;
         let mut places: Vec<Place> =
             self.by_key[low..low + count].iter().copied().filter(|(set, _)| *set >= first).collect();

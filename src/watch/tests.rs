@@ -260,8 +260,17 @@ impl World {
     fn read(&mut self, clients: usize, messages: usize) {
         for at in 0..clients {
             for _ in 0..messages {
-                let Some(Next::Message(message)) = self.clients[at].outbox.try_next() else { break };
+                let Some(Next::Message(mut message)) = self.clients[at].outbox.try_next() else { break };
+                let mut behind = None;
+                if let Outgoing::Events(events) = &mut message
+                    && self.dice.below(2) == 0
+                {
+                    behind = self.clients[at].outbox.join(events, 400 << 10);
+                }
                 self.receive(at, message);
+                if let Some(Next::Message(message)) = behind {
+                    self.receive(at, message);
+                }
             }
         }
     }
@@ -302,7 +311,12 @@ impl World {
                     watching.complete = revision;
                 }
             }
-            Outgoing::Events(Events { id, revision, events, bytes, .. }) => {
+            Outgoing::Events(events) if events.ids.as_slice().len() > 1 => {
+                assert!(events.ids.as_slice().is_sorted());
+                events.each().for_each(|events| self.receive(at, Outgoing::Events(events)));
+            }
+            Outgoing::Events(Events { ids, revision, events, bytes, .. }) => {
+                let id = ids.as_slice()[0];
                 let watching = client.watching.get_mut(&id).expect("events of a watcher that is not there");
                 let joined = Bytes::from(events.as_slice().concat());
                 assert_eq!(joined.len(), bytes);

@@ -134,7 +134,9 @@ fn watchers(feed: &mut Feed<'_>) -> u64 {
                 let mut told = BTreeSet::new();
                 while let Some(next) = outbox.try_next() {
                     let Next::Message(Outgoing::Events(events)) = next else { panic!("{next:?} is no event") };
-                    assert!(told.insert(events.id), "watcher {} was told twice of {key:?}", events.id);
+                    for id in events.ids.as_slice() {
+                        assert!(told.insert(*id), "watcher {id} was told twice of {key:?}");
+                    }
                 }
                 let concerned = live.iter().filter(|(_, (start, end))| belongs(&key, start, end));
                 let concerned: BTreeSet<i64> = concerned.map(|(id, _)| *id).collect();

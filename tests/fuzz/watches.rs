@@ -328,7 +328,12 @@ impl World {
                 }
             }
             Outgoing::Events(events) => {
-                let watcher = client.live.get_mut(&events.id).expect("events come to those who live");
+                let ids = events.ids.as_slice();
+                let &[id] = ids else {
+                    assert!(!ids.is_empty() && ids.is_sorted());
+                    return events.each().for_each(|events| self.hear(client, Outgoing::Events(events)));
+                };
+                let watcher = client.live.get_mut(&id).expect("events come to those who live");
                 let bytes = Bytes::from(events.events.as_slice().concat());
                 assert_eq!(bytes.len(), events.bytes);
                 let told = WatchResponse::decode(bytes).expect("events are a response").events;

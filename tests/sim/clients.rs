@@ -535,10 +535,10 @@ pub fn watch_messages(message: Outgoing, piece_bytes: usize) -> Vec<WatchMessage
             let header_revision = events.revision.0;
             let pieces = events.pieces(HEAD_BYTES, piece_bytes);
             let last = pieces.len() - 1;
-            let message = |(at, piece): (usize, Vec<Bytes>)| WatchMessage::Events {
+            let message = |(at, piece): (usize, &[Bytes])| WatchMessage::Events {
                 header_revision,
                 fragment: at < last,
-                events: read_events(&piece),
+                events: read_events(piece),
             };
             return pieces.into_iter().enumerate().map(message).collect();
         }

@@ -1571,8 +1571,23 @@ impl Running {
             if stream.quiet_until > cx.now {
                 continue;
             }
-            while let Some(next) = stream.outbox.try_next() {
+            let mut behind = None;
+            while let Some(mut next) = behind.take().or_else(|| stream.outbox.try_next()) {
+                // As `api::watch` does; here not always.
+                if let Next::Message(Outgoing::Events(events)) = &mut next
+                    && cx.dice.chance(500)
+                {
+                    behind = stream.outbox.join(events, cx.options.message_bytes);
+                }
                 match next {
+                    // For each of its watchers.
+                    Next::Message(Outgoing::Events(events)) => {
+                        for events in events.each() {
+                            let watch = stream.watches.get(&events.ids.as_slice()[0]).copied();
+                            let message = Outgoing::Events(events);
+                            cx.effects.push(Effect::Watch { stream: *token, message, watch });
+                        }
+                    }
                     Next::Message(message) => {
                         let watch = match &message {
                             Outgoing::Created { id, .. } => {
@@ -1583,8 +1598,7 @@ impl Running {
                             Outgoing::Refused { .. } => stream.creating.pop_front(),
                             Outgoing::Canceled { id, .. } | Outgoing::Compacted { id, .. } => stream.watches.remove(id),
                             Outgoing::Progress { id: Some(id), .. } => stream.watches.get(id).copied(),
-                            Outgoing::Events(events) => stream.watches.get(&events.id).copied(),
-                            Outgoing::Progress { id: None, .. } => None,
+                            Outgoing::Progress { id: None, .. } | Outgoing::Events(_) => None,
                         };
                         if let Outgoing::Progress { id: None, revision } = &message {
                             for watch in stream.watches.values() {

@@ -69,7 +69,8 @@ impl Watches {
             for (name, client) in self.streams.iter().filter(|(_, client)| !client.stalled) {
                 while let Some(next) = client.outbox.try_next() {
                     let Next::Message(message) = next else { panic!("the member does not stop in scripts") };
-                    lines.push(format!("{name}{}{}", if name.is_empty() { "" } else { " " }, show(message)));
+                    let space = if name.is_empty() { "" } else { " " };
+                    lines.extend(show(message).into_iter().map(|line| format!("{name}{space}{line}")));
                 }
             }
             if lines.len() == told {
@@ -167,8 +168,9 @@ fn spec(range: &str, options: &[&str]) -> Spec {
     spec
 }
 
-fn show(message: Outgoing) -> String {
-    match message {
+/// A line for each watcher that it is for.
+fn show(message: Outgoing) -> Vec<String> {
+    vec![match message {
         Outgoing::Created { id, revision } => format!("w{id} created rev={revision}"),
         Outgoing::Refused { reason, revision } => format!("refused rev={revision} {reason:?}"),
         Outgoing::Canceled { id, revision } => format!("w{id} canceled rev={revision}"),
@@ -178,10 +180,11 @@ fn show(message: Outgoing) -> String {
         Outgoing::Events(events) => {
             let encoded = Bytes::from(events.events.as_slice().concat());
             let decoded = WatchResponse::decode(encoded).unwrap().events;
-            let shown: Vec<String> = decoded.iter().map(show_event).collect();
-            format!("w{} rev={} {}", events.id, events.revision, shown.join(" & "))
+            let shown = decoded.iter().map(show_event).collect::<Vec<String>>().join(" & ");
+            let line = |id: &i64| format!("w{id} rev={} {shown}", events.revision);
+            return events.ids.as_slice().iter().map(line).collect();
         }
-    }
+    }]
 }
 
 fn show_event(event: &Event) -> String {

@@ -1,0 +1,274 @@
+//! Watch responses as the bytes of a gRPC stream.
+//!
+//! They are not built as messages. An event was encoded once for everybody; what differs from watcher to watcher is a head of some
+//! twenty bytes, and most of that is the same for all watchers of a change. So a response is: the length that gRPC wants, the header
+//! field as it was encoded for the first of them, the id, the events as they are. Small events are copied behind each other into one
+//! piece for the connection; large ones go to it as they are, however many watchers get them.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+use super::status::watch_refused;
+use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
+use crate::server::watch_loop::Standing;
+use crate::types::Revision;
+use crate::watch::{Events, Outgoing};
+
+/// Bytes gathered before they are handed to the connection: four frames of HTTP/2 as most clients take them, and not a little more,
+/// which would be a frame of its own.
+const WRITE_BYTES: usize = 64 << 10;
+/// The largest event that is copied.
+const COPIED_MAX: usize = 16 << 10;
+/// First size of a piece. Most streams are asked to write a little now and then.
+const PIECE_BYTES: usize = 512;
+/// What gRPC puts before a message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+/// The id of a response that is about no watcher.
+const NO_WATCHER: i64 = -1;
+/// Field 1 of `WatchResponse`, length-delimited.
+const HEADER_TAG: u8 = 1 << 3 | 2;
+/// Field 2 of `WatchResponse`, varint.
+const WATCH_ID_TAG: u8 = 2 << 3;
+/// Field 7 of `WatchResponse`, varint: true.
+const FRAGMENT: [u8; 2] = [7 << 3, 1];
+
+/// Turns messages into pieces for the connection.
+#[derive(Debug)]
+pub(super) struct Frames {
+    /// Responses that are larger are cut for those who asked for that.
+    response_bytes_max: usize,
+    pieces: VecDeque<Bytes>,
+    open: BytesMut,
+    /// Bytes in all of that.
+    bytes: usize,
+    /// A message of which some watchers have not been written their response.
+    unfinished: Option<Unfinished>,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    events: Events,
+    /// The encoded header field.
+    header: Vec<u8>,
+    /// How many watchers have theirs.
+    done: usize,
+}
+
+impl Frames {
+    pub(super) fn new(response_bytes_max: usize) -> Frames {
+        let (pieces, open) = (VecDeque::new(), BytesMut::new());
+        Frames { response_bytes_max, pieces, open, bytes: 0, unfinished: None }
+    }
+
+    /// The next piece for the connection.
+    pub(super) fn take(&mut self) -> Option<Bytes> {
+        let last = || (!self.open.is_empty()).then(|| std::mem::take(&mut self.open).freeze());
+        let piece = self.pieces.pop_front().or_else(last)?;
+        self.bytes -= piece.len();
+        Some(piece)
+    }
+
+    /// Whether so much is gathered that it should be taken before more is written.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= WRITE_BYTES
+    }
+
+    /// Goes on with a message that was not finished when the pieces were full. Whether none is left unfinished.
+    pub(super) fn resume(&mut self) -> bool {
+        let Some(mut message) = self.unfinished.take() else { return true };
+        let Unfinished { events, header, done } = &mut message;
+        let ids = events.ids.as_slice();
+        // The longest head there can be, so that all watchers get the same pieces.
+        let head = header.len() + 1 + encoded_len_varint(u64::MAX);
+        let pieces = events.pieces(head, self.response_bytes_max);
+        let longest = PREFIX_BYTES + head + FRAGMENT.len() + events.bytes;
+        while let Some(id) = ids.get(*done) {
+            if self.bytes > 0 && self.bytes + longest > WRITE_BYTES {
+                self.unfinished = Some(message);
+                return false;
+            }
+            if self.open.is_empty() {
+                self.open.reserve((longest * (ids.len() - *done)).min(WRITE_BYTES));
+            }
+            for (at, piece) in pieces.iter().enumerate() {
+                self.response(header, *id, at + 1 < pieces.len(), piece);
+            }
+            *done += 1;
+        }
+        true
+    }
+
+    /// Writes a message: one response, or one for each of its watchers, and more for those who let theirs be cut.
+    pub(super) fn write(&mut self, message: Outgoing, standing: &Standing) {
+        debug_assert!(self.unfinished.is_none());
+        let head = |revision: Revision, watch_id: i64| WatchResponse {
+            header: Some(header(standing, revision)),
+            watch_id,
+            ..Default::default()
+        };
+        let response = match message {
+            Outgoing::Created { id, revision } => WatchResponse { created: true, ..head(revision, id) },
+            Outgoing::Refused { reason: refusal, revision } => WatchResponse {
+                created: true,
+                canceled: true,
+                cancel_reason: watch_refused(refusal).to_owned(),
+                ..head(revision, NO_WATCHER)
+            },
+            Outgoing::Canceled { id, revision } => WatchResponse { canceled: true, ..head(revision, id) },
+            // etcd leaves the revision out here.
+            Outgoing::Compacted { id, at } => {
+                WatchResponse { canceled: true, compact_revision: at.0, ..head(Revision(0), id) }
+            }
+            Outgoing::Progress { id, revision } => head(revision, id.unwrap_or(NO_WATCHER)),
+            Outgoing::Events(events) => {
+                let header = header(standing, events.revision);
+                let mut field = Vec::with_capacity(48);
+                field.push(HEADER_TAG);
+                encode_varint(header.encoded_len() as u64, &mut field);
+                header.encode_raw(&mut field);
+                self.unfinished = Some(Unfinished { events, header: field, done: 0 });
+                self.resume();
+                return;
+            }
+        };
+        self.prefix(response.encoded_len());
+        response.encode_raw(&mut self.open);
+    }
+
+    /// One response with events.
+    fn response(&mut self, header: &[u8], id: i64, fragment: bool, events: &[Bytes]) {
+        let id_bytes = if id == 0 { 0 } else { 1 + encoded_len_varint(id as u64) };
+        let fragment = if fragment { &FRAGMENT[..] } else { &[] };
+        let bytes: usize = events.iter().map(Bytes::len).sum();
+        self.prefix(header.len() + id_bytes + fragment.len() + bytes);
+        self.open.put_slice(header);
+        if id != 0 {
+            self.open.put_u8(WATCH_ID_TAG);
+            encode_varint(id as u64, &mut self.open);
+        }
+        self.open.put_slice(fragment);
+        // `events` is the last field of the message: what follows here is the whole of it.
+        for event in events {
+            if event.len() <= COPIED_MAX {
+                self.open.put_slice(event);
+            } else {
+                // No empty pieces: a client counts empty frames, and has had enough after a hundred.
+                let before = std::mem::take(&mut self.open).freeze();
+                self.pieces.extend(Some(before).filter(|before| !before.is_empty()));
+                self.pieces.push_back(event.clone());
+            }
+        }
+    }
+
+    /// Begins a response of so many bytes.
+    fn prefix(&mut self, bytes: usize) {
+        if self.open.is_empty() {
+            self.open.reserve(PIECE_BYTES.max(PREFIX_BYTES + bytes.min(COPIED_MAX)));
+        }
+        self.bytes += PREFIX_BYTES + bytes;
+        self.open.put_u8(0);
+        self.open.put_u32(u32::try_from(bytes).expect("a revision's events are smaller than what gRPC can carry"));
+    }
+}
+
+fn header(standing: &Standing, revision: Revision) -> ResponseHeader {
+    ResponseHeader {
+        cluster_id: standing.cluster.0,
+        member_id: standing.member.0,
+        revision: revision.0,
+        raft_term: standing.term.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::mvcc::change::{Change, ChangeKind};
+    use crate::pb::mvccpb::KeyValue;
+    use crate::types::{ClusterId, MemberId, Term};
+    use crate::watch::{EventList, Ids};
+
+    const STANDING: Standing =
+        Standing { cluster: ClusterId(7), member: MemberId(u64::MAX), term: Term(3), leader: None, learner: false };
+
+    fn events(ids: &[i64], sizes: &[usize], fragment: bool) -> Events {
+        let event = |bytes: &usize| {
+            let kv = KeyValue { key: "k".into(), value: vec![1; *bytes].into(), ..Default::default() };
+            let change = Change::new("k".into(), ChangeKind::Put, kv.encode_to_vec().into(), None);
+            change.event(Revision(9)).clone()
+        };
+        let list: Vec<Bytes> = sizes.iter().map(event).collect();
+        let bytes = list.iter().map(Bytes::len).sum();
+        let ids = Ids::Many(ids.into());
+        Events { ids, revision: Revision(9), events: EventList::Many(Arc::new(list)), bytes, fragment }
+    }
+
+    /// Everything that is written, in as many rounds as it takes, as messages.
+    fn decode(frames: &mut Frames) -> Vec<WatchResponse> {
+        let mut all = Vec::new();
+        loop {
+            let finished = frames.resume();
+            while let Some(piece) = frames.take() {
+                assert!(!piece.is_empty());
+                all.extend_from_slice(&piece);
+            }
+            assert_eq!(frames.bytes, 0);
+            if finished {
+                break;
+            }
+        }
+        let mut responses = Vec::new();
+        let mut rest = &all[..];
+        while let [compressed, a, b, c, d, body @ ..] = rest {
+            assert_eq!(*compressed, 0);
+            let (body, next) = body.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+            responses.push(WatchResponse::decode(body).unwrap());
+            rest = next;
+        }
+        assert!(rest.is_empty());
+        responses
+    }
+
+    #[test]
+    fn each_watcher_is_written_the_message_of_the_api() {
+        for sizes in [&[1][..], &[10, 20_000, 30], &[20_000, 20_000]] {
+            let mut frames = Frames::new(usize::MAX);
+            let ids = [i64::MIN, -5, 0, 1, 300, i64::MAX];
+            frames.write(Outgoing::Events(events(&ids, sizes, true)), &STANDING);
+            let responses = decode(&mut frames);
+            assert_eq!(responses.iter().map(|response| response.watch_id).collect::<Vec<_>>(), ids);
+            for response in responses {
+                let expected = ResponseHeader { cluster_id: 7, member_id: u64::MAX, revision: 9, raft_term: 3 };
+                assert_eq!(response.header, Some(expected));
+                let values: Vec<usize> =
+                    response.events.iter().map(|event| event.kv.as_ref().unwrap().value.len()).collect();
+                assert_eq!((values, response.fragment, response.created), (sizes.to_vec(), false, false));
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_one_watcher_follow_each_other() {
+        let mut frames = Frames::new(1000);
+        frames.write(Outgoing::Events(events(&[1, 2], &[400, 400, 2000, 10], true)), &STANDING);
+        let shape: Vec<_> = decode(&mut frames).iter().map(|r| (r.watch_id, r.fragment, r.events.len())).collect();
+        let of = |id| [(id, true, 2), (id, true, 1), (id, false, 1)];
+        assert_eq!(shape, [of(1), of(2)].concat());
+        frames.write(Outgoing::Events(events(&[1], &[400, 400, 2000, 10], false)), &STANDING);
+        assert_eq!(decode(&mut frames).len(), 1, "nobody is cut who did not ask");
+    }
+
+    #[test]
+    fn a_message_for_many_is_written_in_portions() {
+        let ids: Vec<i64> = (0..10_000).collect();
+        let mut frames = Frames::new(usize::MAX);
+        frames.write(Outgoing::Events(events(&ids, &[300], false)), &STANDING);
+        assert!(frames.bytes > WRITE_BYTES - 1000 && frames.bytes <= WRITE_BYTES, "{}", frames.bytes);
+        assert_eq!(decode(&mut frames).iter().map(|response| response.watch_id).collect::<Vec<_>>(), ids);
+    }
+}

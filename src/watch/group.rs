@@ -1,0 +1,307 @@
+//! What watchers have in common: those that want the same are one *group*, those of a group that share a stream and stand at the
+//! same place are one *cohort*. A change is matched with groups, an outbox takes one message per cohort, and only what is written
+//! to the socket is as much as there are watchers. A watcher by itself is a group and a cohort of one, and then these two records
+//! are all there is of it beside its id: they are kept small.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::outbox::Ids;
+use super::watcher::{Filters, Spec};
+use crate::types::{KeyRange, RangeEnd, Revision};
+
+/// Names a group inside the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct GroupKey(pub(super) u32);
+
+/// Names a cohort inside the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct CohortKey(pub(super) u32);
+
+/// Where the keys of a group end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    /// It is one key.
+    Single,
+    /// It is all keys that begin so.
+    Prefix,
+    /// It is all keys from there on.
+    Open,
+    /// It stops before another key.
+    Before,
+}
+
+/// Keys, in the form in which groups hold them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span<'a> {
+    pub(super) start: &'a [u8],
+    pub(super) reach: Reach,
+    /// Of [`Reach::Before`]; else empty.
+    pub(super) end: &'a [u8],
+}
+
+impl<'a> Span<'a> {
+    pub(super) fn of(range: &'a KeyRange) -> Span<'a> {
+        let start = range.start.as_ref();
+        match &range.end {
+            RangeEnd::Single => Span { start, reach: Reach::Single, end: &[] },
+            // Everything: all keys begin with nothing.
+            RangeEnd::Open if start.is_empty() => Span { start, reach: Reach::Prefix, end: &[] },
+            RangeEnd::Open => Span { start, reach: Reach::Open, end: &[] },
+            RangeEnd::Before(end) if is_successor(end, start) => Span { start, reach: Reach::Prefix, end: &[] },
+            RangeEnd::Before(end) => Span { start, reach: Reach::Before, end },
+        }
+    }
+
+    /// Whether it ends behind `key`, which does not lie before its start.
+    pub(super) fn reaches(&self, key: &[u8]) -> bool {
+        match self.reach {
+            Reach::Single => key == self.start,
+            Reach::Prefix => key.starts_with(self.start),
+            Reach::Open => true,
+            Reach::Before => key < self.end,
+        }
+    }
+}
+
+/// Whether `end` is the first key behind all that begin with `start`: clients ask for prefixes so.
+fn is_successor(end: &[u8], start: &[u8]) -> bool {
+    let kept = start.iter().rposition(|byte| *byte != 0xff);
+    kept.is_some_and(|last| end.len() == last + 1 && end[..last] == start[..last] && end[last] == start[last] + 1)
+}
+
+/// What else a group's watchers have asked for alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    pub(super) filters: Filters,
+    pub(super) prev_kv: bool,
+    pub(super) fragment: bool,
+}
+
+impl Wish {
+    pub(super) fn of(spec: &Spec) -> Wish {
+        Wish { filters: spec.filters, prev_kv: spec.prev_kv, fragment: spec.fragment }
+    }
+}
+
+/// Watchers that want the same.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The start of its keys, and the end behind it.
+    keys: Box<[u8]>,
+    start_len: u32,
+    reach: Reach,
+    pub(super) wish: Wish,
+    /// The next one with the same keys.
+    pub(super) next: Option<GroupKey>,
+    /// Its cohorts, wherever they stand.
+    pub(super) cohorts: u32,
+    /// Those that hear of what comes when it comes.
+    pub(super) synced: Synced,
+}
+
+impl Group {
+    pub(super) fn new(span: Span<'_>, wish: Wish) -> Group {
+        let keys = [span.start, span.end].concat().into();
+        let start_len = u32::try_from(span.start.len()).expect("requests are shorter");
+        Group { keys, start_len, reach: span.reach, wish, next: None, cohorts: 0, synced: Synced::None }
+    }
+
+    pub(super) fn span(&self) -> Span<'_> {
+        let (start, end) = self.keys.split_at(self.start_len as usize);
+        Span { start, reach: self.reach, end }
+    }
+}
+
+/// The synced cohorts of a group: one per stream at most.
+#[derive(Debug)]
+pub(super) enum Synced {
+    None,
+    One(u32, CohortKey),
+    /// By the stream's place.
+    #[expect(clippy::box_collection, reason = "most groups have one, and each group would be larger")]
+    Many(Box<BTreeMap<u32, CohortKey>>),
+}
+
+impl Synced {
+    pub(super) fn get(&self, stream: u32) -> Option<CohortKey> {
+        match self {
+            Synced::One(known, cohort) if *known == stream => Some(*cohort),
+            Synced::None | Synced::One(..) => None,
+            Synced::Many(cohorts) => cohorts.get(&stream).copied(),
+        }
+    }
+
+    pub(super) fn insert(&mut self, stream: u32, cohort: CohortKey) {
+        match self {
+            Synced::None => *self = Synced::One(stream, cohort),
+            Synced::One(known, one) => {
+                *self = Synced::Many(Box::new(BTreeMap::from([(*known, *one), (stream, cohort)])));
+            }
+            Synced::Many(cohorts) => _ = cohorts.insert(stream, cohort),
+        }
+    }
+
+    pub(super) fn remove(&mut self, stream: u32) {
+        match self {
+            Synced::Many(cohorts) => {
+                cohorts.remove(&stream);
+                if cohorts.is_empty() {
+                    *self = Synced::None;
+                }
+            }
+            _ => *self = Synced::None,
+        }
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Synced::None)
+    }
+
+    pub(super) fn each(&self, mut visit: impl FnMut(CohortKey)) {
+        match self {
+            Synced::None => {}
+            Synced::One(_, cohort) => visit(*cohort),
+            Synced::Many(cohorts) => cohorts.values().for_each(|cohort| visit(*cohort)),
+        }
+    }
+}
+
+/// How far a cohort is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Position {
+    /// It has everything published that it wants, and hears of what comes when it comes.
+    Synced,
+    /// It wants nothing before this revision, which is not published yet.
+    Future(Revision),
+    /// It is being caught up from history; this is the first published revision that it has not been sent.
+    Behind(Revision),
+}
+
+/// Watchers of one stream that want the same and are equally far.
+#[derive(Debug)]
+pub(super) struct Cohort {
+    pub(super) position: Position,
+    /// The stream's place.
+    pub(super) stream: u32,
+    pub(super) group: GroupKey,
+    pub(super) members: Members,
+}
+
+/// The ids of a cohort's watchers, of which there is at least one.
+#[derive(Debug)]
+pub(super) enum Members {
+    One(i64),
+    Many(Box<Many>),
+}
+
+#[derive(Debug)]
+pub(super) struct Many {
+    ids: BTreeSet<i64>,
+    /// The same, as messages share them, since they were last asked for.
+    shared: Option<Arc<[i64]>>,
+}
+
+impl Members {
+    pub(super) fn insert(&mut self, id: i64) {
+        match self {
+            Members::One(one) => {
+                *self = Members::Many(Box::new(Many { ids: BTreeSet::from([*one, id]), shared: None }));
+            }
+            Members::Many(many) => {
+                many.ids.insert(id);
+                many.shared = None;
+            }
+        }
+    }
+
+    pub(super) fn absorb(&mut self, other: Members) {
+        match other {
+            Members::One(id) => self.insert(id),
+            Members::Many(many) => many.ids.into_iter().for_each(|id| self.insert(id)),
+        }
+    }
+
+    /// Takes one out. Whether any is left.
+    pub(super) fn remove(&mut self, id: i64) -> bool {
+        match self {
+            Members::One(_) => false,
+            Members::Many(many) => {
+                many.ids.remove(&id);
+                many.shared = None;
+                !many.ids.is_empty()
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Members::One(_) => 1,
+            Members::Many(many) => many.ids.len(),
+        }
+    }
+
+    /// Their ids in ascending order. The same list for every message until a watcher comes or goes.
+    pub(super) fn ids(&mut self) -> Ids {
+        match self {
+            Members::One(id) => Ids::One(*id),
+            Members::Many(many) => {
+                Ids::Many(many.shared.get_or_insert_with(|| many.ids.iter().copied().collect()).clone())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn records_of_a_watcher_by_itself_are_small() {
+        assert!(size_of::<Option<Group>>() <= 56, "{}", size_of::<Option<Group>>());
+        assert!(size_of::<Option<Cohort>>() <= 40, "{}", size_of::<Option<Cohort>>());
+    }
+
+    #[test]
+    fn spans_contain_what_ranges_contain() {
+        let keys: [&'static [u8]; 12] = [
+            b"\0",
+            b"a",
+            b"a\xfe",
+            b"a\xff",
+            b"a\xff\xff",
+            b"a\xffb",
+            b"ab",
+            b"b",
+            b"b\0",
+            b"\xff",
+            b"\xff\xff",
+            b"\xffz",
+        ];
+        for start in keys {
+            for end in [&b""[..], b"\0"].into_iter().chain(keys) {
+                let range = KeyRange::from_wire(Bytes::from_static(start), Bytes::from_static(end));
+                if range.is_empty() {
+                    continue;
+                }
+                let span = Span::of(&range);
+                for key in keys {
+                    assert_eq!(
+                        key >= span.start && span.reaches(key),
+                        range.contains(key),
+                        "{key:?} in {range:?}, {span:?}"
+                    );
+                }
+            }
+        }
+        let reach = |start: &'static [u8], end: &'static [u8]| {
+            Span::of(&KeyRange::from_wire(Bytes::from_static(start), Bytes::from_static(end))).reach
+        };
+        assert_eq!([reach(b"ab", b"ac"), reach(b"a\xff", b"b"), reach(b"", b"\0")], [Reach::Prefix; 3]);
+        assert_eq!([reach(b"a", b"c"), reach(b"a\xff", b"a\xff\xff"), reach(b"\xff", b"\xff\xff")], [Reach::Before; 3]);
+        assert_eq!(reach(b"\xff", b"\0"), Reach::Open);
+    }
+}
