@@ -79,7 +79,7 @@
 //! | `storage`         | `types`                                                                                    | no   |
 //! | `mvcc`            | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
 //! | `lease` `cluster` | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
-//! | `watch`           | `types` `pb` `mvcc::change` `mvcc::revision`                                               | yes, but for the outbox |
+//! | `watch`           | `types` `pb` `mvcc::change` `mvcc::revision`                                               | yes, but for its two queues |
 //! | `state`           | `types` `pb` `mvcc` `lease` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
 //! | `raft`            | `types`                                                                                    | yes  |
 //! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |

@@ -68,6 +68,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
 
     // What was committed before the restart is carried out before anybody is answered.
     tasks.recovered().await;
+    let watches = |thread| tasks.watches(thread);
     let mut edge = Edge {
         listeners: JoinSet::new(),
         threads: config.edge_threads.unwrap_or(1),
@@ -78,9 +79,9 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     let grpc = api::routes(handle.clone(), config);
     let routes = http::client_routes(probe(), logger.clone());
     if http_sockets.is_empty() {
-        edge.listen(client_sockets, grpc, routes)?;
+        edge.listen(client_sockets, grpc, routes, watches)?;
     } else {
-        edge.listen(client_sockets, grpc, listen::Nothing::Ever)?;
+        edge.listen(client_sockets, grpc, listen::Nothing::Ever, watches)?;
         edge.listen_here(http_sockets, listen::Nothing::Ever, routes);
     }
     edge.listen_here(metrics_sockets, listen::Nothing::Ever, http::metrics_routes(probe(), logger.clone()));
@@ -135,11 +136,19 @@ struct Edge {
 }
 
 impl Edge {
-    /// Serves on the edge's threads, each with the same sockets: the system shares connections out.
-    fn listen<G, H>(&mut self, sockets: Vec<listen::Socket>, grpc: G, http: H) -> std::io::Result<()>
+    /// Serves on the edge's threads, each with the same sockets: the system shares connections out. `watches` belongs beside
+    /// them on each thread.
+    fn listen<G, H, W>(
+        &mut self,
+        sockets: Vec<listen::Socket>,
+        grpc: G,
+        http: H,
+        watches: impl Fn(usize) -> W,
+    ) -> std::io::Result<()>
     where
         G: listen::Answer + Sync,
         H: listen::Answer + Sync,
+        W: Future<Output = ()> + Send + 'static,
     {
         if self.threads <= 1 {
             self.listen_here(sockets, grpc, http);
@@ -149,9 +158,16 @@ impl Edge {
             let sockets = sockets.iter().map(listen::Socket::try_clone).collect::<std::io::Result<Vec<_>>>()?;
             let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
             let serving = listen::serve(sockets, grpc.clone(), http.clone(), self.limits, stopped, logger);
+            let watches = watches(number);
             let (ended, end) = tokio::sync::oneshot::channel();
             std::thread::Builder::new().name(format!("edge-{number}")).spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let serving = async {
+                    let watches = tokio::spawn(watches);
+                    let served = serving.await;
+                    watches.abort();
+                    served
+                };
                 let _ = ended.send(runtime.and_then(|runtime| runtime.block_on(serving)));
             })?;
             self.listeners.spawn(async { end.await.unwrap_or(Ok(())) });

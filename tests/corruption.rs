@@ -28,7 +28,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::sync::{Arc, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -51,7 +51,7 @@ use everwatch::storage::schema;
 use everwatch::storage::snapshot::SnapshotWriter;
 use everwatch::storage::wal::{Append, Base, HardState};
 use everwatch::types::{Index, MemberId, Revision, Term};
-use everwatch::watch::Hub;
+use everwatch::watch::Feeds;
 use slog::Logger;
 
 /// Places in all.
@@ -295,7 +295,7 @@ fn boot(dir: &Path) -> Result<Booted, String> {
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let Opened { mut node, state, mut wal, backend, data_dir } =
         server::open(&config(dir, &[]), &logger()).map_err(|e| words(&e))?;
-    let hub = Mutex::new(Hub::new(state.kv.revision(), state.kv.compacted()));
+    let feeds = Feeds::new(1, state.kv.revision());
     let state = RwLock::new(state);
     let mut campaigned = false;
     loop {
@@ -314,7 +314,7 @@ fn boot(dir: &Path) -> Result<Booted, String> {
         node.handle(Input::Persisted { number }).map_err(|e| words(&e))?;
         if !turn.committed.is_empty() {
             let nobody = Proposer { member: 0, boot: 0 };
-            let done = apply_loop::turn(&state, &hub, nobody, turn.committed, &mut |_| {}).map_err(|e| words(&e))?;
+            let done = apply_loop::turn(&state, &feeds, nobody, turn.committed, &mut |_| {}).map_err(|e| words(&e))?;
             node.handle(Input::Applied(done.applied)).map_err(|e| words(&e))?;
         }
     }

@@ -193,8 +193,14 @@ mod tests {
     use crate::types::{ClusterId, MemberId, Term};
     use crate::watch::{EventList, Ids};
 
-    const STANDING: Standing =
-        Standing { cluster: ClusterId(7), member: MemberId(u64::MAX), term: Term(3), leader: None, learner: false };
+    const STANDING: Standing = Standing {
+        cluster: ClusterId(7),
+        member: MemberId(u64::MAX),
+        term: Term(3),
+        leader: None,
+        learner: false,
+        lagging: false,
+    };
 
     fn events(ids: &[i64], sizes: &[usize], fragment: bool) -> Events {
         let event = |bytes: &usize| {

@@ -66,6 +66,12 @@ pub(crate) fn no_leader() -> Status {
     status(Error::NoLeader)
 }
 
+/// The status of a watch that asked for a member with a leader, and has one that does not follow it. etcd keeps such a watch. Clients
+/// go elsewhere with any text but that of [`no_leader`], which they give up with.
+pub(crate) fn lagging() -> Status {
+    Status::unavailable("etcdserver: member is too far behind its leader")
+}
+
 /// What etcd says about a watcher that it did not create.
 pub(crate) fn watch_refused(refusal: watch::Refusal) -> &'static str {
     match refusal {

@@ -34,7 +34,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 use super::frames::Frames;
 use super::intercept::too_long;
-use super::status::{Intercepted, no_leader, status};
+use super::status::{Intercepted, lagging, no_leader, status};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
@@ -87,6 +87,9 @@ impl WatchService {
         let needs_leader = request.metadata().get(HAS_LEADER).is_some_and(|value| value == "true");
         if needs_leader && standing.leader.is_none() {
             return Err(no_leader());
+        }
+        if needs_leader && standing.lagging {
+            return Err(lagging());
         }
         let stream = self.handle.open();
         if needs_leader {
@@ -263,6 +266,7 @@ impl Responses {
                     self.end = Some(match end {
                         End::Stopped => status(Error::Stopped),
                         End::NoLeader => no_leader(),
+                        End::Lagging => lagging(),
                     });
                     return true;
                 }
@@ -388,12 +392,12 @@ mod tests {
     use crate::pb::etcdserverpb::watch_client::WatchClient;
     use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest};
     use crate::pb::mvccpb::KeyValue;
-    use crate::server::watch_loop::Standing;
+    use crate::server::watch_loop::{Shard, Standing};
     use crate::types::{ClusterId, MemberId, Term};
-    use crate::watch::Hub;
+    use crate::watch::{Feeds, Hub};
 
     struct Member {
-        hub: Arc<Mutex<Hub>>,
+        shard: Arc<Shard>,
         standing: Arc<Mutex<Standing>>,
         /// A quorum answers.
         confirmed: tokio::sync::watch::Sender<bool>,
@@ -402,13 +406,15 @@ mod tests {
 
     /// A member without a store behind it; clients call its service directly.
     fn member() -> Member {
-        let hub = Arc::new(Mutex::new(Hub::new(Revision(1), Revision(-1))));
+        let (hub, feeds) = (Hub::new(Revision(1), Revision(-1)), Feeds::new(1, Revision(1)));
+        let shard = Arc::new(Shard::new(hub, feeds.of(0), Box::new(|_| None)));
         let standing = Arc::new(Mutex::new(Standing {
             cluster: ClusterId(7),
             member: MemberId(u64::MAX),
             term: Term(3),
             leader: Some(MemberId(1)),
             learner: false,
+            lagging: false,
         }));
         let seen = standing.clone();
         let confirmed = tokio::sync::watch::Sender::new(true);
@@ -417,10 +423,10 @@ mod tests {
             let mut quorum = quorum.clone();
             Box::pin(async move { drop(quorum.wait_for(|confirmed| *confirmed).await) })
         });
-        let handle = WatchHandle::new(hub.clone(), Arc::new(move || *seen.lock().unwrap()), confirm);
+        let handle = WatchHandle::new([shard.clone()].into(), Arc::new(move || *seen.lock().unwrap()), confirm);
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
-        Member { hub, standing, confirmed, client }
+        Member { shard, standing, confirmed, client }
     }
 
     impl Member {
@@ -431,7 +437,7 @@ mod tests {
                 Change::new(key, ChangeKind::Put, kv.encode_to_vec().into(), None)
             });
             let set = ChangeSet { revision: Revision(revision), changes: changes.collect() };
-            self.hub.lock().unwrap().publish(&Arc::new(set), &mut |_| None);
+            self.shard.hub().publish(&Arc::new(set), &mut |_| None);
         }
 
         async fn watch(&mut self) -> (mpsc::Sender<WatchRequest>, Streaming<WatchResponse>) {
@@ -482,12 +488,12 @@ mod tests {
         member.put(2, "k", 1);
         let events = next(&mut responses).await.unwrap();
         assert_eq!((events.watch_id, events.header.unwrap().revision, events.events.len()), (0, 2, 2));
-        assert_eq!(member.hub.lock().unwrap().stats().watchers, 1);
+        assert_eq!(member.shard.hub().stats().watchers, 1);
         drop(responses);
-        while member.hub.lock().unwrap().stats().streams > 0 {
+        while member.shard.hub().stats().streams > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(member.hub.lock().unwrap().stats().watchers, 0);
+        assert_eq!(member.shard.hub().stats().watchers, 0);
     }
 
     #[tokio::test]
@@ -508,7 +514,7 @@ mod tests {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(member.hub.lock().unwrap().stats().watchers, 1);
+        assert_eq!(member.shard.hub().stats().watchers, 1);
         member.confirmed.send_replace(true);
         for wanted in [(1, false, 2), (2, false, 2), (0, true, 2), (3, false, 2)] {
             assert_eq!(told(next(&mut responses).await.unwrap()), wanted);
@@ -558,12 +564,19 @@ mod tests {
         needing.metadata_mut().insert("hasleader", "true".parse().unwrap());
         let mut needing = member.client.watch(needing).await.unwrap().into_inner();
         let (_requests, mut other) = member.watch().await;
-        member.hub.lock().unwrap().leader_lost();
+        member.shard.hub().end_needing(End::NoLeader);
         let status = next(&mut needing).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
-        member.hub.lock().unwrap().stop();
+        member.shard.hub().stop(usize::MAX);
         let status = next(&mut other).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: server stopped"));
+
+        member.standing.lock().unwrap().lagging = true;
+        let mut needing = Request::new(tokio_stream::pending());
+        needing.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        let status = member.client.watch(needing).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_ne!(status.message(), "etcdserver: no leader", "clients give up with this one");
 
         member.standing.lock().unwrap().leader = None;
         let mut needing = Request::new(tokio_stream::pending());

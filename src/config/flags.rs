@@ -146,6 +146,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 Works,
                 "Threads that serve connections; 0 chooses by the number of CPUs. Not in etcd.",
             ),
+            flag(
+                "watch-compaction-grace",
+                Time,
+                "1m0s",
+                Works,
+                "How long compacted history is kept for watches that are reading it. Not in etcd.",
+            ),
             flag("config-file", Text, "", Refused { unless: "" }, "File with all settings."),
         ],
     ),

@@ -21,7 +21,15 @@ pub struct ChangeSet {
     pub changes: Vec<Change>,
 }
 
+/// What a change costs in memory besides its record.
+const CHANGE_OVERHEAD_BYTES: usize = 200;
+
 impl ChangeSet {
+    /// About how much it keeps in memory.
+    pub fn bytes(&self) -> usize {
+        self.changes.iter().map(|change| change.record.len() + CHANGE_OVERHEAD_BYTES).sum()
+    }
+
     /// Adds the rows of these changes to a batch for the backend.
     pub fn rows(&self, batch: &mut Batch) {
         for (sub, change) in (0..).zip(&self.changes) {

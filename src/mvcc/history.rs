@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use super::change::{Change, ChangeKind, ChangeSet, SharedChanges};
-use super::recent::size_of_set;
 use super::record;
 use super::revision::RevisionKey;
 use super::store::Store;
@@ -36,15 +35,16 @@ pub struct HistoryScan {
     reader: Arc<dyn Reader>,
     from: Revision,
     to: Revision,
-    /// The compacted revision's own changes may be missing in a store that was compacted by an etcd before 3.5.16.
+    /// Where removal has come to. That revision's own changes may be missing in a store that was compacted by an etcd before 3.5.16.
     compacted: Revision,
 }
 
 impl Store {
-    /// What happened from a revision on. `bytes_max` bounds what is handed out from memory, whole revisions, at least
+    /// What happened from a revision on, which may lie before the compacted one as long as nothing is removed there: a watch that
+    /// runs is not cut off by a compaction at once. `bytes_max` bounds what is handed out from memory, whole revisions, at least
     /// one.
     pub fn history(&self, from: Revision, bytes_max: usize) -> History {
-        if from < self.compacted {
+        if from < self.retained {
             return History::Compacted { at: self.compacted };
         }
         // The first write has revision 2.
@@ -54,12 +54,12 @@ impl Store {
         }
         let Some(recent) = self.recent.since(from) else {
             let to = self.recent.first().map_or(self.revision, Revision::previous);
-            return History::Behind(HistoryScan { reader: self.reader(), from, to, compacted: self.compacted });
+            return History::Behind(HistoryScan { reader: self.reader(), from, to, compacted: self.retained });
         };
         let mut bytes = 0;
         let mut sets = Vec::new();
         for set in recent {
-            bytes += size_of_set(set);
+            bytes += set.bytes();
             sets.push(set.clone());
             if bytes >= bytes_max {
                 break;
@@ -72,7 +72,7 @@ impl Store {
     pub fn link(&self, sets: &mut [ChangeSet]) {
         for set in sets {
             let before = set.revision.previous();
-            if before < self.compacted {
+            if before < self.retained {
                 continue;
             }
             for change in &mut set.changes {

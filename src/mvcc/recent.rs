@@ -5,16 +5,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::change::{ChangeSet, SharedChanges};
+use super::change::SharedChanges;
 use super::revision::RevisionKey;
 use crate::types::Revision;
 
 /// How much of what the backend already has is kept for watchers that are a little late. Beyond this the oldest sets
 /// go, and those watchers read from the backend.
 const RECENT_MAX_BYTES: usize = 16 << 20;
-
-/// What a change costs in memory besides its record.
-const CHANGE_OVERHEAD_BYTES: usize = 200;
 
 /// Change sets of consecutive revisions, up to the newest.
 #[derive(Debug)]
@@ -39,7 +36,7 @@ impl Recent {
         if let Some(last) = self.sets.back() {
             assert_eq!(set.revision, last.revision.next(), "every revision is made once, and in order");
         }
-        self.bytes += size_of_set(&set);
+        self.bytes += set.bytes();
         self.sets.push_back(set);
     }
 
@@ -47,7 +44,7 @@ impl Recent {
     pub(super) fn trim(&mut self, flushed: Revision) {
         while self.bytes > self.bytes_max {
             match self.sets.front() {
-                Some(set) if set.revision <= flushed => self.bytes -= size_of_set(set),
+                Some(set) if set.revision <= flushed => self.bytes -= set.bytes(),
                 _ => return,
             }
             self.sets.pop_front();
@@ -70,9 +67,4 @@ impl Recent {
         let n = usize::try_from(from.0 - self.first()?.0).ok()?;
         Some(self.sets.iter().skip(n))
     }
-}
-
-/// About how many bytes a set keeps in memory.
-pub(super) fn size_of_set(set: &ChangeSet) -> usize {
-    set.changes.iter().map(|change| change.record.len() + CHANGE_OVERHEAD_BYTES).sum()
 }

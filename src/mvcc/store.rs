@@ -39,6 +39,8 @@ pub struct Store {
     pub(super) flushed: Revision,
     pub(super) revision: Revision,
     pub(super) compacted: Revision,
+    /// Nothing is removed of what came from here on. Not above `compacted`.
+    pub(super) retained: Revision,
     pub(super) compaction: Option<Compaction>,
 }
 
@@ -79,9 +81,10 @@ impl Store {
         if let Some(error) = damage {
             return Err(error);
         }
-        let compaction = (done < compacted).then(Compaction::default);
+        // What was being removed is at some place nobody knows.
+        let (retained, compaction) = (compacted, (done < compacted).then(|| Compaction::to(compacted)));
         let recent = Recent::new();
-        let store = Store { index, recent, reader, flushed: revision, revision, compacted, compaction };
+        let store = Store { index, recent, reader, flushed: revision, revision, compacted, retained, compaction };
         Ok((store, attached.into_iter().collect()))
     }
 
@@ -93,6 +96,11 @@ impl Store {
     /// The revision below which nothing can be read; -1 before the first compaction.
     pub fn compacted(&self) -> Revision {
         self.compacted
+    }
+
+    /// The revision from which on history is whole; below [`Store::compacted`] only watches that run may still see it.
+    pub fn retained(&self) -> Revision {
+        self.retained
     }
 
     /// How many keys exist.

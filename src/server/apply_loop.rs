@@ -13,9 +13,9 @@
 //! The simulator calls the same function.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
-use crate::mvcc::change::ChangeKind;
+use crate::mvcc::change::{ChangeKind, SharedChanges};
 use crate::pb::everwatchpb::ConfState;
 use crate::raft::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Node, decode_conf_change};
 use crate::state::StateMachine;
@@ -23,8 +23,8 @@ use crate::state::applied::{LeaseChange, Refusal, Reply};
 use crate::state::command::{Change, decode_proposal, decode_reconfiguration};
 use crate::storage;
 use crate::storage::backend::Batch;
-use crate::types::{Index, Term};
-use crate::watch::Hub;
+use crate::types::{Index, Revision, Term};
+use crate::watch::{Feeds, Notice};
 
 /// What one turn came to.
 #[derive(Default)]
@@ -47,9 +47,19 @@ pub struct Turn {
     pub puts: usize,
     /// Keys deleted.
     pub deletes: usize,
+    /// Where the store was compacted, if it was.
+    pub compacted: Option<Revision>,
 }
 
 impl Turn {
+    fn count(&mut self, changes: &[SharedChanges]) {
+        for set in changes {
+            let puts = set.changes.iter().filter(|change| change.kind == ChangeKind::Put).count();
+            self.puts += puts;
+            self.deletes += set.changes.len() - puts;
+        }
+    }
+
     /// Carries out an entry that changes raft's configuration, or leaves it without effect: on every member alike, for what
     /// decides is in the entry and in the state.
     fn change_members(
@@ -174,15 +184,14 @@ pub struct Proposer {
 /// Carries out `entries`. `submit` queues rows for the backend; it does not wait.
 pub fn turn(
     state: &RwLock<StateMachine>,
-    hub: &Mutex<Hub>,
+    feeds: &Feeds,
     own: Proposer,
     entries: Vec<Entry>,
     submit: &mut dyn FnMut(Batch),
 ) -> Result<Turn, Error> {
     let mut turn = Turn::default();
     let mut batch = Batch::default();
-    let mut changes = Vec::new();
-    let mut compacted = None;
+    let mut notices = Vec::new();
     {
         let mut state = state.write().unwrap_or_else(PoisonError::into_inner);
         for entry in entries {
@@ -196,10 +205,13 @@ pub fn turn(
                 let waited_for = own == Proposer { member: proposal.proposer, boot: proposal.boot };
                 for command in &proposal.commands {
                     let applied = state.apply(index, term, command, &mut batch)?;
-                    changes.extend(applied.changes);
+                    turn.count(&applied.changes);
+                    notices.extend(applied.changes.into_iter().map(Notice::Changed));
                     turn.leases.extend(applied.leases);
+                    // After the events: a watcher that is told of them has seen what the compaction takes away.
                     if let Ok(Reply::Compaction(_)) = &applied.reply {
-                        compacted = Some(state.kv.compacted());
+                        turn.compacted = Some(state.kv.compacted());
+                        notices.push(Notice::Compacted(state.kv.compacted()));
                     }
                     turn.members_changed |= matches!(&applied.reply, Ok(Reply::Members(_)));
                     if waited_for && command.id != 0 {
@@ -213,31 +225,8 @@ pub fn turn(
         // Under the lock: the backend gets batches in the order of the state's history.
         submit(batch);
     }
-    if !changes.is_empty() || compacted.is_some() {
-        let mut failure = None;
-        let mut hub = hub.lock().unwrap_or_else(PoisonError::into_inner);
-        for set in &changes {
-            let puts = set.changes.iter().filter(|change| change.kind == ChangeKind::Put).count();
-            turn.puts += puts;
-            turn.deletes += set.changes.len() - puts;
-            hub.publish(set, &mut |change| {
-                // The hub's lock is held over the state's: nobody takes them the other way round.
-                let state = state.read().unwrap_or_else(PoisonError::into_inner);
-                change.replaced.and_then(|place| {
-                    state.kv.record(place).unwrap_or_else(|error| {
-                        failure = Some(error);
-                        None
-                    })
-                })
-            });
-        }
-        // After the events: a watcher that is told of them has seen what the compaction takes away.
-        if let Some(at) = compacted {
-            hub.compacted(at);
-        }
-        if let Some(error) = failure {
-            return Err(error.into());
-        }
+    if !notices.is_empty() {
+        feeds.tell(&notices);
     }
     Ok(turn)
 }
@@ -253,7 +242,6 @@ mod tests {
     use crate::state::command::*;
     use crate::storage::backend::Backend;
     use crate::storage::backend::memory::MemoryBackend;
-    use crate::types::Revision;
 
     const OWN: Proposer = Proposer { member: 1, boot: 7 };
 
@@ -267,10 +255,10 @@ mod tests {
         backend
     }
 
-    fn founded() -> (RwLock<StateMachine>, Mutex<Hub>) {
+    fn founded() -> (RwLock<StateMachine>, Feeds) {
         let state = StateMachine::open(foundation().reader().unwrap()).unwrap();
-        let hub = Hub::new(state.kv.revision(), state.kv.compacted());
-        (RwLock::new(state), Mutex::new(hub))
+        let feeds = Feeds::new(1, state.kv.revision());
+        (RwLock::new(state), feeds)
     }
 
     fn put(index: u64) -> Entry {
@@ -295,11 +283,11 @@ mod tests {
 
     #[test]
     fn a_change_among_commands_is_one_batch_and_its_proposer_hears_of_it() {
-        let (state, hub) = founded();
+        let (state, feeds) = founded();
         let change = |index: u64, boot, id| entry(index, &conf_change(&add(id)), context(boot, index, Some(add(id))));
         let entries = vec![put(2), change(3, OWN.boot, 2), put(4), change(5, OWN.boot, 2), change(6, 8, 3)];
         let mut batches = Vec::new();
-        let turn = turn(&state, &hub, OWN, entries, &mut |batch| batches.push(batch)).unwrap();
+        let turn = turn(&state, &feeds, OWN, entries, &mut |batch| batches.push(batch)).unwrap();
         assert_eq!(turn.replies.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 3, 4, 5], "not another life's");
         assert!(matches!(&turn.replies[1].1, Ok(Reply::Members(members)) if members.len() == 2));
         assert_eq!(turn.replies[3].1, Err(Refusal::MemberExists));
@@ -321,10 +309,10 @@ mod tests {
     fn a_change_that_nobody_of_us_proposed_is_without_effect() {
         for kind in [EntryType::EntryConfChange, EntryType::EntryConfChangeV2] {
             for data in [&b""[..], &[0x0b], &[0x10, 1, 0x18, 1], &[0x12, 4, 0x08, 1, 0x10, 1]] {
-                let (state, hub) = founded();
+                let (state, feeds) = founded();
                 let mut strange = Entry { index: 2, term: 1, data: data.into(), ..Default::default() };
                 strange.set_entry_type(kind);
-                let turn = turn(&state, &hub, OWN, vec![strange, put(3)], &mut |_| ()).unwrap();
+                let turn = turn(&state, &feeds, OWN, vec![strange, put(3)], &mut |_| ()).unwrap();
                 assert!(turn.conf_changes.is_empty() && turn.conf_state.is_none() && !turn.members_changed);
                 let state = state.into_inner().unwrap();
                 assert_eq!((state.members.len(), &state.conf_state().voters[..]), (1, &[1][..]));
@@ -345,8 +333,8 @@ mod tests {
             entry(2, &ConfChangeV2::default(), context(OWN.boot, 1, Some(add(2)))),
             entry(2, &both, context(OWN.boot, 1, Some(add(2)))),
         ] {
-            let (state, hub) = founded();
-            assert!(turn(&state, &hub, OWN, vec![strange], &mut |_| ()).is_err());
+            let (state, feeds) = founded();
+            assert!(turn(&state, &feeds, OWN, vec![strange], &mut |_| ()).is_err());
         }
     }
 }

@@ -15,7 +15,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use super::raft_loop;
 use super::reads::Reads;
 use super::renewals::{Need, Renewals};
 use super::waiters::Waiters;
-use super::watch_loop::LeaderMonitor;
+use super::watch_loop::Monitor;
 use crate::cluster::Membership;
 use crate::cluster::reconfig::Unwise;
 use crate::lease::Lessor;
@@ -41,12 +41,13 @@ use crate::raft::{
     SnapshotPoint, decode_conf_change,
 };
 use crate::state::StateMachine;
+use crate::state::alarm::AlarmKind;
 use crate::state::applied::{LeaseChange, Refusal, Reply};
 use crate::state::command::{Change, Command, Kind, Reconfiguration, encode_command, encode_reconfiguration};
 use crate::storage::backend::{Batch, Reader};
 use crate::storage::wal::Base;
-use crate::types::{Index, LeaseId, MemberId, Term};
-use crate::watch::Hub;
+use crate::types::{Index, LeaseId, MemberId, Revision, Term};
+use crate::watch::{Feeds, Notice};
 
 /// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
 /// memory until then.
@@ -77,19 +78,21 @@ pub struct CoreConfig {
     pub catchup_entries: u64,
     /// Keys that one step of compaction looks at.
     pub compaction_keys: usize,
+    /// How long what was compacted is kept for watchers that are reading it.
+    pub compaction_grace: Duration,
     /// Bytes of entries carried out before others run. After a disk has stood still, all that waited for it is committed at once.
     pub apply_bytes: usize,
     /// This member's own attributes, to be published.
     pub attributes: MemberAttributes,
 }
 
-/// What the core and those who read beside it share. The hub's lock is taken before the state's where both are needed.
+/// What the core and those who read beside it share.
 #[derive(Clone)]
 pub struct Shared {
     /// Written by the core alone.
     pub state: Arc<RwLock<StateMachine>>,
-    /// Told by the core, asked by streams.
-    pub hub: Arc<Mutex<Hub>>,
+    /// Told by the core, heard by the hubs.
+    pub feeds: Feeds,
 }
 
 /// Everything that is not the core. Calls come in the order in which they have to take effect, and none of them waits.
@@ -116,6 +119,8 @@ pub trait Outside {
     fn role(&mut self, role: Role, before: Option<Role>, learner: bool);
     /// Leadership goes to this member, or there is nobody to take it.
     fn handing_over(&mut self, to: Option<MemberId>);
+    /// Whether this member has fallen so far behind that clients are better off elsewhere.
+    fn lags(&mut self, lags: bool);
     /// The others know of this member: it can serve.
     fn ready(&mut self);
     /// A turn has ended: the last entry known to be committed, and how many clients wait for a reply.
@@ -148,6 +153,8 @@ pub struct Core {
     flushing: Vec<oneshot::Sender<()>>,
     /// Steps of compaction since the backend's last commit.
     compaction_steps: u32,
+    /// Compactions whose rows are still there, and until when watchers may read them.
+    graces: VecDeque<(Revision, Duration)>,
     /// Committed, and not carried out yet.
     committed: VecDeque<Entry>,
     /// A snapshot is being installed: the state stands still until it is there.
@@ -162,7 +169,7 @@ pub struct Core {
     role: Option<Role>,
     /// The term in which the lessor leads.
     promoted: Option<Term>,
-    monitor: LeaderMonitor,
+    monitor: Monitor,
 }
 
 impl Core {
@@ -189,6 +196,7 @@ impl Core {
             compactions: Vec::new(),
             flushing: Vec::new(),
             compaction_steps: 0,
+            graces: VecDeque::new(),
             committed: VecDeque::new(),
             installing: false,
             persisted: 0,
@@ -197,7 +205,7 @@ impl Core {
             published_at: None,
             role: None,
             promoted: None,
-            monitor: LeaderMonitor::default(),
+            monitor: Monitor::default(),
         }
     }
 
@@ -322,7 +330,8 @@ impl Core {
             return out.fail(&difference);
         }
         let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
-        self.hub().restored(revision, compacted);
+        self.graces.clear();
+        self.shared.feeds.tell(&[Notice::Restored { revision, compacted }]);
         self.installing = false;
         self.offered = None;
         out.adopted(index, old);
@@ -350,9 +359,10 @@ impl Core {
         self.reads.expire(now, self.config.request_timeout);
         self.renewals.expire(now);
         self.publish(out);
-        let election = self.ticks.is_multiple_of(self.config.election_ticks.max(1));
-        if election && self.monitor.tick(self.node.leader().is_some()) {
-            self.hub().leader_lost();
+        if self.ticks.is_multiple_of(self.config.election_ticks.max(1)) {
+            let ended = self.monitor.tick(self.node.leader().is_some(), self.node.committed(), self.node.applied());
+            ended.into_iter().for_each(|ended| self.shared.feeds.tell(&[Notice::Ended(ended)]));
+            out.lags(self.monitor.lags());
         }
         if self.node.is_leader() {
             let seen = self.state().applied();
@@ -435,11 +445,14 @@ impl Core {
         let Some(last) = entries.last().map(|entry| Index(entry.index)) else { return };
         let began = out.now();
         let own = Proposer { member: self.node.id().0, boot: self.config.boot };
-        let Shared { state, hub, .. } = &self.shared;
-        let mut turn = match apply_loop::turn(state, hub, own, entries, &mut |batch| out.commit(batch)) {
+        let Shared { state, feeds } = &self.shared;
+        let mut turn = match apply_loop::turn(state, feeds, own, entries, &mut |batch| out.commit(batch)) {
             Ok(turn) => turn,
             Err(error) => return out.fail(&error),
         };
+        if let Some(at) = turn.compacted {
+            self.graces.push_back((at, began + self.config.compaction_grace));
+        }
         turn.reconfigure(&mut self.node);
         out.applied(&turn, began);
         if turn.conf_state.is_some() {
@@ -473,10 +486,6 @@ impl Core {
     /// How many clients wait for a reply.
     pub fn waiting(&self) -> usize {
         self.waiters.len()
-    }
-
-    fn hub(&self) -> std::sync::MutexGuard<'_, Hub> {
-        self.shared.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> std::sync::RwLockReadGuard<'_, StateMachine> {
@@ -700,6 +709,20 @@ impl Core {
         }
     }
 
+    /// Up to where what was compacted may be removed now: no watcher reads there any more, or they have had their time, or the space
+    /// is needed, or somebody waits for it to be gone.
+    fn grace_over(&mut self, now: Duration) -> Option<Revision> {
+        let hurry = !self.compactions.is_empty() || self.state().alarms.is_raised(AlarmKind::NoSpace);
+        let needed = self.shared.feeds.needed();
+        let mut to = None;
+        // (The compacted revision's own changes are kept, but not what they replaced.)
+        while let Some((at, _)) = self.graces.pop_front_if(|(at, until)| hurry || needed > *at || *until <= now) {
+            to = Some(at);
+        }
+        // What was left over from before this life.
+        to.or_else(|| self.graces.is_empty().then(|| self.state().kv.compacted()))
+    }
+
     /// One bounded step of physical compaction, if there is one to do. Whether there may be another.
     fn compact(&mut self, out: &mut dyn Outside) -> bool {
         if self.installing || !self.state().kv.compacting() {
@@ -711,6 +734,11 @@ impl Core {
         }
         if self.compaction_steps >= COMPACTION_STEPS_MAX {
             return false;
+        }
+        if !self.state().kv.removing() {
+            let Some(to) = self.grace_over(out.now()) else { return false };
+            self.shared.state.write().unwrap_or_else(PoisonError::into_inner).kv.remove(to);
+            self.shared.feeds.tell(&[Notice::Removed(to)]);
         }
         self.compaction_steps += 1;
         let mut batch = Batch::default();

@@ -222,6 +222,12 @@ impl Outside for Plumbing {
         }
     }
 
+    fn lags(&mut self, lags: bool) {
+        if self.shared.progress.lagging.swap(lags, Relaxed) != lags {
+            warn!(self.logger, "far behind what is committed, or not any more"; "lags" => lags);
+        }
+    }
+
     fn ready(&mut self) {
         self.shared.ready();
     }

@@ -24,7 +24,7 @@ use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
-use super::watch_loop::{Confirmation, Standing, StoreAccess, WatchHandle};
+use super::watch_loop::{Confirmation, Shard, Standing, StoreAccess, WatchHandle};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Store};
 use crate::pb::etcdserverpb::{
@@ -77,6 +77,8 @@ pub(crate) struct Progress {
     pub(crate) applied: AtomicU64,
     pub(crate) pending: AtomicU64,
     pub(crate) learner: AtomicBool,
+    /// See `watch_loop::Monitor`.
+    pub(crate) lagging: AtomicBool,
     /// A leader was known at some time in this process.
     pub(crate) knew_leader: AtomicBool,
 }
@@ -88,6 +90,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// What the core works on, too.
     pub(crate) replicated: core::Shared,
+    /// The hubs, and what each of them hears.
+    pub(crate) shards: Arc<[Arc<Shard>]>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
     pub(crate) sizes: Arc<Sizes>,
@@ -284,6 +288,7 @@ impl Handle {
             term: handle.status().term,
             leader: handle.leader(),
             learner: handle.is_learner(),
+            lagging: handle.shared.progress.lagging.load(Ordering::Relaxed),
         };
         let handle = self.clone();
         let confirm = move || -> Confirmation {
@@ -295,7 +300,7 @@ impl Handle {
                 }
             })
         };
-        WatchHandle::new(self.shared.replicated.hub.clone(), Arc::new(standing), Arc::new(confirm))
+        WatchHandle::new(self.shared.shards.clone(), Arc::new(standing), Arc::new(confirm))
     }
 
     /// Returns when no compaction has rows left to remove and the removals are on disk.
@@ -451,7 +456,7 @@ impl Handle {
         if let Some(version) = version {
             metrics.set_cluster_version(&version.to_string());
         }
-        let stats = self.shared.replicated.hub.lock().unwrap_or_else(PoisonError::into_inner).stats();
+        let stats = self.watch().stats();
         metrics.watchers.set(stats.watchers as i64);
         metrics.watch_streams.set(stats.streams as i64);
         metrics.slow_watchers.set(stats.slow_watchers as i64);

@@ -5,7 +5,8 @@
 //! | what            | where          | runs on                     | stops when                                   |
 //! |-----------------|----------------|-----------------------------|----------------------------------------------|
 //! | core            | `core_loop`    | the main runtime            | it takes `inbox::Event::Stop`                 |
-//! | catch-up        | `watch_loop`   | the main runtime            | the hub is stopped                           |
+//! | catch-up        | `watch_loop`   | the main runtime            | [`Tasks::stop`]                              |
+//! | hearing what was applied | `watch_loop` | a runtime that serves clients | [`Tasks::stop`], or with that runtime |
 //! | log thread      | `disk_threads` | a thread                    | the core drops its queue                     |
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use slog::{Logger, crit};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -35,7 +36,7 @@ use crate::storage::backend::disk::DiskBackend;
 use crate::storage::datadir::DataDir;
 use crate::storage::wal::Wal;
 use crate::types::Index;
-use crate::watch::Hub;
+use crate::watch::{Feeds, Hub};
 
 use self::core::{Core, CoreConfig};
 use self::core_loop::Plumbing;
@@ -43,6 +44,7 @@ use self::disk_threads::{BackendThread, Failure, LogThread, ToBackend};
 use self::handle::{Handle, Limits, Shared};
 use self::inbox::{Event, Inbox};
 use self::log_writer::LogWriter;
+use self::watch_loop::Shard;
 
 pub mod apply_loop;
 pub mod bootstrap;
@@ -90,15 +92,20 @@ pub fn start(
     let durable = snapshot_point(&*member.state.kv.reader())?;
     let newest: Arc<Mutex<Arc<dyn Reader>>> = Arc::new(Mutex::new(member.state.kv.reader()));
     let applied = member.state.applied();
-    let replicated = core::Shared {
-        hub: Arc::new(Mutex::new(Hub::new(member.state.kv.revision(), member.state.kv.compacted()))),
-        state: Arc::new(RwLock::new(member.state)),
-    };
+    let (revision, compacted) = (member.state.kv.revision(), member.state.kv.compacted());
+    let feeds = Feeds::new(shard_count(config), revision);
+    let replicated = core::Shared { state: Arc::new(RwLock::new(member.state)), feeds };
+    let shards = (0..shard_count(config)).map(|number| {
+        let record = record(replicated.state.clone(), fail.clone());
+        Arc::new(Shard::new(Hub::new(revision, compacted), replicated.feeds.of(number), record))
+    });
+    let shards: Arc<[Arc<Shard>]> = shards.collect();
     let shared = Arc::new(Shared {
         cluster: member.cluster,
         member: member.id,
         limits: limits(config),
         replicated: replicated.clone(),
+        shards: shards.clone(),
         inbox: inbox.clone(),
         progress: Default::default(),
         sizes: Arc::default(),
@@ -157,6 +164,7 @@ pub fn start(
         snapshot_count: config.snapshot_count,
         catchup_entries: config.snapshot_catchup_entries,
         compaction_keys: config.compaction_batch_max,
+        compaction_grace: config.watch_compaction_grace,
         apply_bytes: APPLY_BYTES,
         attributes: MemberAttributes {
             id: member.id.0,
@@ -178,15 +186,18 @@ pub fn start(
     };
     let core = Core::new(config_of_core, member.node, replicated, durable);
     let core = tokio::spawn(core_loop::run(core, plumbing, config.heartbeat_interval));
-    let catch_up = tokio::spawn({
+    let mut watching = JoinSet::new();
+    for shard in shards.iter().cloned() {
         let handle = handle.clone();
-        async move {
-            let shared = handle.shared.clone();
-            if let Err(error) = watch_loop::run(shared.replicated.hub.clone(), shared).await {
+        watching.spawn(async move {
+            if let Err(error) = watch_loop::run(shard, handle.shared.clone()).await {
                 handle.fail(&error);
             }
-        }
-    });
+        });
+    }
+    // The others' are served where their streams are.
+    let first = shards[0].clone();
+    watching.spawn(async move { first.serve().await });
 
     let leaving = tokio::spawn(leaving::run(handle.clone(), logger.clone()));
 
@@ -198,7 +209,7 @@ pub fn start(
         committed: member.committed,
         transport,
         core,
-        catch_up,
+        watching,
         leaving,
         log,
         backend,
@@ -234,7 +245,7 @@ pub struct Tasks {
     committed: Index,
     transport: Arc<Transport>,
     core: JoinHandle<()>,
-    catch_up: JoinHandle<()>,
+    watching: JoinSet<()>,
     leaving: JoinHandle<()>,
     log: std::thread::JoinHandle<()>,
     backend: std::thread::JoinHandle<()>,
@@ -244,6 +255,21 @@ impl Tasks {
     /// What peers call, to be served on the peer URLs.
     pub fn peer_grpc(&self) -> PeerGrpc {
         self.peer_grpc.clone()
+    }
+
+    /// To be run on the thread of clients' connections with this number, beside what serves them: has their watches hear what
+    /// happens.
+    pub fn watches(&self, thread: usize) -> impl Future<Output = ()> + Send + use<> {
+        let shards = self.handle.shared.shards.clone();
+        async move {
+            // The first is the main runtime's.
+            let number = thread + 1;
+            watch_loop::own_shard(number);
+            match shards.get(number) {
+                Some(shard) => shard.serve().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Returns when everything committed before the start has been carried out.
@@ -272,19 +298,45 @@ impl Tasks {
     pub async fn retire(&self) {
         let shared = &self.handle.shared;
         shared.stopping.store(true, Ordering::Relaxed);
-        shared.replicated.hub.lock().unwrap_or_else(PoisonError::into_inner).stop();
+        // First: whoever goes elsewhere is to find a leader there.
         self.handle.hand_over_leadership().await;
+        let mut portion = shards_streams(&shared.shards).div_ceil(DRAIN_STEPS);
+        while shared.shards.iter().fold(false, |more, shard| shard.hub().stop(portion) || more) {
+            tokio::time::sleep(DRAIN_PAUSE).await;
+            // Nobody is left behind by those who came meanwhile.
+            portion += 1;
+        }
     }
 
     /// The second half: what was acknowledged is in the log, and goes into the backend now.
     pub async fn stop(self) {
         self.handle.shared.inbox.put(Event::Stop);
         let _ = self.core.await;
-        self.catch_up.abort();
+        drop(self.watching);
         self.leaving.abort();
         self.transport.stop();
         let _ = tokio::task::spawn_blocking(move || (self.log.join(), self.backend.join())).await;
     }
+}
+
+/// One hub where there is one runtime. Else one for each thread that serves clients, and one for the main runtime.
+fn shard_count(config: &Config) -> usize {
+    config.edge_threads.filter(|threads| *threads > 1).map_or(1, |threads| threads + 1)
+}
+
+/// Reads what events replaced, for watchers that want it.
+fn record(state: Arc<RwLock<StateMachine>>, fail: Failure) -> watch_loop::Record {
+    Box::new(move |place| {
+        let state = state.read().unwrap_or_else(PoisonError::into_inner);
+        state.kv.record(place).unwrap_or_else(|error| {
+            fail(&error);
+            None
+        })
+    })
+}
+
+fn shards_streams(shards: &[Arc<Shard>]) -> usize {
+    shards.iter().map(|shard| shard.stats().streams).sum()
 }
 
 /// Says why the member cannot go on, and ends the process: nothing may be acknowledged after that.
@@ -298,6 +350,10 @@ fn failure(logger: &Logger) -> Failure {
     })
 }
 
+/// When the member stops, its streams end in so many portions with pauses between: clients that all came at once to the members
+/// that stay would be served late.
+const DRAIN_STEPS: usize = 20;
+const DRAIN_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of entries that the core carries out before others run on its thread.
 const APPLY_BYTES: usize = 1 << 20;
 /// The longest command, whatever the flags say: an entry that is too long for a message between members could never be committed,

@@ -1,29 +1,114 @@
-//! The watch loop: reads history for watchers that are behind, and the half of the Handle that streams use.
+//! The watch loop: hubs hear what was applied and hand out history, and streams use them.
 //!
-//! One turn asks the hub what to read, reads it without the hub's lock, and hands it out; see [`crate::watch`] for why
+//! A member has a hub for each runtime that serves clients, a *shard*: the streams that are opened there are its own, and nobody else
+//! matches, queues or catches up for them. What is applied comes to it through its feed; whoever looks at a hub has it hear all of that
+//! first ([`Shard::hub`]), so that for a client nothing is published later than it was acknowledged.
+//!
+//! One turn of catching up asks the hub what to read, reads it without the hub's lock, and hands it out; see [`crate::watch`] for why
 //! nothing is lost in between. The store's lock is held only to look into memory: what lies in the backend is read from a
 //! reader that was taken under it. So neither publishing nor applying ever waits for a watcher that is late.
 //!
-//! The loop runs wherever [`run`] is spawned and ends when that is dropped, or with the error that stops the member.
+//! [`Shard::serve`] and [`run`] run wherever they are spawned, and end when they are dropped, or with the error that stops the member.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+
 use crate::mvcc::change::SharedChanges;
+use crate::mvcc::revision::RevisionKey;
 use crate::mvcc::{History, Store};
 use crate::storage;
 use crate::storage::backend::Bucket;
-use crate::types::{ClusterId, MemberId, Revision, Term};
-use crate::watch::{CatchUp, Hub, Outbox, Slice, Spec, Stats, StreamId};
+use crate::types::{ClusterId, Index, MemberId, Revision, Term};
+use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Slice, Spec, Stats, StreamId};
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
 pub const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Turns made in one visit to the blocking threads.
 const TURNS_PER_VISIT: usize = 64;
+/// Notices that a hub hears before others run on its thread.
+const NOTICES_PER_VISIT: usize = 64;
 /// Election timeouts without a leader after which streams that need one are ended.
 const LEADERLESS_TICKS_MAX: u32 = 3;
+/// Election timeouts by which a member may be behind what it knows to be committed before those streams are.
+const LAG_TICKS_MAX: usize = 5;
+
+/// A hub, and the feed it hears.
+pub struct Shard {
+    hub: Mutex<Hub>,
+    feed: Feed,
+    record: Record,
+}
+
+/// Reads the encoded key-value of a place, as far as it is there. What fails stops the member.
+pub type Record = Box<dyn Fn(RevisionKey) -> Option<Bytes> + Send + Sync>;
+
+impl Shard {
+    /// The hub of a feed that was made at the hub's revision.
+    pub fn new(hub: Hub, feed: Feed, record: Record) -> Shard {
+        Shard { hub: Mutex::new(hub), feed, record }
+    }
+
+    /// The hub, when it has heard everything that was told.
+    pub fn hub(&self) -> MutexGuard<'_, Hub> {
+        let mut hub = self.lock();
+        while self.hear(&mut hub, usize::MAX) {}
+        hub
+    }
+
+    /// Has the hub hear what it is told, whenever it is, for ever.
+    pub async fn serve(&self) {
+        loop {
+            self.feed.filled().await;
+            self.hear_some(NOTICES_PER_VISIT);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Has the hub hear some of what it was told. Whether there was anything.
+    pub fn hear_some(&self, most: usize) -> bool {
+        self.hear(&mut self.lock(), most)
+    }
+
+    /// Whether there is something it has not heard.
+    pub fn has_news(&self) -> bool {
+        !self.feed.is_empty()
+    }
+
+    /// Numbers for the metrics.
+    pub fn stats(&self) -> Stats {
+        self.lock().stats()
+    }
+
+    /// Whether there was anything to hear.
+    fn hear(&self, hub: &mut Hub, most: usize) -> bool {
+        let notices = self.feed.take(most);
+        let some = !notices.is_empty();
+        for notice in notices {
+            hub.hear(notice, &mut |place| (self.record)(place));
+        }
+        if some {
+            self.feed.needs(hub.needed());
+        }
+        some
+    }
+
+    /// The hub as it is. A panic under its lock has stopped the member, or is a failing test.
+    fn lock(&self) -> MutexGuard<'_, Hub> {
+        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").finish_non_exhaustive()
+    }
+}
 
 /// Where the store is: behind the state's lock in the server, in plain sight in tests.
 pub trait StoreAccess {
@@ -33,28 +118,29 @@ pub trait StoreAccess {
 
 /// One round of catching up, with so much of history ([`SLICE_BYTES_MAX`]; less shows what happens when it is cut). Returns
 /// whether there was anything to do; an error stops the member.
-pub fn turn(hub: &Mutex<Hub>, state: &impl StoreAccess, slice_bytes: usize) -> storage::Result<bool> {
-    let Some(job) = lock(hub).next_catch_up() else { return Ok(false) };
+pub fn turn(shard: &Shard, state: &impl StoreAccess, slice_bytes: usize) -> storage::Result<bool> {
+    let Some(job) = shard.lock().next_catch_up() else { return Ok(false) };
     match read(&job, state, slice_bytes)? {
-        Ok(slice) => while lock(hub).caught_up(&slice) {},
-        // The apply loop is about to say the same.
-        Err(Compacted { at }) => lock(hub).compacted(at),
+        Ok(slice) => while shard.lock().caught_up(&slice) {},
+        // It is about to hear the same.
+        Err(Removed { at }) => shard.lock().removed(at),
     }
+    shard.feed.needs(shard.lock().needed());
     Ok(true)
 }
 
 /// Catches up watchers whenever there are any.
-pub async fn run<S>(hub: Arc<Mutex<Hub>>, state: Arc<S>) -> storage::Result<()>
+pub async fn run<S>(shard: Arc<Shard>, state: Arc<S>) -> storage::Result<()>
 where
     S: StoreAccess + Send + Sync + 'static,
 {
-    let bell = lock(&hub).bell();
+    let bell = shard.lock().bell();
     loop {
         bell.rung().await;
-        let (hub, state, bell) = (hub.clone(), state.clone(), bell.clone());
+        let (shard, state, bell) = (shard.clone(), state.clone(), bell.clone());
         let visit = tokio::task::spawn_blocking(move || -> storage::Result<()> {
             for _ in 0..TURNS_PER_VISIT {
-                if !turn(&hub, &*state, SLICE_BYTES_MAX)? {
+                if !turn(&shard, &*state, SLICE_BYTES_MAX)? {
                     return Ok(());
                 }
             }
@@ -70,12 +156,12 @@ where
     }
 }
 
-/// What was to be read has been compacted.
-struct Compacted {
+/// What was to be read has been removed.
+struct Removed {
     at: Revision,
 }
 
-fn read(job: &CatchUp, state: &impl StoreAccess, bytes: usize) -> storage::Result<Result<Slice, Compacted>> {
+fn read(job: &CatchUp, state: &impl StoreAccess, bytes: usize) -> storage::Result<Result<Slice, Removed>> {
     let mut job = job.clone();
     let sets: Vec<SharedChanges> = match state.with_store(|store| store.history(job.from, bytes)) {
         History::Ready(sets) => sets,
@@ -86,7 +172,7 @@ fn read(job: &CatchUp, state: &impl StoreAccess, bytes: usize) -> storage::Resul
             state.with_store(|store| store.link(&mut sets));
             sets.into_iter().map(Arc::new).collect()
         }
-        History::Compacted { at } => return Ok(Err(Compacted { at })),
+        History::Compacted { at } => return Ok(Err(Removed { at })),
     };
     if job.prev_kv {
         read_previous(&sets, state)?;
@@ -94,13 +180,13 @@ fn read(job: &CatchUp, state: &impl StoreAccess, bytes: usize) -> storage::Resul
     Ok(Ok(Slice::new(&job, sets)))
 }
 
-/// Has every event of the sets encoded with the value it replaced, as far as that is not compacted.
+/// Has every event of the sets encoded with the value it replaced, as far as that is not removed.
 fn read_previous(sets: &[SharedChanges], state: &impl StoreAccess) -> storage::Result<()> {
-    let (reader, compacted) = state.with_store(|store| (store.reader(), store.compacted()));
+    let (reader, retained) = state.with_store(|store| (store.reader(), store.retained()));
     for set in sets {
         for change in &set.changes {
             let previous = match change.replaced {
-                Some(place) if set.revision.previous() >= compacted => {
+                Some(place) if set.revision.previous() >= retained => {
                     match reader.get(Bucket::Key, &place.row(false))? {
                         Some(record) => Some(record),
                         // Not in the backend yet.
@@ -115,17 +201,30 @@ fn read_previous(sets: &[SharedChanges], state: &impl StoreAccess) -> storage::R
     Ok(())
 }
 
-/// Decides when streams that need a leader are ended. Asked once per election timeout.
+/// Decides when streams that need a leader are ended, because there is none, or because this member does not follow it.
 #[derive(Debug, Default)]
-pub struct LeaderMonitor {
+pub struct Monitor {
     leaderless_ticks: u32,
+    /// What was committed at the last ticks.
+    committed: VecDeque<Index>,
+    lags: bool,
 }
 
-impl LeaderMonitor {
-    /// One election timeout has passed. Whether to call [`Hub::leader_lost`].
-    pub fn tick(&mut self, has_leader: bool) -> bool {
+impl Monitor {
+    /// One election timeout has passed. How the streams are to end, if they are.
+    pub fn tick(&mut self, has_leader: bool, committed: Index, applied: Index) -> Option<End> {
         self.leaderless_ticks = if has_leader { 0 } else { self.leaderless_ticks.saturating_add(1) };
-        self.leaderless_ticks >= LEADERLESS_TICKS_MAX
+        self.committed.push_back(committed);
+        self.lags = self.committed.len() > LAG_TICKS_MAX && self.committed.pop_front().is_some_and(|was| was > applied);
+        match self.leaderless_ticks >= LEADERLESS_TICKS_MAX {
+            true => Some(End::NoLeader),
+            false => self.lags.then_some(End::Lagging),
+        }
+    }
+
+    /// Whether the member has not yet carried out what was committed all those ticks ago.
+    pub fn lags(&self) -> bool {
+        self.lags
     }
 }
 
@@ -142,12 +241,14 @@ pub struct Standing {
     pub leader: Option<MemberId>,
     /// It does not vote.
     pub learner: bool,
+    /// It has fallen so far behind that clients are better off elsewhere.
+    pub lagging: bool,
 }
 
 /// What the watch service knows of the server. Clones are the same.
 #[derive(Clone)]
 pub struct WatchHandle {
-    hub: Arc<Mutex<Hub>>,
+    shards: Arc<[Arc<Shard>]>,
     standing: Arc<dyn Fn() -> Standing + Send + Sync>,
     confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
 }
@@ -155,20 +256,31 @@ pub struct WatchHandle {
 /// Ends when everything that was committed before it was asked for is published here, or when that cannot be known soon.
 pub type Confirmation = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+thread_local! {
+    /// The shard of the streams that are opened on this thread.
+    static OWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Streams that are opened on this thread belong to this shard from now on; until then to the first.
+pub fn own_shard(number: usize) {
+    OWN.set(number);
+}
+
 impl WatchHandle {
-    /// `standing` is asked for every message: it reads a few atomics. `confirm` asks a quorum, once for many watchers.
+    /// `standing` is asked for every portion of messages: it reads a few atomics. `confirm` asks a quorum, once for many watchers.
     pub fn new(
-        hub: Arc<Mutex<Hub>>,
+        shards: Arc<[Arc<Shard>]>,
         standing: Arc<dyn Fn() -> Standing + Send + Sync>,
         confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
     ) -> WatchHandle {
-        WatchHandle { hub, standing, confirm }
+        WatchHandle { shards, standing, confirm }
     }
 
     /// Opens a stream.
     pub fn open(&self) -> WatchStream {
-        let (id, outbox) = lock(&self.hub).open_stream();
-        WatchStream { hub: self.hub.clone(), id, outbox }
+        let shard = self.shards[OWN.get() % self.shards.len()].clone();
+        let (id, outbox) = shard.lock().open_stream();
+        WatchStream { shard, id, outbox }
     }
 
     /// Where this member stands now.
@@ -183,7 +295,7 @@ impl WatchHandle {
 
     /// Numbers for the metrics.
     pub fn stats(&self) -> Stats {
-        lock(&self.hub).stats()
+        self.shards.iter().map(|shard| shard.stats()).sum()
     }
 }
 
@@ -196,7 +308,7 @@ impl fmt::Debug for WatchHandle {
 /// An open stream: an outbox, and the right to create and cancel watchers. Dropping it frees all of them.
 #[derive(Debug)]
 pub struct WatchStream {
-    hub: Arc<Mutex<Hub>>,
+    shard: Arc<Shard>,
     id: StreamId,
     outbox: Outbox,
 }
@@ -209,39 +321,42 @@ impl WatchStream {
 
     /// Has the stream ended when the member is without a leader for too long.
     pub fn need_leader(&self) {
-        lock(&self.hub).need_leader(self.id);
+        self.shard.lock().need_leader(self.id);
     }
 
     /// Creates a watcher; the answer comes through the outbox.
     pub fn create(&self, spec: Spec) {
-        lock(&self.hub).create(self.id, spec);
+        self.with_hub(|hub| hub.create(self.id, spec));
     }
 
     /// Cancels a watcher; the answer, if the watcher is known, comes through the outbox.
     pub fn cancel(&self, id: i64) {
-        lock(&self.hub).cancel(self.id, id);
+        self.with_hub(|hub| hub.cancel(self.id, id));
+    }
+
+    fn with_hub(&self, work: impl FnOnce(&mut Hub)) {
+        let mut hub = self.shard.hub();
+        work(&mut hub);
+        self.shard.feed.needs(hub.needed());
     }
 
     /// Asks how far the whole stream is; the answer, if there is one, comes through the outbox.
     pub fn progress(&self) {
-        lock(&self.hub).progress(self.id);
+        self.shard.hub().progress(self.id);
     }
 
     /// The stream's progress ticker has ticked.
     pub fn tick_progress(&self) {
-        lock(&self.hub).tick_progress(self.id);
+        self.shard.hub().tick_progress(self.id);
     }
 }
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        lock(&self.hub).close_stream(self.id);
+        let mut hub = self.shard.lock();
+        hub.close_stream(self.id);
+        self.shard.feed.needs(hub.needed());
     }
-}
-
-/// The hub's lock. A panic under it has stopped the member, or is a failing test.
-fn lock(hub: &Mutex<Hub>) -> MutexGuard<'_, Hub> {
-    hub.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -250,9 +365,21 @@ mod tests {
 
     #[test]
     fn streams_are_ended_after_three_timeouts_in_a_row_without_a_leader() {
-        let mut monitor = LeaderMonitor::default();
+        let mut monitor = Monitor::default();
         let ticks = [false, false, true, false, false, false, false, true];
-        let ended = ticks.map(|has_leader| monitor.tick(has_leader));
+        let ended = ticks.map(|has_leader| monitor.tick(has_leader, Index(9), Index(9)).is_some());
         assert_eq!(ended, [false, false, false, false, false, true, true, false]);
+    }
+
+    #[test]
+    fn streams_are_ended_by_a_member_that_does_not_come_to_apply_what_it_knows() {
+        let lags = |ahead: u64| -> Vec<bool> {
+            let mut monitor = Monitor::default();
+            let mut tick = |n: u64| monitor.tick(true, Index(100 + n), Index(100 + n - ahead)) == Some(End::Lagging);
+            (0..8).map(&mut tick).collect()
+        };
+        // Always behind, but never by more than five timeouts.
+        assert_eq!(lags(5), [false; 8]);
+        assert_eq!(lags(6), [false, false, false, false, false, true, true, true]);
     }
 }

@@ -4,12 +4,13 @@
 //!   * the position of a watcher only grows, and no change before it is pushed;
 //!   * all changes of one revision that concern a watcher are pushed together;
 //!   * a watcher that is not being caught up has been offered everything up to `published`;
-//!   * a watcher whose position is compacted away is told so; it never skips.
+//!   * a watcher whose position is removed is told so; it never skips.
 //!
-//! Called by the apply loop (publish, compacted, restored) and by the streams (create, cancel, progress), under one small
-//! mutex. Reading history is left to the watch loop: [`Hub::next_catch_up`] says what to read, [`Hub::caught_up`] hands it
+//! Called by whoever hears the apply loop's [feed](super::feed) (publish, compacted, removed, restored) and by the streams (create,
+//! cancel, progress), under one small mutex, which the apply loop never takes. Reading history is left to the watch loop: [`Hub::next_catch_up`] says what to read, [`Hub::caught_up`] hands it
 //! out. Nothing here waits or reads; work under the mutex is bounded by what is sent.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Bound;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::feed::Notice;
 use super::group::{Cohort, CohortKey, GroupKey, Members, Position, Span, Wish};
 use super::index::Index;
 use super::outbox::{Bell, End, EventList, Events, Full, Limits, Outbox, Outgoing};
@@ -25,6 +27,7 @@ use super::slice::{Place, Slice};
 use super::stream::Stream;
 use super::watcher::Spec;
 use crate::mvcc::change::{Change, SharedChanges};
+use crate::mvcc::revision::RevisionKey;
 use crate::types::Revision;
 
 /// Bytes of events after which a catch-up message is closed, at the end of a revision. A client with gRPC's default limit of
@@ -67,6 +70,8 @@ pub struct Hub {
     /// Late watchers, and the late cohorts that want previous values.
     late: usize,
     late_prev_kv: usize,
+    /// Where they stand, and how many cohorts there.
+    standing_at: BTreeMap<Revision, usize>,
     /// Places of the streams with watchers that want to be told how far they are.
     notified: BTreeSet<u32>,
     stopped: bool,
@@ -107,6 +112,18 @@ pub struct Stats {
     pub pending_events: usize,
 }
 
+impl std::iter::Sum for Stats {
+    fn sum<I: Iterator<Item = Stats>>(all: I) -> Stats {
+        all.fold(Stats::default(), |a, b| Stats {
+            streams: a.streams + b.streams,
+            watchers: a.watchers + b.watchers,
+            slow_watchers: a.slow_watchers + b.slow_watchers,
+            events_sent: a.events_sent + b.events_sent,
+            pending_events: a.pending_events + b.pending_events,
+        })
+    }
+}
+
 impl Hub {
     /// A hub of a store at revision `published`, compacted at `compacted` (-1: never).
     pub fn new(published: Revision, compacted: Revision) -> Hub {
@@ -123,6 +140,7 @@ impl Hub {
             served: 0,
             late: 0,
             late_prev_kv: 0,
+            standing_at: BTreeMap::new(),
             notified: BTreeSet::new(),
             stopped: false,
             events_sent: 0,
@@ -169,7 +187,7 @@ impl Hub {
         (id, outbox)
     }
 
-    /// Has the stream ended by [`Hub::leader_lost`].
+    /// Has the stream ended by [`Hub::end_needing`].
     pub fn need_leader(&mut self, stream: StreamId) {
         if let Some(home) = self.stream(stream) {
             home.needs_leader = true;
@@ -345,32 +363,57 @@ impl Hub {
         streams
     }
 
-    /// The store has been compacted at `at`: what lies before may be gone. Ends the watchers that still had to read it. Those
-    /// that want to be told how far they are, and are far enough, are told: a client that heard nothing for long could not go on
-    /// elsewhere from where it stands, once its revision is compacted.
+    /// The store has been compacted at `at`: who wants to begin before that is refused. Watchers that want to be told how far they
+    /// are, and are far enough, are told: a client that heard nothing for long could not go on elsewhere from where it stands, once
+    /// its revision is compacted. Those who still have to read what lies before may go on until it is [removed](Hub::removed).
     pub fn compacted(&mut self, at: Revision) {
-        if at > self.compacted {
-            for stream in &self.notified {
-                let home = &self.streams[*stream];
-                for id in home.notified.keys() {
-                    if self.cohorts[home.watchers[id].0].position == Position::Synced {
-                        home.outbox.push_progress(Some(*id), self.published);
-                    }
+        if at <= self.compacted {
+            return;
+        }
+        self.compacted = at;
+        for stream in &self.notified {
+            let home = &self.streams[*stream];
+            for id in home.notified.keys() {
+                if self.cohorts[home.watchers[id].0].position == Position::Synced {
+                    home.outbox.push_progress(Some(*id), self.published);
                 }
             }
         }
-        let at = self.compacted.max(at);
-        self.compacted = at;
+    }
+
+    /// What lies before `at` is being removed: ends the watchers that still had to read it.
+    pub fn removed(&mut self, at: Revision) {
+        if self.needed() >= at {
+            return;
+        }
         let late: Vec<(u32, CohortKey)> = (self.streams.iter())
             .flat_map(|(place, home)| home.behind.range(..(at, GroupKey(0))).map(move |(_, cohort)| (place, *cohort)))
             .collect();
+        let compacted = self.compacted.max(at);
         for (stream, cohort) in late {
             let ids = self.cohorts[cohort.0].members.ids();
             for id in ids.as_slice() {
                 self.remove(stream, *id);
-                self.streams[stream].end_compacted(*id, at);
+                self.streams[stream].end_compacted(*id, compacted);
             }
             self.tell_progress(stream);
+        }
+    }
+
+    /// The first revision whose history may still be asked for.
+    pub fn needed(&self) -> Revision {
+        let oldest = self.standing_at.first_key_value().map(|(at, _)| *at);
+        oldest.unwrap_or(self.published.next())
+    }
+
+    /// Hears what a feed has told, in that order. `record` reads the encoded key-value of a place, as far as it is there.
+    pub fn hear(&mut self, notice: Notice, record: &mut dyn FnMut(RevisionKey) -> Option<Bytes>) {
+        match notice {
+            Notice::Changed(set) => self.publish(&set, &mut |change| change.replaced.and_then(&mut *record)),
+            Notice::Compacted(at) => self.compacted(at),
+            Notice::Removed(at) => self.removed(at),
+            Notice::Restored { revision, compacted } => self.restored(revision, compacted),
+            Notice::Ended(end) => self.end_needing(end),
         }
     }
 
@@ -391,6 +434,7 @@ impl Hub {
             self.published = revision;
         }
         self.compacted(compacted);
+        self.removed(compacted);
     }
 
     /// What to read next for watchers that are behind. Streams take turns, and so do the cohorts of a stream.
@@ -440,18 +484,26 @@ impl Hub {
         false
     }
 
-    /// The member stops: every stream ends once its client has what waits.
-    pub fn stop(&mut self) {
+    /// The member stops: streams end once their clients have what waits, those that are opened from now on at once, of the others
+    /// `most` with each call. Watchers that want to be told how far they are, and are far enough, are told. Whether there are more.
+    pub fn stop(&mut self, most: usize) -> bool {
         self.stopped = true;
-        for (_, stream) in self.streams.iter() {
-            stream.outbox.end(End::Stopped);
+        let mut open = self.streams.iter().filter(|(_, home)| !home.outbox.is_ended());
+        for (_, home) in open.by_ref().take(most) {
+            for id in home.notified.keys() {
+                if self.cohorts[home.watchers[id].0].position == Position::Synced {
+                    home.outbox.push_progress(Some(*id), self.published);
+                }
+            }
+            home.outbox.end(End::Stopped);
         }
+        open.next().is_some()
     }
 
-    /// The member has had no leader for too long: ends the streams that asked for that.
-    pub fn leader_lost(&mut self) {
+    /// The member has had no leader for too long, or is too far behind: ends the streams that asked for that.
+    pub fn end_needing(&mut self, end: End) {
         for (_, stream) in self.streams.iter().filter(|(_, stream)| stream.needs_leader) {
-            stream.outbox.end(End::NoLeader);
+            stream.outbox.end(end);
         }
     }
 
@@ -576,6 +628,7 @@ impl Hub {
             Position::Behind(next) => {
                 home.behind.insert((next, group), key);
                 home.late.insert(key);
+                *self.standing_at.entry(next).or_default() += 1;
                 self.late += members.len();
                 self.late_prev_kv += usize::from(self.index[group].wish.prev_kv);
                 if !home.stalled {
@@ -599,6 +652,12 @@ impl Hub {
             Position::Behind(next) => {
                 home.behind.remove(&(next, group));
                 home.late.remove(&key);
+                if let Entry::Occupied(mut count) = self.standing_at.entry(next) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
                 self.late -= members.len();
                 self.late_prev_kv -= usize::from(self.index[group].wish.prev_kv);
                 if home.late.is_empty() {

@@ -1,11 +1,11 @@
 //! Watching: every client that asked about a key hears of each change to it, in order, once.
 //!
 //! ```text
-//!               publish(revision r)                             read by the stream's task
-//!  apply loop ───────────────▶ Hub ── synced watchers ────────▶ Outbox of the stream ──▶ client
-//!                               │                                      ▲
-//!                               └── unsynced watchers ◀── outbox full  │ caught_up(slice)
-//!                                        └─ next_catch_up ─▶ watch loop reads history
+//!               tell        publish(revision r)                 read by the stream's task
+//!  apply loop ──────▶ Feed ──────▶ Hub ── synced watchers ─────▶ Outbox of the stream ──▶ client
+//!                                   │                                   ▲
+//!                                   └─ unsynced watchers ◀─ outbox full │ caught_up(slice)
+//!                                            └─ next_catch_up ─▶ watch loop reads history
 //! ```
 //!
 //! A watcher is *synced*: it has been offered everything published, and the next publish reaches it through the index of
@@ -44,6 +44,7 @@
 //!
 //! etcd: `server/storage/mvcc/watchable_store.go`, `watcher.go`, `watcher_group.go`.
 
+pub mod feed;
 mod group;
 pub mod hub;
 mod index;
@@ -55,6 +56,7 @@ mod stream;
 mod trie;
 pub mod watcher;
 
+pub use feed::{Feed, Feeds, Notice};
 pub use hub::{CatchUp, Hub, Stats, StreamId};
 pub use outbox::{Bell, End, EventList, Events, Ids, Next, Outbox, Outgoing, Refusal};
 pub use slice::Slice;

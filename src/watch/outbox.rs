@@ -227,6 +227,8 @@ pub enum End {
     Stopped,
     /// The client asked to be cut off from a member that has lost its leader.
     NoLeader,
+    /// The same client is better off with a member that is not so far behind.
+    Lagging,
 }
 
 /// What [`Outbox`] hands to the stream's task.
@@ -356,6 +358,11 @@ impl Outbox {
     /// Adds an answer to a request, or a cancellation. Never turned away.
     pub(crate) fn push_answer(&self, answer: Outgoing) {
         self.lock().push(answer);
+    }
+
+    /// Whether nothing follows what waits.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.lock().end.is_some()
     }
 
     /// Nothing follows what waits. The first reason stands.

@@ -218,6 +218,7 @@ impl World {
         if at > self.compacted && at <= self.hub.published() {
             self.compacted = at;
             self.hub.compacted(at);
+            self.hub.removed(at);
         }
     }
 
@@ -462,10 +463,10 @@ fn streams_end_when_the_member_stops_or_has_no_leader() {
     let (needing, needing_outbox) = hub.open_stream();
     let (_, outbox) = hub.open_stream();
     hub.need_leader(needing);
-    hub.leader_lost();
+    hub.end_needing(End::NoLeader);
     assert_eq!(needing_outbox.try_next(), Some(Next::End(End::NoLeader)));
     assert_eq!(outbox.try_next(), None);
-    hub.stop();
+    assert!(!hub.stop(usize::MAX));
     assert_eq!(outbox.try_next(), Some(Next::End(End::Stopped)));
     assert_eq!(hub.open_stream().1.try_next(), Some(Next::End(End::Stopped)));
 }

@@ -7,7 +7,7 @@
 //! compaction that overtook a watcher ends it. The member is that of the golden scripts: a state machine, a hub, no raft.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use everwatch::mvcc::Store;
@@ -19,13 +19,13 @@ use everwatch::pb::everwatchpb::ConfState;
 use everwatch::pb::mvccpb::{Event, KeyValue};
 use everwatch::raft::Entry;
 use everwatch::server::apply_loop::{self, Proposer};
-use everwatch::server::watch_loop::{self, StoreAccess};
+use everwatch::server::watch_loop::{self, Shard, StoreAccess};
 use everwatch::state::StateMachine;
 use everwatch::state::command::{Command, Kind, ProposalWriter, encode_command};
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch};
 use everwatch::types::{KeyRange, Revision};
-use everwatch::watch::{Filters, Hub, Next, Outbox, Outgoing, Refusal, Spec, StreamId};
+use everwatch::watch::{Feeds, Filters, Hub, Next, Notice, Outbox, Outgoing, Refusal, Spec, StreamId};
 use prost::Message;
 
 use crate::engine::{Feed, outcome};
@@ -67,8 +67,9 @@ impl StoreAccess for InPlainSight<'_> {
 struct World {
     backend: MemoryBackend,
     batch: Batch,
-    state: RwLock<StateMachine>,
-    hub: Mutex<Hub>,
+    state: Arc<RwLock<StateMachine>>,
+    feeds: Feeds,
+    shard: Shard,
     /// This member hears of nothing: changes happen elsewhere, until a snapshot comes.
     cut_off: bool,
     index: u64,
@@ -87,12 +88,16 @@ impl World {
         let backend = MemoryBackend::new();
         backend.commit(&StateMachine::founding_rows(&[], &ConfState::default())).expect("memory");
         let state = StateMachine::open(backend.reader().expect("memory")).expect("a founder's rows");
-        let hub = Mutex::new(Hub::new(state.kv.revision(), state.kv.compacted()));
+        let (hub, feeds) = (Hub::new(state.kv.revision(), state.kv.compacted()), Feeds::new(1, state.kv.revision()));
+        let state = Arc::new(RwLock::new(state));
+        let read = state.clone();
+        let record = move |place| read.read().expect("nobody panicked in here").kv.record(place).expect("memory");
         World {
             backend,
             batch: Batch::default(),
-            state: RwLock::new(state),
-            hub,
+            state,
+            shard: Shard::new(hub, feeds.of(0), Box::new(record)),
+            feeds,
             cut_off: false,
             index: 1,
             clients: Vec::new(),
@@ -106,7 +111,7 @@ impl World {
     }
 
     fn hub(&self) -> std::sync::MutexGuard<'_, Hub> {
-        self.hub.lock().expect("nobody panicked in here")
+        self.shard.hub()
     }
 
     fn apply(&mut self, kind: Kind) {
@@ -114,12 +119,11 @@ impl World {
         let mut proposal = ProposalWriter::new(OWN.member, OWN.boot, 0);
         proposal.push(&encode_command(&Command { id: 1, kind: Some(kind), ..Default::default() }));
         let entry = Entry { index: self.index, term: 1, data: proposal.finish(), ..Default::default() };
-        let (revision, compacted) = self.store(|kv| (kv.revision(), kv.compacted()));
-        let elsewhere = Mutex::new(Hub::new(revision, compacted));
-        let hub = if self.cut_off { &elsewhere } else { &self.hub };
+        let elsewhere = Feeds::new(1, self.store(Store::revision));
+        let feeds = if self.cut_off { &elsewhere } else { &self.feeds };
         let batch = &mut self.batch;
         let submit = &mut |rows: Batch| batch.rows.extend(rows.rows);
-        apply_loop::turn(&self.state, hub, OWN, vec![entry], submit).expect("memory");
+        apply_loop::turn(&self.state, feeds, OWN, vec![entry], submit).expect("memory");
     }
 
     fn store<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
@@ -198,10 +202,20 @@ impl World {
     }
 
     fn step(&mut self, feed: &mut Feed<'_>) {
-        let World { state, batch, backend, .. } = self;
-        let kv = &mut state.get_mut().expect("nobody panicked in here").kv;
+        if feed.one_in(4) {
+            self.shard.hear_some(1);
+            return;
+        }
+        let World { state, batch, backend, feeds, cut_off, .. } = self;
+        let kv = &mut state.write().expect("nobody panicked in here").kv;
         match feed.below(3) {
-            0 => drop(kv.compact_step(1 + feed.below(5), batch).expect("memory")),
+            0 => {
+                let begins = !kv.removing();
+                kv.compact_step(1 + feed.below(5), batch).expect("memory");
+                if begins && !*cut_off {
+                    feeds.tell(&[Notice::Removed(kv.compacted())]);
+                }
+            }
             1 => {
                 backend.commit(&std::mem::take(batch)).expect("memory");
                 kv.flushed(backend.reader().expect("memory")).expect("memory");
@@ -217,7 +231,7 @@ impl World {
         }
         let state = self.state.read().expect("nobody panicked in here");
         (0..turns).any(|_| {
-            watch_loop::turn(&self.hub, &InPlainSight(&state.kv), watch_loop::SLICE_BYTES_MAX).expect("memory")
+            watch_loop::turn(&self.shard, &InPlainSight(&state.kv), watch_loop::SLICE_BYTES_MAX).expect("memory")
         })
     }
 
@@ -367,7 +381,12 @@ impl World {
     fn settle(&mut self) {
         self.install();
         self.clients.iter_mut().for_each(|client| client.stalled = false);
-        while self.catch_up(1) || self.read(usize::MAX) {}
+        loop {
+            drop(self.hub());
+            if !self.catch_up(1) && !self.read(usize::MAX) {
+                break;
+            }
+        }
         for client in &self.clients {
             let all_answered = client.asked.iter().all(|asked| match asked {
                 Asked::Create(_) => false,
@@ -386,7 +405,8 @@ impl World {
 
     fn install(&mut self) {
         if std::mem::take(&mut self.cut_off) {
-            self.hub().restored(Revision(self.revision), Revision(self.compacted));
+            let (revision, compacted) = (Revision(self.revision), Revision(self.compacted));
+            self.feeds.tell(&[Notice::Restored { revision, compacted }]);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
 use everwatch::server::gathering::{self, Gathering};
 use everwatch::server::log_writer::{Appended, Durable, LogJob, LogWriter};
-use everwatch::server::watch_loop::{self, StoreAccess};
+use everwatch::server::watch_loop::{self, Shard, StoreAccess};
 use everwatch::server::{apply_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
@@ -35,7 +35,7 @@ use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
 use everwatch::storage::wal::{Wal, WalOptions};
 use everwatch::types::{ClusterId, Index, LeaseId, MemberId};
-use everwatch::watch::{End, Hub, Next, Outbox, Outgoing, Spec, StreamId};
+use everwatch::watch::{End, Feeds, Hub, Next, Outbox, Outgoing, Spec, StreamId};
 use prost::Message as _;
 use tokio::sync::oneshot;
 
@@ -77,6 +77,7 @@ pub enum MemberEvent {
     BackendDue(u64),
     BackendDone,
     CatchUp,
+    Hear,
     Message(Message),
     /// Rows have arrived over the network.
     SnapshotOffered {
@@ -273,6 +274,8 @@ type Written = (Option<u64>, Vec<(u64, u64)>);
 pub struct Running {
     core: Core,
     shared: core::Shared,
+    /// The hub, and what it hears.
+    shard: Shard,
     shell: Shell,
     born: u64,
     commands: u64,
@@ -280,6 +283,7 @@ pub struct Running {
     unfinished: bool,
     turn_due: bool,
     catch_up_due: bool,
+    hear_due: bool,
     // Clients.
     calls: Vec<Call>,
     scans: BTreeMap<u64, Scanning>,
@@ -418,6 +422,8 @@ impl Outside for Surroundings<'_, '_> {
 
     fn handing_over(&mut self, _: Option<MemberId>) {}
 
+    fn lags(&mut self, _: bool) {}
+
     fn ready(&mut self) {}
 
     fn turned(&mut self, _: Index, _: usize) {}
@@ -511,10 +517,6 @@ struct Stream {
     creating: VecDeque<usize>,
     watches: BTreeMap<i64, usize>,
     quiet_until: u64,
-}
-
-fn lock(hub: &Mutex<Hub>) -> std::sync::MutexGuard<'_, Hub> {
-    hub.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn number(reader: &dyn Reader, row: &[u8]) -> Result<u64, Death> {
@@ -693,7 +695,17 @@ impl Member {
             wal.last()
         );
         cx.effects.push(Effect::Note(note));
-        let shared = core::Shared { state: Arc::new(RwLock::new(state)), hub: Arc::new(Mutex::new(hub)) };
+        let feeds = Feeds::limited(1, state.kv.revision(), cx.options.feed_changes);
+        let shared = core::Shared { state: Arc::new(RwLock::new(state)), feeds };
+        let read = shared.state.clone();
+        let record = move |place| {
+            read.read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .kv
+                .record(place)
+                .expect("what is committed is in memory")
+        };
+        let shard = Shard::new(hub, shared.feeds.of(0), Box::new(record));
         let name = format!("m{}", self.place);
         let config = CoreConfig {
             boot,
@@ -703,12 +715,14 @@ impl Member {
             snapshot_count: cx.options.snapshot_count,
             catchup_entries: cx.options.catchup_entries,
             compaction_keys: cx.options.compaction_keys,
+            compaction_grace: Duration::from_nanos(cx.options.compaction_grace),
             apply_bytes: (cx.options.apply_portion as usize - 1) * ENTRY_BYTES + 1,
             attributes: MemberAttributes { id: self.id().0, client_urls: vec![format!("http://{name}")], name },
         };
         self.running = Some(Box::new(Running {
             core: Core::new(config, node, shared.clone(), point),
             shared,
+            shard,
             shell: Shell {
                 id: self.id(),
                 log: LogWriter::new(wal),
@@ -735,6 +749,7 @@ impl Member {
             unfinished: false,
             turn_due: true,
             catch_up_due: false,
+            hear_due: false,
             calls: Vec::new(),
             scans: BTreeMap::new(),
             lessor_calls: Vec::new(),
@@ -772,6 +787,11 @@ impl Member {
             MemberEvent::LogDone => self.log_done(now, cx)?,
             MemberEvent::BackendDue(due) => running.shell.due_missed |= running.shell.dues == due,
             MemberEvent::BackendDone => self.backend_done(now, cx)?,
+            MemberEvent::Hear => {
+                running.hear_due = false;
+                let most = cx.dice.pick(&[1, 3, 64]);
+                running.shard.hear_some(most);
+            }
             MemberEvent::CatchUp => {
                 running.catch_up_due = false;
                 running.catch_up(now, cx)?;
@@ -827,7 +847,7 @@ impl Member {
                 running.lessor_said(call, request, answer, deadline, now, cx);
             }
             MemberEvent::Open { stream, watches } => {
-                let mut hub = lock(&running.shared.hub);
+                let mut hub = running.shard.hub();
                 let entry = running.streams.entry(stream).or_insert_with(|| {
                     let (id, outbox) = hub.open_stream();
                     let (creating, watches) = (VecDeque::new(), BTreeMap::new());
@@ -842,22 +862,22 @@ impl Member {
                 if let Some(stream) = running.streams.get(&stream)
                     && let Some((id, _)) = stream.watches.iter().find(|(_, known)| **known == watch)
                 {
-                    lock(&running.shared.hub).cancel(stream.id, *id);
+                    running.shard.hub().cancel(stream.id, *id);
                 }
             }
             MemberEvent::AskProgress { stream } => {
                 if let Some(stream) = running.streams.get(&stream) {
-                    lock(&running.shared.hub).progress(stream.id);
+                    running.shard.hub().progress(stream.id);
                 }
             }
             MemberEvent::TickProgress { stream } => {
                 if let Some(stream) = running.streams.get(&stream) {
-                    lock(&running.shared.hub).tick_progress(stream.id);
+                    running.shard.hub().tick_progress(stream.id);
                 }
             }
             MemberEvent::CloseStream { stream } => {
                 if let Some(stream) = running.streams.remove(&stream) {
-                    lock(&running.shared.hub).close_stream(stream.id);
+                    running.shard.hub().close_stream(stream.id);
                 }
             }
             MemberEvent::Pace { stream, until } => {
@@ -1002,7 +1022,7 @@ impl Member {
 
     /// Watchers that are not at the end of what is published.
     pub fn slow_watchers(&self) -> usize {
-        self.running.as_ref().map_or(0, |running| lock(&running.shared.hub).stats().slow_watchers)
+        self.running.as_ref().map_or(0, |running| running.shard.stats().slow_watchers)
     }
 
     /// What it still has to do for somebody: nothing, once all is quiet.
@@ -1130,15 +1150,15 @@ impl Running {
     fn catch_up(&mut self, now: Duration, cx: &mut Context<'_>) -> Result<(), Death> {
         let slice_bytes = cx.options.slice_bytes;
         let worked = {
-            let Running { core, shell, shared, .. } = self;
-            let core::Shared { state, hub, .. } = &*shared;
+            let Running { core, shell, shared, shard, .. } = self;
+            let state = &shared.state;
             let mut meanwhile = || {
                 if cx.dice.chance(300) {
                     core.apply(1, &mut Surroundings { shell, state, now, cx });
                 }
             };
             let access = Access { state, meanwhile: RefCell::new(&mut meanwhile) };
-            watch_loop::turn(hub, &access, slice_bytes)?
+            watch_loop::turn(shard, &access, slice_bytes)?
         };
         if worked {
             self.catch_up_due = true;
@@ -1609,7 +1629,7 @@ impl Running {
                             cx.effects.push(Effect::Watch { stream: *token, message, watch });
                         }
                     }
-                    Next::End(End::Stopped | End::NoLeader) => {
+                    Next::End(End::Stopped | End::NoLeader | End::Lagging) => {
                         ended.push(*token);
                         break;
                     }
@@ -1618,7 +1638,7 @@ impl Running {
         }
         for token in ended {
             if let Some(stream) = self.streams.remove(&token) {
-                lock(&self.shared.hub).close_stream(stream.id);
+                self.shard.hub().close_stream(stream.id);
             }
             cx.effects.push(Effect::StreamEnded { stream: token });
         }
@@ -1631,7 +1651,12 @@ impl Running {
             let delay = cx.dice.below(if was_turn { cx.options.apply_delay } else { MILLI / 4 });
             cx.later(delay, MemberEvent::Turn);
         }
-        if !self.catch_up_due && lock(&self.shared.hub).stats().slow_watchers > 0 {
+        if !self.hear_due && self.shard.has_news() {
+            self.hear_due = true;
+            let delay = cx.dice.below(cx.options.hear_delay);
+            cx.later(delay, MemberEvent::Hear);
+        }
+        if !self.catch_up_due && self.shard.stats().slow_watchers > 0 {
             self.catch_up_due = true;
             let delay = cx.dice.below(cx.options.catch_up_delay);
             cx.later(delay, MemberEvent::CatchUp);

@@ -119,6 +119,9 @@ const TINY: Options = Options {
     apply_portion: 3,
     apply_delay: 5 * MILLI,
     catch_up_delay: 20 * MILLI,
+    hear_delay: 2 * MILLI,
+    feed_changes: 8,
+    compaction_grace: 0,
     pre_vote: true,
     disk_delay_max: 5 * MILLI,
     slow_sync_per_mille: 0,
@@ -419,6 +422,32 @@ pub fn named() -> Vec<Scenario> {
         },
         // A watch created right after a change missed it (etcd #20655).
         Scenario { name: "watchers", watch_clients: 16, mix: Mix { keys: 3, ..MIX }, think: 40 * MILLI, ..BASE },
+        // A hub that does not come to hear what was applied finds it in history.
+        Scenario {
+            name: "deaf hubs",
+            watch_clients: 14,
+            mix: Mix { keys: 4, put: 60, ..MIX },
+            faults: CALM.with(Fault::Pause, 3).with(Fault::Isolate, 3).with(Fault::Crash, 2),
+            options: Some(Options { hear_delay: 300 * MILLI, feed_changes: 2, ..TINY }),
+            think: 40 * MILLI,
+            ..BASE
+        },
+        // What is compacted is read to its end, or its readers are told that they cannot go on.
+        Scenario {
+            name: "grace",
+            watch_clients: 14,
+            mix: Mix { keys: 4, put: 40, compact: 20, ..MIX },
+            faults: CALM.with(Fault::Pause, 3).with(Fault::Isolate, 3).with(Fault::Crash, 2),
+            options: Some(Options {
+                catch_up_delay: 200 * MILLI,
+                outbox_messages: 4,
+                compaction_grace: 700 * MILLI,
+                recent_bytes: 0,
+                ..TINY
+            }),
+            think: 40 * MILLI,
+            ..BASE
+        },
         // A watch from a revision to come was sent what comes before it (etcd #20221).
         Scenario {
             name: "future watches",

@@ -15,7 +15,7 @@ use everwatch::raft::{Message, MessageType};
 use everwatch::storage::backend::{Batch, Bucket, Reader};
 use everwatch::storage::schema;
 use everwatch::types::MemberId;
-use everwatch::watch::Outgoing;
+use everwatch::watch::{Outgoing, feed};
 use prost::Message as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +101,12 @@ pub struct Options {
     /// Until the next portion.
     pub apply_delay: u64,
     pub catch_up_delay: u64,
+    /// Longest time until the hub hears what was applied, if nobody asks it for anything.
+    pub hear_delay: u64,
+    /// Changes that may wait for the hub.
+    pub feed_changes: usize,
+    /// How long compacted history stays for watches that read it.
+    pub compaction_grace: u64,
     pub pre_vote: bool,
     pub disk_delay_max: u64,
     pub slow_sync_per_mille: u64,
@@ -124,6 +130,7 @@ impl Options {
     /// watchers must have all of it.
     pub fn read_on(&mut self) {
         self.catch_up_delay = self.catch_up_delay.min(MILLI);
+        self.hear_delay = self.hear_delay.min(MILLI);
         self.slice_bytes = self.slice_bytes.max(300);
     }
 
@@ -140,6 +147,9 @@ impl Options {
             apply_portion: dice.pick(&[1, 3, 100]),
             apply_delay: dice.pick(&[1, 5, 50]) * MILLI,
             catch_up_delay: dice.pick(&[1, 10, 100]) * MILLI,
+            hear_delay: dice.pick(&[1, 1, 10, 100]) * MILLI,
+            feed_changes: dice.pick(&[1, 8, feed::CHANGES_MAX]),
+            compaction_grace: dice.pick(&[0, 10, 200, 2000]) * MILLI,
             pre_vote: dice.chance(900),
             disk_delay_max: dice.pick(&[1, 5, 30]) * MILLI,
             slow_sync_per_mille: dice.pick(&[0, 0, 5]),
@@ -1549,6 +1559,7 @@ fn describe(place: usize, event: &MemberEvent) -> (&'static str, [u64; 4]) {
         MemberEvent::BackendDue(_) => ("backend due", [at, 0, 0, 0]),
         MemberEvent::BackendDone => ("backend done", [at, 0, 0, 0]),
         MemberEvent::CatchUp => ("catch up", [at, 0, 0, 0]),
+        MemberEvent::Hear => ("hear", [at, 0, 0, 0]),
         MemberEvent::Message(m) => {
             ("message", [at, place_of(m.from) as u64, m.get_msg_type() as u64, m.term << 32 | m.index])
         }

@@ -9,6 +9,7 @@
 //! stall, resume                             the client stops reading, and reads again
 //! flood KEY N                               N puts of 100,000 bytes
 //! late, catch up                            history is not read for late watchers, and is again
+//! grace, grace over                         what is compacted is not removed yet, and is
 //! forget                                    what the backend has is not kept in memory too
 //! cut off, install                          this member hears of nothing, and then gets a snapshot
 //! ```
@@ -17,16 +18,15 @@
 //! streams begin with their name. One line is one message.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use bytes::Bytes;
 use everwatch::mvcc::Store;
 use everwatch::pb::etcdserverpb::{PutRequest, WatchResponse};
 use everwatch::pb::mvccpb::{Event, KeyValue};
-use everwatch::server::watch_loop::{SLICE_BYTES_MAX, StoreAccess, turn};
+use everwatch::server::watch_loop::{Record, SLICE_BYTES_MAX, Shard, StoreAccess, turn};
 use everwatch::state::command::Kind;
 use everwatch::types::{KeyRange, Revision};
-use everwatch::watch::{Filters, Hub, Next, Outbox, Outgoing, Spec, StreamId};
+use everwatch::watch::{Feeds, Filters, Hub, Next, Notice, Outbox, Outgoing, Spec, StreamId};
 use prost::Message;
 
 use crate::kv;
@@ -34,9 +34,11 @@ use crate::world::World;
 
 /// The hub and its clients.
 pub(crate) struct Watches {
-    hub: Mutex<Hub>,
+    feeds: Feeds,
+    shard: Shard,
     streams: BTreeMap<String, Client>,
     late: bool,
+    grace: bool,
     cut_off: bool,
 }
 
@@ -55,16 +57,19 @@ impl StoreAccess for InPlainSight<'_> {
 }
 
 impl Watches {
-    pub(crate) fn new(kv: &Store) -> Watches {
-        let hub = Mutex::new(Hub::new(kv.revision(), kv.compacted()));
-        Watches { hub, streams: BTreeMap::new(), late: false, cut_off: false }
+    /// `record` reads from the store, as it is then.
+    pub(crate) fn new(kv: &Store, record: Record) -> Watches {
+        let feeds = Feeds::new(1, kv.revision());
+        let hub = Hub::new(kv.revision(), kv.compacted());
+        let shard = Shard::new(hub, feeds.of(0), record);
+        Watches { feeds, shard, streams: BTreeMap::new(), late: false, grace: false, cut_off: false }
     }
 
     /// Catches up those who are behind; returns what clients have read since the last call.
     pub(crate) fn follow(&mut self, kv: &Store) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
-            while !self.late && turn(&self.hub, &InPlainSight(kv), SLICE_BYTES_MAX).unwrap() {}
+            while !self.late && turn(&self.shard, &InPlainSight(kv), SLICE_BYTES_MAX).unwrap() {}
             let told = lines.len();
             for (name, client) in self.streams.iter().filter(|(_, client)| !client.stalled) {
                 while let Some(next) = client.outbox.try_next() {
@@ -79,15 +84,28 @@ impl Watches {
         }
     }
 
-    /// The hub, unless this member hears of nothing.
-    pub(crate) fn hub(&self) -> Option<&Mutex<Hub>> {
-        (!self.cut_off).then_some(&self.hub)
+    /// Where it hears what happens, unless this member hears of nothing.
+    pub(crate) fn feeds(&self) -> Option<&Feeds> {
+        (!self.cut_off).then_some(&self.feeds)
+    }
+
+    /// Whether what is compacted stays for those who read it.
+    pub(crate) fn has_grace(&self) -> bool {
+        self.grace
+    }
+
+    /// What was told is heard, and what was compacted is removed, unless that is to wait.
+    pub(crate) fn hear(&self, compacted: Option<Revision>) {
+        if let Some(at) = compacted.filter(|_| !self.grace && !self.cut_off) {
+            self.feeds.tell(&[Notice::Removed(at)]);
+        }
+        drop(self.shard.hub());
     }
 
     fn client(&mut self, name: &str) -> &mut Client {
-        let hub = &self.hub;
+        let shard = &self.shard;
         self.streams.entry(name.to_owned()).or_insert_with(|| {
-            let (stream, outbox) = hub.lock().unwrap().open_stream();
+            let (stream, outbox) = shard.hub().open_stream();
             Client { stream, outbox, stalled: false }
         })
     }
@@ -99,12 +117,20 @@ pub(crate) fn run(world: &mut World, words: &[&str]) -> Option<Vec<String>> {
     match words {
         ["late"] => watches.late = true,
         ["catch", "up"] => watches.late = false,
+        ["grace"] => watches.grace = true,
+        ["grace", "over"] => {
+            watches.grace = false;
+            let at = world.state().kv.compacted();
+            world.state_mut().0.kv.remove(at);
+            world.watches.hear(Some(at));
+        }
         ["forget"] => world.state_mut().0.kv.limit_recent(0),
         ["cut", "off"] => watches.cut_off = true,
         ["install"] => {
             watches.cut_off = false;
             let (revision, compacted) = (world.state().kv.revision(), world.state().kv.compacted());
-            world.watches.hub.lock().unwrap().restored(revision, compacted);
+            world.watches.feeds.tell(&[Notice::Restored { revision, compacted }]);
+            world.watches.hear(None);
         }
         ["flood", key, count] => {
             let value = Bytes::from(vec![b'x'; 100_000]);
@@ -128,12 +154,12 @@ fn on_stream(watches: &mut Watches, words: &[&str]) -> Option<Vec<String>> {
     }
     let stream = watches.client(name).stream;
     match words {
-        ["watch", range, options @ ..] => watches.hub.lock().unwrap().create(stream, spec(range, options)),
-        ["cancel", id] => watches.hub.lock().unwrap().cancel(stream, kv::number(id)),
-        ["progress"] => watches.hub.lock().unwrap().progress(stream),
-        ["ticker"] => watches.hub.lock().unwrap().tick_progress(stream),
+        ["watch", range, options @ ..] => watches.shard.hub().create(stream, spec(range, options)),
+        ["cancel", id] => watches.shard.hub().cancel(stream, kv::number(id)),
+        ["progress"] => watches.shard.hub().progress(stream),
+        ["ticker"] => watches.shard.hub().tick_progress(stream),
         ["leave"] => {
-            watches.hub.lock().unwrap().close_stream(stream);
+            watches.shard.hub().close_stream(stream);
             watches.streams.remove(name);
         }
         ["stall"] => watches.client(name).stalled = true,

@@ -4,7 +4,7 @@
 //! [`apply_loop::turn`], which changes the state, tells the hub and answers. Of raft there is only what counts votes: it is told
 //! of each change of the configuration, and must come to the same as the state. What is missing is any waiting.
 
-use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use everwatch::lease::Lessor;
@@ -21,7 +21,7 @@ use everwatch::state::command::{
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch};
 use everwatch::types::{LeaseId, MemberId};
-use everwatch::watch::Hub;
+use everwatch::watch::Feeds;
 
 use crate::watch_commands::{self, Watches};
 use crate::{kv, lease_commands, member_commands};
@@ -35,7 +35,7 @@ pub(crate) struct World {
     backend: MemoryBackend,
     /// What was done and the backend does not have yet.
     pub(crate) batch: Batch,
-    state: RwLock<StateMachine>,
+    state: Arc<RwLock<StateMachine>>,
     /// What counts votes.
     node: Node,
     /// Those who are told.
@@ -72,17 +72,9 @@ impl World {
         let state = StateMachine::open(backend.reader().unwrap()).unwrap();
         let mut lessor = Lessor::default();
         lessor.promote(&state.leases, Duration::ZERO, Duration::ZERO);
-        World {
-            watches: Watches::new(&state.kv),
-            node: node(&state),
-            state: RwLock::new(state),
-            backend,
-            batch: Batch::default(),
-            lessor,
-            now: Duration::ZERO,
-            term: 1,
-            index: 1,
-        }
+        let node = node(&state);
+        let (watches, state) = watched(state);
+        World { watches, node, state, backend, batch: Batch::default(), lessor, now: Duration::ZERO, term: 1, index: 1 }
     }
 
     /// A world for scripts that are not about leases: those below 100 exist, for ever.
@@ -147,12 +139,16 @@ impl World {
             self.index += 1;
             (entry.index, entry.term) = (self.index, self.term);
         }
-        let elsewhere = Mutex::new(Hub::new(self.state().kv.revision(), self.state().kv.compacted()));
-        let hub = self.watches.hub().unwrap_or(&elsewhere);
+        let elsewhere = Feeds::new(1, self.state().kv.revision());
+        let feeds = self.watches.feeds().unwrap_or(&elsewhere);
         let batch = &mut self.batch;
         let submit = &mut |rows: Batch| batch.rows.extend(rows.rows);
-        let turn = apply_loop::turn(&self.state, hub, OWN, entries, submit).unwrap();
+        let turn = apply_loop::turn(&self.state, feeds, OWN, entries, submit).unwrap();
         turn.reconfigure(&mut self.node);
+        if let Some(at) = turn.compacted.filter(|_| !self.watches.has_grace()) {
+            self.state.write().unwrap().kv.remove(at);
+        }
+        self.watches.hear(turn.compacted);
         for change in turn.leases {
             match change {
                 LeaseChange::Granted { id, ttl } => self.lessor.granted(id, ttl, self.now),
@@ -172,7 +168,6 @@ impl World {
     fn restart(&mut self) -> Vec<String> {
         self.flush();
         let state = StateMachine::open(self.backend.reader().unwrap()).unwrap();
-        self.watches = Watches::new(&state.kv);
         self.lessor.demote();
         self.node = node(&state);
         let of_lease = |(id, lease): (LeaseId, &everwatch::lease::Lease)| -> Vec<String> {
@@ -181,7 +176,7 @@ impl World {
         let mut leased: Vec<String> = state.leases.iter().flat_map(of_lease).collect();
         leased.sort();
         let is = format!("rev={} compacted={}", state.kv.revision(), state.kv.compacted());
-        *self.state.write().unwrap() = state;
+        (self.watches, self.state) = watched(state);
         [is].into_iter().chain(leased).collect()
     }
 }
@@ -200,6 +195,15 @@ pub(crate) fn reconfiguration(change: Change) -> Entry {
     let raft = apply_loop::conf_change(&change);
     let command = Reconfiguration { proposer: OWN.member, boot: OWN.boot, id: 1, change: Some(change) };
     encode_conf_change(&raft, encode_reconfiguration(&command))
+}
+
+/// A state, and those who are told of it.
+fn watched(state: StateMachine) -> (Watches, Arc<RwLock<StateMachine>>) {
+    let state = Arc::new(RwLock::new(state));
+    let read = state.clone();
+    let record = Box::new(move |place| read.read().unwrap().kv.record(place).unwrap());
+    let watches = Watches::new(&state.read().unwrap().kv, record);
+    (watches, state)
 }
 
 /// A node as the server starts it over this state.
