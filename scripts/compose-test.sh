@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # Tests the image and docker-compose.yml: three containers become healthy and serve, lose nothing when they are killed
-# under load, stop with exit code 0 when they are told to, and find their data again after `down` and `up`.
+# under load, stop with exit code 0 when they are told to, and find their data again after `down` and `up`. And watchers are told
+# exactly what they asked for whatever happens to containers (scripts/failover-test.sh).
 #
 #   scripts/compose-test.sh
 #   LEADER=20 ALL=10 WRITES=50000 scripts/compose-test.sh       more kills (see scripts/kill-test.sh)
+#   FAILOVER_FULL=1 scripts/compose-test.sh                     longer scenarios of fail-over
 #   COMPOSE="docker compose" scripts/compose-test.sh            with Compose v2 (default: docker-compose if it is there)
 #
-# The cluster is the test's own, on free ports, and is removed afterwards; the image everwatch:local is made anew and stays.
-# Exit code: 77 if there is no Docker here. Needs etcdctl and python3 with venv.
+# The clusters are the test's own, on free ports, and are removed afterwards; the image (everwatch:local, or EVERWATCH_IMAGE)
+# is made anew and stays. Exit code: 77 if there is no Docker here. Needs etcdctl, python3 with venv, and what `cargo test`
+# needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export ETCDCTL_API=3 LEADER=${LEADER:-2} ALL=${ALL:-1} WRITES=${WRITES:-3000}
+export ETCDCTL_API=3 LEADER=${LEADER:-1} ALL=${ALL:-1} WRITES=${WRITES:-3000}
 docker info >/dev/null 2>&1 || { echo "there is no Docker here" >&2; exit 77; }
 compose=${COMPOSE:-docker-compose}
 [ -n "${COMPOSE:-}" ] || command -v docker-compose >/dev/null || compose="docker compose"
 
 scripts/image.sh
+echo "== fail-over"
+scripts/failover-test.sh
+
 export COMPOSE_PROJECT_NAME=everwatch-test-$$
 # The follower that misses WRITES shall need a snapshot: the log keeps less than that.
 export SNAPSHOT_COUNT=$((WRITES / 20)) SNAPSHOT_CATCHUP_ENTRIES=$((WRITES / 20))

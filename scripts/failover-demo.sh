@@ -32,7 +32,7 @@ containers)
     compose=docker-compose
     command -v docker-compose >/dev/null || compose="docker compose"
     export COMPOSE_PROJECT_NAME=everwatch-demo-$$
-    docker image inspect everwatch:local >/dev/null 2>&1 || scripts/image.sh
+    docker image inspect "${EVERWATCH_IMAGE:-everwatch:local}" >/dev/null 2>&1 || scripts/image.sh
     up() { quietly $compose up -d; }
     down() { quietly $compose down --volumes; }
     kill_member() { quietly $compose kill -s SIGKILL "m$1"; }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use everwatch::client::resume::News;
-use everwatch::client::{Client, Heard, Want, Watch};
+use everwatch::client::{Client, Heard, Keepalive, Want, Watch};
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
 use everwatch::pb::etcdserverpb::{PutRequest, RangeRequest};
 use everwatch::pb::mvccpb::KeyValue;
@@ -21,8 +21,10 @@ fn founded() -> (Cluster, Vec<Process>, Runtime, Client) {
     let members: Vec<Process> = (0..3).map(|n| cluster.start(n)).collect();
     members.iter().for_each(|member| drop(member.says(READY)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    // Connections live on it.
-    let client = runtime.block_on(async { Client::new(&cluster.clients, 1) }).expect("addresses");
+    // A member that stands still shall not be waited for long.
+    let keepalive = Keepalive { interval: Duration::from_millis(500), timeout: Duration::from_secs(1) };
+    // Connections live on the runtime.
+    let client = runtime.block_on(async { Client::with_keepalive(&cluster.clients, 1, keepalive) }).expect("addresses");
     (cluster, members, runtime, client)
 }
 
@@ -95,4 +97,22 @@ fn a_watch_goes_on_where_its_member_died_and_misses_and_repeats_nothing() {
     watch.ask_progress();
     let progress = runtime.block_on(async { timeout(Duration::from_secs(60), news(&mut watch)).await });
     assert!(matches!(progress, Ok(News::Progress { .. })), "{progress:?}");
+}
+
+#[test]
+fn a_watch_leaves_a_member_that_stands_still() {
+    let (_cluster, members, runtime, client) = founded();
+    let want = Want { key: Bytes::from(KEY), ..Default::default() };
+    let mut watch = Watch::new(client, [want], 0, 0);
+    assert!(matches!(runtime.block_on(news(&mut watch)), News::Created { .. }));
+    members[0].signal("-STOP");
+    let deadline = Instant::now() + PATIENCE;
+    // Perhaps it led.
+    while members[1].try_put(KEY).is_err() {
+        assert!(Instant::now() < deadline, "nobody leads");
+    }
+    let seen = runtime.block_on(follow(&mut watch, 1));
+    members[0].signal("-CONT");
+    assert_eq!(seen[0].version, 1);
+    assert_eq!(watch.repeated(), 0);
 }

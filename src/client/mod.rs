@@ -27,10 +27,22 @@ pub use watch::{Heard, Watch};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection without traffic is asked for a sign of life this often, and given up after that long without one. A member that
-/// was cut off silently is noticed in no other way.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How a member that went silent is noticed: one that was paused, or cut off without a word, is noticed in no other way.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// How often a connection is asked for a sign of life while something is expected of it. etcd ends connections that ask more
+    /// than once in 5 seconds, unless it was told otherwise (`--grpc-keepalive-min-time`); Everwatch does not.
+    pub interval: Duration,
+    /// After that long without one the connection is given up, and its watches go on elsewhere.
+    pub timeout: Duration,
+}
+
+impl Default for Keepalive {
+    fn default() -> Keepalive {
+        Keepalive { interval: Duration::from_secs(5), timeout: Duration::from_secs(3) }
+    }
+}
 
 /// Why something cannot be done at all.
 #[derive(Debug)]
@@ -63,6 +75,11 @@ impl Client {
     /// A client of `endpoints` (`http://host:port`, or `host:port`), with so many connections to each. Nothing is connected
     /// before it is used.
     pub fn new(endpoints: &[String], connections: usize) -> Result<Client, Error> {
+        Client::with_keepalive(endpoints, connections, Keepalive::default())
+    }
+
+    /// The same with another patience for members that say nothing.
+    pub fn with_keepalive(endpoints: &[String], connections: usize, keepalive: Keepalive) -> Result<Client, Error> {
         let bad = |endpoint: &String| Error::Endpoint(endpoint.clone());
         let connect = |endpoint: &String| {
             let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
@@ -70,8 +87,8 @@ impl Client {
             let settings = settings
                 .tcp_nodelay(true)
                 .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-                .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+                .http2_keep_alive_interval(keepalive.interval)
+                .keep_alive_timeout(keepalive.timeout);
             Ok((0..connections.max(1)).map(|_| settings.connect_lazy()).collect())
         };
         let channels = endpoints.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;

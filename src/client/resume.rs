@@ -71,18 +71,26 @@ pub struct Resume {
     created: bool,
     /// Changes of a response that goes on.
     pieces: Vec<Event>,
+    /// Changes that were sent and not handed out, for they were handed out before, or lie before the start.
+    repeated: u64,
 }
 
 impl Resume {
     /// A watcher that has not been created anywhere.
     pub fn new(want: Want) -> Resume {
         let next = (want.start_revision != 0).then_some(want.start_revision);
-        Resume { want, next, created: false, pieces: Vec::new() }
+        Resume { want, next, created: false, pieces: Vec::new(), repeated: 0 }
     }
 
     /// The first revision it was not handed, if that is known.
     pub fn next(&self) -> Option<i64> {
         self.next
+    }
+
+    /// How many changes servers have sent that were not asked for: again, or from before the start. They are not handed out; a
+    /// server that keeps its promises sends none.
+    pub fn repeated(&self) -> u64 {
+        self.repeated
     }
 
     /// The request that goes on with it on a new stream, under this id.
@@ -126,7 +134,9 @@ impl Resume {
         }
         let next = self.next.unwrap_or(0);
         let mut events = std::mem::take(&mut self.pieces);
+        let sent = events.len();
         events.retain(|event| revision_of(event) >= next);
+        self.repeated += (sent - events.len()) as u64;
         let last = revision_of(events.last()?);
         self.next = Some(last + 1);
         Some(News::Events(events))
@@ -201,7 +211,9 @@ mod tests {
         assert_eq!(watcher.take(events(9, &[3, 4, 4], true)), None);
         assert_eq!(handed(watcher.take(events(9, &[4, 5], false))), [3, 4, 4, 4, 5]);
         assert_eq!(watcher.request(1).start_revision, 6);
+        assert_eq!(watcher.repeated(), 0);
         assert_eq!(watcher.take(events(9, &[5], false)), None, "what it was handed before");
+        assert_eq!(watcher.repeated(), 1);
     }
 
     #[test]

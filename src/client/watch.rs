@@ -41,6 +41,8 @@ pub struct Watch {
     client: Client,
     /// Tells watches of different connections apart.
     user: usize,
+    /// A member that knows no leader does not serve it.
+    needs_leader: bool,
     /// Those that are over are none.
     watchers: Vec<Option<Resume>>,
     endpoint: usize,
@@ -58,11 +60,28 @@ struct Stream {
 }
 
 impl Watch {
-    /// Watchers, to be created at this endpoint first. `user` says whose connection they are to share.
+    /// Watchers, to be created at this endpoint first. `user` says whose connection they are to share. A member that has been
+    /// without a leader for some seconds ends their stream (metadata `hasleader`), and they go on elsewhere.
     pub fn new(client: Client, wants: impl IntoIterator<Item = Want>, endpoint: usize, user: usize) -> Watch {
         let watchers = wants.into_iter().map(|want| Some(Resume::new(want))).collect();
         let waiting = VecDeque::new();
-        Watch { client, user, watchers, endpoint, stream: None, backoff: Backoff::default(), waiting }
+        Watch {
+            client,
+            user,
+            needs_leader: true,
+            watchers,
+            endpoint,
+            stream: None,
+            backoff: Backoff::default(),
+            waiting,
+        }
+    }
+
+    /// The same, but content with a member that knows no leader: where it is cut off from the others it says nothing until it is
+    /// back, and then everything.
+    pub fn without_leader(mut self) -> Watch {
+        self.needs_leader = false;
+        self
     }
 
     /// What comes next; `None` when no watcher is left. May be dropped and called again.
@@ -107,6 +126,11 @@ impl Watch {
         self.watchers[watcher].as_ref().and_then(Resume::next)
     }
 
+    /// How many changes servers have sent to its watchers without being asked; see [`Resume::repeated`].
+    pub fn repeated(&self) -> u64 {
+        self.watchers.iter().flatten().map(Resume::repeated).sum()
+    }
+
     fn request(&self, request: RequestUnion) {
         if let Some(stream) = &self.stream {
             // A full queue or a broken stream: see REQUESTS_MAX.
@@ -127,8 +151,10 @@ impl Watch {
         let (requests, rest) = mpsc::channel(REQUESTS_MAX);
         let first = tokio_stream::iter(creates.into_iter().map(|(_, create)| create));
         let mut call = Request::new(first.chain(ReceiverStream::new(rest)));
-        // A member without leader must not keep a client that could be served elsewhere.
-        call.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        if self.needs_leader {
+            // A member without leader must not keep a client that could be served elsewhere.
+            call.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        }
         let channel = self.client.channel(self.endpoint, self.user);
         let mut client = WatchClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
         let responses = client.watch(call).await?.into_inner();
