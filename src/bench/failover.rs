@@ -96,6 +96,9 @@ pub(super) async fn run(options: &Options, signal: Signal, report: &mut Report) 
         let seen = stream.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         wrong += seen.wrong;
         let Some((noticed, code)) = seen.noticed else { continue };
+        if noticed < began {
+            return Err("a stream ended before its member was stopped".to_owned());
+        }
         unavailable += u64::from(code == Code::Unavailable);
         noticing.add(noticed.saturating_duration_since(began));
         seen.running.iter().for_each(|at| running.add(at.saturating_duration_since(noticed)));

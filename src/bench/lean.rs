@@ -1,7 +1,7 @@
 //! Watch responses read for what is measured, and no further: a generator that decodes every event in full is the
 //! bottleneck long before the server is.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
@@ -33,9 +33,9 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// How long ago its put was sent.
-    pub(super) fn age(&self, epoch: Instant) -> Option<Duration> {
-        Some(epoch.elapsed().saturating_sub(self.sent?))
+    /// How long its put was on the way, if it arrived at this time after the load's epoch.
+    pub(super) fn age(&self, arrived: Duration) -> Option<Duration> {
+        Some(arrived.saturating_sub(self.sent?))
     }
 
     fn read(bytes: &[u8]) -> Option<Event> {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 /// How it is used.
 pub const USAGE: &str = "\
-everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256] [--json]
+everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256] [--json] [--settle-ms=3000]
   put | range      [--clients=1000] [--total=100000] [--key-space=100000] [--rate=0]
   watch-fanout     [--streams=100] [--watchers=10000] [--clients=1] [--total=1000] [--rate=0] [--lockstep]
   watch-idle       [--streams=100] [--watchers=100000] [--watch=own] [--rounds=2] and what put takes
   watch-memory     [--streams=100] [--more-streams=10000] [--watchers=1000000] [--watch=own]
-  watch-stalled    [--streams=100] [--clients=100] [--total=1000000] [--val-size=1024] [--rate=5000]
+  watch-stalled    [--streams=100] [--clients=100] [--total=1000000] [--val-size=1024] [--rate=4000]
   watch-behind     [--history=500000] [--clients=100] [--rate=1000] [--seconds=10]
   watch-failover   [--streams=10000] [--rate=5] --kill=PID      the process of the first endpoint
   watch-drain      [--streams=1000] [--rate=5] --kill=PID       the same, asked to stop
@@ -18,7 +18,8 @@ everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [-
 --watchers counts all of them; --watch: each its own key, or all one key, or all one prefix
 --rate is puts per second of all clients together, 0: as fast as they are answered
 --lockstep: the next put waits until the one before has reached every watcher
---json: figures as one line of JSON; --pids: the servers, whose processor time and memory are told then";
+--json: figures as one line of JSON; --pids: the servers, whose processor time and memory are told then
+--settle-ms: memory is read when it has not changed for so long";
 
 /// What watchers of a case watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Options {
     /// A process to be stopped.
     pub(super) kill: Option<u32>,
     pub(super) json: bool,
+    /// How long the servers' memory must have stayed the same to be called settled.
+    pub(super) settle: Duration,
 }
 
 impl Options {
@@ -82,6 +85,7 @@ impl Options {
             pids: Vec::new(),
             kill: None,
             json: false,
+            settle: Duration::from_secs(3),
         };
         options.suit_command();
         for argument in arguments {
@@ -105,6 +109,7 @@ impl Options {
                 "--pids" => options.pids = value.split(',').map(|pid| number(name, pid)).collect::<Result<_, _>>()?,
                 "--kill" => options.kill = Some(number(name, value)?),
                 "--json" => options.json = true,
+                "--settle-ms" => options.settle = Duration::from_millis(number(name, value)?),
                 _ => return Err(format!("unknown argument {argument}")),
             }
         }
@@ -126,7 +131,7 @@ impl Options {
             "watch-fanout" => (self.clients, self.total, self.watchers) = (1, 1000, 10_000),
             "watch-memory" => self.watchers = 1_000_000,
             "watch-stalled" => {
-                (self.clients, self.total, self.value_bytes, self.rate) = (100, 1_000_000, 1024, 5000);
+                (self.clients, self.total, self.value_bytes, self.rate) = (100, 1_000_000, 1024, 4000);
             }
             "watch-behind" => (self.clients, self.rate) = (100, 1000),
             "watch-failover" => (self.clients, self.streams, self.rate) = (10, 10_000, 5),

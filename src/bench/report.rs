@@ -8,9 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::options::Options;
 
-/// How long the servers' memory must have stayed the same to be called settled, how much that allows, and when it is read all
-/// the same: collectors of garbage and allocators give back what they do not need with some delay.
-const SETTLED_FOR: Duration = Duration::from_secs(3);
+/// By how much memory may change and be called settled, and when it is read all the same: collectors of garbage and allocators
+/// give back what they do not need with some delay.
 const SETTLED_WITHIN: f64 = 0.005;
 const SETTLED_AT_LAST: Duration = Duration::from_secs(30);
 /// Between two words about a long step.
@@ -26,7 +25,7 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(options: &Options) -> Report {
-        let servers = Servers { pids: options.pids.clone() };
+        let servers = Servers { pids: options.pids.clone(), settle: options.settle };
         Report { command: options.command.clone(), servers, began: Instant::now(), figures: Vec::new() }
     }
 
@@ -122,6 +121,7 @@ impl Latencies {
 #[derive(Clone, Debug)]
 pub(super) struct Servers {
     pids: Vec<u32>,
+    settle: Duration,
 }
 
 /// Bytes that processes have in memory.
@@ -143,8 +143,8 @@ impl Servers {
     pub(super) async fn settled(&self) -> Memory {
         let (began, mut since) = (Instant::now(), Instant::now());
         let mut mark = self.memory();
-        while !self.pids.is_empty() && since.elapsed() < SETTLED_FOR && began.elapsed() < SETTLED_AT_LAST {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        while !self.pids.is_empty() && since.elapsed() < self.settle && began.elapsed() < SETTLED_AT_LAST {
+            tokio::time::sleep(Duration::from_millis(50)).await;
             let now = self.memory();
             if now.resident.abs_diff(mark.resident) as f64 > mark.resident as f64 * SETTLED_WITHIN {
                 (mark, since) = (now, Instant::now());

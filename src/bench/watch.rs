@@ -13,6 +13,8 @@ use super::streams::{
     KEY, PATIENCE, Stream, fill, idle as idle_watcher, of_key, of_prefix, open, revision, watching_client,
 };
 
+/// Bytes of events after which a stream that nobody reads has stalled: hyper takes 2 MiB of a stream unasked.
+const STALLING_BYTES: usize = 4 << 20;
 /// What all writers write below, where they do not write one key.
 const PREFIX: &str = "bench/";
 
@@ -50,6 +52,7 @@ impl Arrived {
         while let Ok(response) = stream.next().await {
             self.events.fetch_add(response.events.len() as u64, Ordering::Relaxed);
             self.responses.fetch_add(1, Ordering::Relaxed);
+            let now = epoch.elapsed();
             let mut revisions = self.revisions.lock().unwrap_or_else(PoisonError::into_inner);
             for event in response.events {
                 let place = usize::try_from(event.revision - first).expect("the watch begins at that revision");
@@ -58,7 +61,7 @@ impl Arrived {
                 }
                 let (count, slowest) = &mut revisions[place];
                 *count += 1;
-                *slowest = event.age(epoch).unwrap_or_default().max(*slowest);
+                *slowest = event.age(now).unwrap_or_default().max(*slowest);
             }
         }
     }
@@ -204,17 +207,22 @@ pub(super) async fn memory(options: &Options, report: &mut Report) -> Result<(),
 pub(super) async fn stalled(options: &Options, report: &mut Report) -> Result<(), String> {
     let load = scattered(options)?;
     load.warm_up().await?;
-    // Nobody reads them from here on.
     let client = watching_client(options)?;
     let mut streams = open(&client, options.streams, |_| of_prefix(PREFIX, 0)).await?;
     let before = report.servers().settled().await;
     report.memory("before", before);
     report.servers().forget_peak();
-    let spent = Spent::meter(report.servers());
-    let writing = load.run(Until::Requests(options.total), false);
-    let (mut seen, peak_anonymous) = report.servers().peak_anonymous(writing).await;
-    let written = seen.latencies.len() as u64;
-    report.costs("puts", spent(), written);
+    // Nobody reads them from here on. Latencies count from when they have stalled, memory from before.
+    let stalling = Until::Requests((STALLING_BYTES / options.value_bytes.max(1)) as u64);
+    let writing = async {
+        let mut written = load.run(stalling, false).await.latencies.len() as u64;
+        let spent = Spent::meter(report.servers());
+        let seen = load.run(Until::Requests(options.total), false).await;
+        written += seen.latencies.len() as u64;
+        (written, seen, spent())
+    };
+    let ((written, mut seen, spent), peak_anonymous) = report.servers().peak_anonymous(writing).await;
+    report.costs("puts", spent, seen.latencies.len() as u64);
     seen.report("puts", report);
     report.add("written_mib", mebibytes(written * options.value_bytes as u64));
     let peak = report.servers().peak_resident();
