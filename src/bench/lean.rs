@@ -1,9 +1,9 @@
 //! Watch responses read for what is measured, and no further: a generator that decodes every event in full is the
 //! bottleneck long before the server is.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use tonic::Status;
 use tonic::client::Grpc;
@@ -21,50 +21,49 @@ pub(super) struct Lean {
     pub(super) watch_id: i64,
     pub(super) created: bool,
     pub(super) canceled: bool,
-    pub(super) fragment: bool,
-    pub(super) events: u32,
-    /// The revision of the last event.
+    pub(super) events: Vec<Event>,
+}
+
+/// An event of a response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Event {
     pub(super) revision: i64,
-    /// The revision of the header.
-    pub(super) header_revision: i64,
-    /// When the last event's put was sent, after the load's epoch.
-    pub(super) sent: Option<Duration>,
+    /// When its put was sent, after the load's epoch.
+    sent: Option<Duration>,
+}
+
+impl Event {
+    /// How long its put was on the way, if it arrived at this time after the load's epoch.
+    pub(super) fn age(&self, arrived: Duration) -> Option<Duration> {
+        Some(arrived.saturating_sub(self.sent?))
+    }
+
+    fn read(bytes: &[u8]) -> Option<Event> {
+        let mut event = Event::default();
+        fields(bytes, |field, value| match (field, value) {
+            (2, Value::Bytes(kv)) => fields(kv, |field, value| {
+                match (field, value) {
+                    (3, Value::Number(revision)) => event.revision = revision as i64,
+                    (5, Value::Bytes(value)) => event.sent = time(value),
+                    _ => {}
+                }
+                Some(())
+            }),
+            _ => Some(()),
+        })?;
+        Some(event)
+    }
 }
 
 impl Lean {
-    /// How long ago the last event's put was sent.
-    pub(super) fn age(&self, epoch: Instant) -> Option<Duration> {
-        Some(epoch.elapsed().saturating_sub(self.sent?))
-    }
-
-    fn read(mut bytes: Bytes) -> Option<Lean> {
+    fn read(bytes: &[u8]) -> Option<Lean> {
         let mut lean = Lean::default();
-        fields(&mut bytes, |field, value| {
+        fields(bytes, |field, value| {
             match (field, value) {
-                (1, Value::Bytes(mut header)) => fields(&mut header, |field, value| {
-                    if let (3, Value::Number(revision)) = (field, value) {
-                        lean.header_revision = revision as i64;
-                    }
-                    Some(())
-                })?,
                 (2, Value::Number(id)) => lean.watch_id = id as i64,
                 (3, Value::Number(created)) => lean.created = created != 0,
                 (4, Value::Number(canceled)) => lean.canceled = canceled != 0,
-                (7, Value::Number(fragment)) => lean.fragment = fragment != 0,
-                (11, Value::Bytes(mut event)) => {
-                    lean.events += 1;
-                    fields(&mut event, |field, value| match (field, value) {
-                        (2, Value::Bytes(mut kv)) => fields(&mut kv, |field, value| {
-                            match (field, value) {
-                                (3, Value::Number(revision)) => lean.revision = revision as i64,
-                                (5, Value::Bytes(value)) => lean.sent = time(&value),
-                                _ => {}
-                            }
-                            Some(())
-                        }),
-                        _ => Some(()),
-                    })?;
-                }
+                (11, Value::Bytes(event)) => lean.events.push(Event::read(event)?),
                 _ => {}
             }
             Some(())
@@ -78,23 +77,22 @@ fn time(value: &[u8]) -> Option<Duration> {
     Some(Duration::from_nanos(u64::from_be_bytes(bytes)))
 }
 
-enum Value {
+enum Value<'a> {
     Number(u64),
-    Bytes(Bytes),
+    Bytes(&'a [u8]),
 }
 
 /// Shows each field to `see`. `None` where the bytes are no message.
-fn fields(bytes: &mut Bytes, mut see: impl FnMut(u32, Value) -> Option<()>) -> Option<()> {
-    while bytes.has_remaining() {
-        let (field, kind) = decode_key(bytes).ok()?;
+fn fields<'a>(mut bytes: &'a [u8], mut see: impl FnMut(u32, Value<'a>) -> Option<()>) -> Option<()> {
+    while !bytes.is_empty() {
+        let (field, kind) = decode_key(&mut bytes).ok()?;
         let value = match kind {
-            WireType::Varint => Value::Number(decode_varint(bytes).ok()?),
+            WireType::Varint => Value::Number(decode_varint(&mut bytes).ok()?),
             WireType::LengthDelimited => {
-                let len = usize::try_from(decode_varint(bytes).ok()?).ok()?;
-                if len > bytes.len() {
-                    return None;
-                }
-                Value::Bytes(bytes.split_to(len))
+                let len = usize::try_from(decode_varint(&mut bytes).ok()?).ok()?;
+                let (value, rest) = bytes.split_at_checked(len)?;
+                bytes = rest;
+                Value::Bytes(value)
             }
             _ => return None,
         };
@@ -140,35 +138,35 @@ impl Decoder for LeanDecoder {
     type Error = Status;
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Lean>, Status> {
-        let bytes = from.copy_to_bytes(from.remaining());
-        Lean::read(bytes).map(Some).ok_or_else(|| Status::internal("not a watch response"))
+        // In one piece: tonic has collected the message.
+        let lean = Lean::read(from.chunk());
+        from.advance(from.remaining());
+        lean.map(Some).ok_or_else(|| Status::internal("not a watch response"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use prost::Message;
 
     use super::*;
     use crate::pb::etcdserverpb::ResponseHeader;
-    use crate::pb::mvccpb::{Event, KeyValue};
+    use crate::pb::mvccpb;
 
     #[test]
     fn reads_what_is_measured() {
         let value = Bytes::from([&7u64.to_be_bytes()[..], b"rest"].concat());
-        let kv = KeyValue { key: "k".into(), mod_revision: 9, value, ..Default::default() };
+        let kv = mvccpb::KeyValue { key: "k".into(), mod_revision: 9, value, ..Default::default() };
         let response = WatchResponse {
             header: Some(ResponseHeader { revision: 11, ..Default::default() }),
             watch_id: 5,
-            fragment: true,
-            events: vec![Event::default(), Event { kv: Some(kv), ..Default::default() }],
+            events: vec![mvccpb::Event::default(), mvccpb::Event { kv: Some(kv), ..Default::default() }],
             ..Default::default()
         };
-        let lean = Lean::read(response.encode_to_vec().into()).expect("a response");
-        let sent = Some(Duration::from_nanos(7));
-        let wanted =
-            Lean { watch_id: 5, fragment: true, events: 2, revision: 9, header_revision: 11, sent, ..Lean::default() };
-        assert_eq!(lean, wanted);
-        assert_eq!(Lean::read(Bytes::from_static(&[0x5a, 9])), None);
+        let lean = Lean::read(&response.encode_to_vec()).expect("a response");
+        let events = vec![Event::default(), Event { revision: 9, sent: Some(Duration::from_nanos(7)) }];
+        assert_eq!(lean, Lean { watch_id: 5, events, ..Lean::default() });
+        assert_eq!(Lean::read(&[0x5a, 9]), None);
     }
 }

@@ -1,30 +1,30 @@
-//! Writers and readers in a closed loop.
+//! Writers and readers: closed loop, or at a rate.
+//!
+//! At a rate, request n is due at n / rate after the begin, whatever became of those before. A client that is late because the
+//! one before took long counts from when it was due: a server that stands still for a second has made a second's worth of
+//! requests slow, and not one (what is called coordinated omission). A client that slept until then counts from when it
+//! woke: how exact a timer is says nothing of a server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::options::Options;
-use super::report::{Latencies, Spent};
+use super::report::{Latencies, Report, Spent};
 use crate::client::Client;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 
 /// `put` and `range`.
-pub(super) async fn run(options: &Options) -> Result<(), String> {
+pub(super) async fn run(options: &Options, report: &mut Report) -> Result<(), String> {
     let load = Load::new(options, Keys::Scattered("bench/".to_owned()))?;
     load.warm_up().await?;
-    let spent = Spent::now(&options.pids);
-    let mut seen = load.run(options.total, Duration::MAX, options.command == "range").await;
-    let rate = seen.latencies.len() as f64 / spent.elapsed();
-    let cpu = spent.cpu_per_million(seen.latencies.len());
-    println!(
-        "{} done, {} errors, {rate:.0} per second, {}{cpu}",
-        seen.latencies.len(),
-        seen.errors,
-        seen.latencies.summary()
-    );
+    let spent = Spent::meter(report.servers());
+    let mut seen = load.run(Until::Requests(options.total), options.command == "range").await;
+    report.costs("requests", spent(), seen.latencies.len() as u64);
+    seen.report("requests", report);
     Ok(())
 }
 
@@ -37,11 +37,32 @@ pub(super) enum Keys {
     One(String),
 }
 
+/// When a load ends.
+#[derive(Clone, Debug)]
+pub(super) enum Until {
+    Requests(u64),
+    Elapsed(Duration),
+    /// When this becomes true.
+    Told(watch::Receiver<bool>),
+}
+
 /// What clients saw.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) latencies: Latencies,
-    pub(super) errors: usize,
+    pub(super) errors: u64,
+}
+
+impl Seen {
+    pub(super) fn append(&mut self, mut other: Seen) {
+        self.latencies.append(&mut other.latencies);
+        self.errors += other.errors;
+    }
+
+    pub(super) fn report(&mut self, name: &str, report: &mut Report) {
+        report.latencies(name, &mut self.latencies);
+        report.add(format!("{name}_errors"), self.errors as f64);
+    }
 }
 
 /// Clients that do the same.
@@ -86,50 +107,78 @@ impl Load {
         Ok(())
     }
 
-    /// Does `total` requests, or as many as `limit` allows.
-    pub(super) async fn run(&self, total: u64, limit: Duration, range: bool) -> Seen {
-        let taken = Arc::new(AtomicU64::new(0));
-        let end = Instant::now().checked_add(limit);
+    /// Sends requests, from all clients.
+    pub(super) async fn run(&self, until: Until, range: bool) -> Seen {
+        let (taken, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
         let clients: Vec<_> = (0..self.clients)
-            .map(|number| tokio::spawn(self.clone().one(number, taken.clone(), (total, end), range)))
+            .map(|number| tokio::spawn(self.clone().one(number, taken.clone(), began, until.clone(), range)))
             .collect();
         let mut all = Seen::default();
         for client in clients {
             // A client that panicked counts as an error.
-            let mut seen = client.await.unwrap_or_else(|_| Seen { errors: 1, ..Seen::default() });
-            all.latencies.append(&mut seen.latencies);
-            all.errors += seen.errors;
+            all.append(client.await.unwrap_or_else(|_| Seen { errors: 1, ..Seen::default() }));
         }
         all
     }
 
-    /// One client: takes the next number until all are taken.
-    async fn one(self, number: usize, taken: Arc<AtomicU64>, until: (u64, Option<Instant>), range: bool) -> Seen {
+    /// Puts once, from the first client.
+    pub(super) async fn put(&self, number: u64) -> Result<Duration, String> {
+        let (mut kv, sent) = (KvClient::new(self.client.channel(0, 0)), Instant::now());
+        let put = PutRequest { key: self.key(number), value: self.value(sent), ..Default::default() };
+        kv.put(put).await.map_err(|status| status.to_string())?;
+        Ok(sent.elapsed())
+    }
+
+    /// One client: takes the next number until the end.
+    async fn one(self, number: usize, taken: Arc<AtomicU64>, began: Instant, mut until: Until, range: bool) -> Seen {
         let mut seen = Seen::default();
         let endpoints = self.client.endpoints();
         let mut kv = KvClient::new(self.client.channel(number % endpoints, number / endpoints));
-        let began = Instant::now();
         loop {
             let number = taken.fetch_add(1, Ordering::Relaxed);
-            if number >= until.0 || until.1.is_some_and(|end| Instant::now() >= end) {
-                return seen;
-            }
-            if let Some(nanos) = (number * 1_000_000_000).checked_div(self.rate) {
-                tokio::time::sleep_until((began + Duration::from_nanos(nanos)).into()).await;
-            }
+            let Some(sent) = self.due(number, began, &mut until).await else { return seen };
             let key = self.key(number);
-            let sent = Instant::now();
-            let succeeded = if range {
-                kv.range(RangeRequest { key, ..Default::default() }).await.is_ok()
+            let outcome = if range {
+                kv.range(RangeRequest { key, ..Default::default() }).await.map(drop)
             } else {
-                kv.put(PutRequest { key, value: self.value(sent), ..Default::default() }).await.is_ok()
+                kv.put(PutRequest { key, value: self.value(sent), ..Default::default() }).await.map(drop)
             };
-            if succeeded {
-                seen.latencies.add(sent.elapsed());
-            } else {
-                seen.errors += 1;
+            match outcome {
+                Ok(()) => seen.latencies.add(sent.elapsed()),
+                Err(status) => {
+                    if seen.errors == 0 {
+                        eprintln!("everwatch-bench: a request failed: {status}");
+                    }
+                    seen.errors += 1;
+                }
             }
         }
+    }
+
+    /// Waits until a request is to be sent, and says when it counts as sent. `None` when it is not to be sent any more.
+    async fn due(&self, number: u64, began: Instant, until: &mut Until) -> Option<Instant> {
+        let now = Instant::now();
+        let paced = number.saturating_mul(1_000_000_000).checked_div(self.rate).map(Duration::from_nanos);
+        let due = paced.map_or(now, |after| began + after);
+        let over = match until {
+            Until::Requests(total) => number >= *total,
+            Until::Elapsed(limit) => now.max(due) >= began + *limit,
+            Until::Told(stop) => *stop.borrow(),
+        };
+        if over {
+            return None;
+        }
+        if due <= now {
+            return Some(due);
+        }
+        match until {
+            Until::Told(stop) => tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => {}
+                _ = stop.changed() => return None,
+            },
+            _ => tokio::time::sleep_until(due.into()).await,
+        }
+        Some(Instant::now())
     }
 
     fn key(&self, number: u64) -> Bytes {
@@ -144,7 +193,7 @@ impl Load {
     }
 
     /// A value that says when it was sent.
-    pub(super) fn value(&self, sent: Instant) -> Bytes {
+    fn value(&self, sent: Instant) -> Bytes {
         let mut value = vec![b'v'; self.value_bytes];
         let nanos = sent.saturating_duration_since(self.epoch).as_nanos() as u64;
         value[..TIME_BYTES].copy_from_slice(&nanos.to_be_bytes());

@@ -2,37 +2,58 @@
 //!
 //! | command           | what it does                                                                                        |
 //! |-------------------|-----------------------------------------------------------------------------------------------------|
-//! | `put` `range`     | closed loop: each client sends its next request when the last is answered                            |
+//! | `put` `range`     | as fast as answers come, or at a rate                                                                |
 //! | `watch-fanout`    | watchers of one key, over streams; how soon and at what cost does a put reach all of them             |
-//! | `watch-idle`      | watchers of keys that nobody writes; what do they cost, and what do puts to other keys cost beside them |
-//! | `watch-stalled`   | streams that nobody reads, while much is written                                                    |
-//! | `watch-behind`    | a watcher from the beginning of a long history, while others write                                   |
+//! | `watch-idle`      | puts beside watchers of other keys, and without them, in turn                                         |
+//! | `watch-memory`    | what one more stream, and one more watcher, keeps in memory                                           |
+//! | `watch-stalled`   | streams that nobody reads, while much is written                                                      |
+//! | `watch-behind`    | a watcher from the beginning of a long history, while others write                                    |
 //! | `watch-failover`  | streams on the first endpoint, whose member is killed; when are all served again, and did they miss anything |
-//! | `watch-progress`  | requests for progress on a quiet stream                                                             |
+//! | `watch-drain`     | the same with a member that is asked to stop: how soon, and how, do its streams end?                  |
+//! | `watch-progress`  | requests for progress on a quiet stream                                                               |
 //!
 //! Latencies of events are from the start of the put to the arrival of the event: what a user waits. (etcd's own tool
-//! subtracts the put's reply.) With `--pids` the processor time and the resident memory of the servers are told as well.
+//! subtracts the put's reply.) With `--pids` the processor time and the memory of the servers are told as well. Figures go to
+//! stdout, one a line or all of them as one line of JSON; what goes on meanwhile to stderr.
 //!
-//! Deliberately missing: mixed workloads, and any judgement of the figures.
+//! Deliberately missing: mixed workloads, and any judgement of the figures. `scripts/watch-figures.sh` runs the cases
+//! against etcd and Everwatch, and judges.
 
+mod failover;
 mod lean;
 mod load;
 mod options;
 mod report;
+mod streams;
 mod watch;
 
 pub use options::{Options, USAGE};
+use report::Report;
 
 /// Does what is asked for, and prints what was seen.
 pub async fn run(options: Options) -> Result<(), String> {
-    match options.command.as_str() {
-        "put" | "range" => load::run(&options).await,
-        "watch-fanout" => watch::fanout(&options).await,
-        "watch-idle" => watch::idle(&options).await,
-        "watch-stalled" => watch::stalled(&options).await,
-        "watch-behind" => watch::behind(&options).await,
-        "watch-failover" => watch::failover(&options).await,
-        "watch-progress" => watch::progress(&options).await,
-        other => Err(format!("there is no {other:?}")),
-    }
+    raise_limit_of_files();
+    let mut report = Report::new(&options);
+    let outcome = match options.command.as_str() {
+        "put" | "range" => load::run(&options, &mut report).await,
+        "watch-fanout" => watch::fanout(&options, &mut report).await,
+        "watch-idle" => watch::idle(&options, &mut report).await,
+        "watch-memory" => watch::memory(&options, &mut report).await,
+        "watch-stalled" => watch::stalled(&options, &mut report).await,
+        "watch-behind" => watch::behind(&options, &mut report).await,
+        "watch-failover" => failover::run(&options, rustix::process::Signal::KILL, &mut report).await,
+        "watch-drain" => failover::run(&options, rustix::process::Signal::TERM, &mut report).await,
+        "watch-progress" => watch::progress(&options, &mut report).await,
+        other => return Err(format!("there is no {other:?}")),
+    };
+    report.print(options.json, &outcome);
+    outcome
+}
+
+/// Every connection is a file.
+fn raise_limit_of_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // What the limit is too low for fails by itself.
+    let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
 }

@@ -1,18 +1,36 @@
 //! What is asked for on the command line.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 /// How it is used.
 pub const USAGE: &str = "\
-everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256]
-  put | range      [--clients=1000] [--total=100000] [--key-space=100000]
-  watch-fanout     [--streams=100] [--watchers=10000] [--clients=1] [--total=1000] [--rate=0]
-  watch-idle       [--streams=100] [--watchers=100000] and what put takes
-  watch-stalled    [--streams=100] [--clients=100] [--total=100000]
-  watch-behind     [--history=500000] [--clients=10] [--rate=1000]
-  watch-failover   [--streams=10000] --kill=PID
-  watch-progress   [--total=1000]
---watchers counts all of them; --rate is puts per second of all clients together, 0: as fast as they are answered";
+everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256] [--json] [--settle-ms=3000]
+  put | range      [--clients=1000] [--total=100000] [--key-space=100000] [--rate=0]
+  watch-fanout     [--streams=100] [--watchers=10000] [--clients=1] [--total=1000] [--rate=0] [--lockstep]
+  watch-idle       [--streams=100] [--watchers=100000] [--watch=own] [--rounds=2] and what put takes
+  watch-memory     [--streams=100] [--more-streams=10000] [--watchers=1000000] [--watch=own]
+  watch-stalled    [--streams=100] [--clients=100] [--total=1000000] [--val-size=1024] [--rate=4000]
+  watch-behind     [--history=500000] [--clients=100] [--rate=1000] [--seconds=10]
+  watch-failover   [--streams=10000] [--rate=5] --kill=PID      the process of the first endpoint
+  watch-drain      [--streams=1000] [--rate=5] --kill=PID       the same, asked to stop
+  watch-progress   [--watchers=1] [--total=1000]
+--watchers counts all of them; --watch: each its own key, or all one key, or all one prefix
+--rate is puts per second of all clients together, 0: as fast as they are answered
+--lockstep: the next put waits until the one before has reached every watcher
+--json: figures as one line of JSON; --pids: the servers, whose processor time and memory are told then
+--settle-ms: memory is read when it has not changed for so long";
+
+/// What watchers of a case watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// Each its own key.
+    Own,
+    /// All the same key.
+    One,
+    /// All the same prefix.
+    Prefix,
+}
 
 /// The options, with their defaults.
 #[derive(Clone, Debug)]
@@ -25,42 +43,51 @@ pub struct Options {
     pub(super) value_bytes: usize,
     pub(super) keys: u64,
     pub(super) streams: usize,
+    pub(super) more_streams: usize,
     pub(super) watchers: usize,
+    pub(super) watched: Watched,
     /// Puts per second; 0: no limit.
     pub(super) rate: u64,
+    pub(super) lockstep: bool,
+    pub(super) rounds: usize,
     pub(super) history: u64,
+    /// How long what has no other end goes on.
+    pub(super) duration: Duration,
     pub(super) pids: Vec<u32>,
-    /// A process to be killed.
+    /// A process to be stopped.
     pub(super) kill: Option<u32>,
+    pub(super) json: bool,
+    /// How long the servers' memory must have stayed the same to be called settled.
+    pub(super) settle: Duration,
 }
 
 impl Options {
     /// Reads the arguments, without the program's name.
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         let command = arguments.next().ok_or("a command is needed")?;
-        let (clients, total, watchers, rate) = match command.as_str() {
-            "watch-fanout" => (1, 1000, 10_000, 0),
-            "watch-stalled" => (100, 100_000, 0, 0),
-            "watch-behind" => (10, 0, 0, 1000),
-            "watch-progress" => (1, 1000, 0, 0),
-            _ => (1000, 100_000, 100_000, 0),
-        };
-        let streams = if command == "watch-failover" { 10_000 } else { 100 };
         let mut options = Options {
             command,
             endpoints: Vec::new(),
-            clients,
+            clients: 1000,
             connections: 100,
-            total,
+            total: 100_000,
             value_bytes: 256,
             keys: 100_000,
-            streams,
-            watchers,
-            rate,
+            streams: 100,
+            more_streams: 10_000,
+            watchers: 100_000,
+            watched: Watched::Own,
+            rate: 0,
+            lockstep: false,
+            rounds: 2,
             history: 500_000,
+            duration: Duration::from_secs(10),
             pids: Vec::new(),
             kill: None,
+            json: false,
+            settle: Duration::from_secs(3),
         };
+        options.suit_command();
         for argument in arguments {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
             match name {
@@ -71,19 +98,56 @@ impl Options {
                 "--val-size" => options.value_bytes = number(name, value)?,
                 "--key-space" => options.keys = number(name, value)?,
                 "--streams" => options.streams = number(name, value)?,
+                "--more-streams" => options.more_streams = number(name, value)?,
                 "--watchers" => options.watchers = number(name, value)?,
+                "--watch" => options.watched = watched(value)?,
                 "--rate" => options.rate = number(name, value)?,
+                "--lockstep" => options.lockstep = true,
+                "--rounds" => options.rounds = number(name, value)?,
                 "--history" => options.history = number(name, value)?,
+                "--seconds" => options.duration = Duration::from_secs(number(name, value)?),
                 "--pids" => options.pids = value.split(',').map(|pid| number(name, pid)).collect::<Result<_, _>>()?,
                 "--kill" => options.kill = Some(number(name, value)?),
+                "--json" => options.json = true,
+                "--settle-ms" => options.settle = Duration::from_millis(number(name, value)?),
                 _ => return Err(format!("unknown argument {argument}")),
             }
         }
-        let counts = [options.clients, options.connections, options.streams, options.endpoints.len()];
-        if counts.contains(&0) || options.keys == 0 {
-            return Err("an endpoint, a client, a connection, a stream and a key are needed".to_owned());
+        if [options.clients, options.connections, options.rounds, options.endpoints.len()].contains(&0)
+            || options.keys == 0
+        {
+            return Err("an endpoint, a client, a connection, a round and a key are needed".to_owned());
+        }
+        // Without stalled streams: what the same writing takes without them.
+        if options.streams == 0 && options.command != "watch-stalled" {
+            return Err("a stream is needed".to_owned());
         }
         Ok(options)
+    }
+
+    /// Defaults that differ between commands.
+    fn suit_command(&mut self) {
+        match self.command.as_str() {
+            "watch-fanout" => (self.clients, self.total, self.watchers) = (1, 1000, 10_000),
+            "watch-memory" => self.watchers = 1_000_000,
+            "watch-stalled" => {
+                (self.clients, self.total, self.value_bytes, self.rate) = (100, 1_000_000, 1024, 4000);
+            }
+            "watch-behind" => (self.clients, self.rate) = (100, 1000),
+            "watch-failover" => (self.clients, self.streams, self.rate) = (10, 10_000, 5),
+            "watch-drain" => (self.clients, self.streams, self.rate) = (10, 1000, 5),
+            "watch-progress" => (self.total, self.watchers) = (1000, 1),
+            _ => {}
+        }
+    }
+}
+
+fn watched(value: &str) -> Result<Watched, String> {
+    match value {
+        "own" => Ok(Watched::Own),
+        "one" => Ok(Watched::One),
+        "prefix" => Ok(Watched::Prefix),
+        _ => Err(format!("--watch is own, one or prefix, not {value:?}")),
     }
 }
 

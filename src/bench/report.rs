@@ -1,88 +1,286 @@
-//! What was measured, and what the servers spent meanwhile.
+//! What was measured, and what the servers and the generator itself spent meanwhile.
 
+use std::cell::Cell;
+use std::fs;
 use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::options::Options;
+
+/// By how much memory may change and be called settled, and when it is read all the same: collectors of garbage and allocators
+/// give back what they do not need with some delay.
+const SETTLED_WITHIN: f64 = 0.005;
+const SETTLED_AT_LAST: Duration = Duration::from_secs(30);
+/// Between two words about a long step.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The figures of a case, in the order they were added. A name ends with its unit.
+pub(super) struct Report {
+    command: String,
+    servers: Servers,
+    began: Instant,
+    figures: Vec<(String, f64)>,
+}
+
+impl Report {
+    pub(super) fn new(options: &Options) -> Report {
+        let servers = Servers { pids: options.pids.clone(), settle: options.settle };
+        Report { command: options.command.clone(), servers, began: Instant::now(), figures: Vec::new() }
+    }
+
+    pub(super) fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    pub(super) fn add(&mut self, name: impl Into<String>, value: f64) {
+        self.figures.push((name.into(), value));
+    }
+
+    /// `NAME_p50_ms` and its relatives.
+    pub(super) fn latencies(&mut self, name: &str, latencies: &mut Latencies) {
+        self.add(format!("{name}_count"), latencies.len() as f64);
+        for (share, label) in [(0.5, "p50"), (0.99, "p99"), (0.999, "p999"), (1.0, "max")] {
+            self.add(format!("{name}_{label}_ms"), latencies.at(share));
+        }
+    }
+
+    /// What `done` operations took, and cost the servers.
+    pub(super) fn costs(&mut self, name: &str, spent: Spent, done: u64) {
+        self.add(format!("{name}_s"), spent.elapsed_s);
+        self.add(format!("{name}_per_s"), done as f64 / spent.elapsed_s.max(1e-9));
+        // Near 1 the generator, which has one thread, is what limits.
+        self.add(format!("{name}_generator_cpu_share"), spent.generator_cpu_s / spent.elapsed_s.max(1e-9));
+        if !self.servers.pids.is_empty() {
+            self.add(format!("{name}_server_cpu_s"), spent.server_cpu_s);
+            self.add(format!("{name}_server_cpu_us_each"), spent.server_cpu_s * 1e6 / done.max(1) as f64);
+        }
+    }
+
+    /// `NAME_resident_mib` and `NAME_anonymous_mib`, if the servers are known.
+    pub(super) fn memory(&mut self, name: &str, memory: Memory) {
+        if !self.servers.pids.is_empty() {
+            self.add(format!("{name}_resident_mib"), mebibytes(memory.resident));
+            self.add(format!("{name}_anonymous_mib"), mebibytes(memory.anonymous));
+        }
+    }
+
+    /// Prints everything, and how it ended.
+    pub(super) fn print(mut self, json: bool, outcome: &Result<(), String>) {
+        self.add("generator_s", self.began.elapsed().as_secs_f64());
+        self.add("generator_cpu_s", cpu_s("self"));
+        self.add("generator_peak_mib", mebibytes(status("self", "VmHWM:")));
+        if json {
+            let mut line = Map::new();
+            line.insert("case".to_owned(), json!(self.command));
+            line.insert("failed".to_owned(), outcome.as_ref().err().map_or(Value::Null, |why| json!(why)));
+            line.extend(self.figures.into_iter().map(|(name, value)| (name, json!(value))));
+            println!("{}", Value::Object(line));
+            return;
+        }
+        for (name, value) in self.figures {
+            let decimals = if value.fract() == 0.0 { 0 } else { 2 };
+            println!("{name:<44} {value:.decimals$}");
+        }
+    }
+}
 
 /// Latencies, each kept.
 #[derive(Debug, Default)]
 pub(super) struct Latencies {
     all: Vec<Duration>,
+    sorted: bool,
 }
 
 impl Latencies {
     pub(super) fn add(&mut self, latency: Duration) {
         self.all.push(latency);
+        self.sorted = false;
     }
 
     pub(super) fn append(&mut self, other: &mut Latencies) {
         self.all.append(&mut other.all);
+        self.sorted = false;
     }
 
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// `p50 1.2 ms, p99 3.4 ms, worst 5.6 ms`.
-    pub(super) fn summary(&mut self) -> String {
-        self.all.sort_unstable();
-        let at = |share: f64| {
-            let place = (self.all.len() as f64 * share) as usize;
-            self.all.get(place.min(self.all.len().saturating_sub(1))).map_or(0.0, |d| d.as_secs_f64() * 1e3)
-        };
-        format!("p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms", at(0.5), at(0.99), at(1.0))
+    /// Milliseconds that this share of them did not exceed.
+    pub(super) fn at(&mut self, share: f64) -> f64 {
+        if !std::mem::replace(&mut self.sorted, true) {
+            self.all.sort_unstable();
+        }
+        let rank = (self.all.len() as f64 * share).ceil() as usize;
+        self.all.get(rank.saturating_sub(1)).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
     }
 }
 
-/// Where the servers stood at some moment.
-#[derive(Debug)]
-pub(super) struct Spent {
+/// The processes under load.
+#[derive(Clone, Debug)]
+pub(super) struct Servers {
     pids: Vec<u32>,
-    at: Instant,
-    cpu: f64,
+    settle: Duration,
+}
+
+/// Bytes that processes have in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Memory {
+    /// All, files that are mapped included: etcd maps its database.
+    pub(super) resident: u64,
+    /// What is in no file.
+    pub(super) anonymous: u64,
+}
+
+impl Servers {
+    pub(super) fn memory(&self) -> Memory {
+        let sum = |name: &str| self.pids.iter().map(|pid| status(&pid.to_string(), name)).sum();
+        Memory { resident: sum("VmRSS:"), anonymous: sum("RssAnon:") }
+    }
+
+    /// What they have when it does not change any more.
+    pub(super) async fn settled(&self) -> Memory {
+        let (began, mut since) = (Instant::now(), Instant::now());
+        let mut mark = self.memory();
+        while !self.pids.is_empty() && since.elapsed() < self.settle && began.elapsed() < SETTLED_AT_LAST {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let now = self.memory();
+            if now.resident.abs_diff(mark.resident) as f64 > mark.resident as f64 * SETTLED_WITHIN {
+                (mark, since) = (now, Instant::now());
+            }
+        }
+        self.memory()
+    }
+
+    /// Forgets the most that they ever had resident.
+    pub(super) fn forget_peak(&self) {
+        for pid in &self.pids {
+            if let Err(error) = fs::write(format!("/proc/{pid}/clear_refs"), "5") {
+                eprintln!("everwatch-bench: the peak of {pid} is the one since its start: {error}");
+            }
+        }
+    }
+
+    /// The most that they had resident since that was forgotten.
+    pub(super) fn peak_resident(&self) -> u64 {
+        self.pids.iter().map(|pid| status(&pid.to_string(), "VmHWM:")).sum()
+    }
+
+    /// The most of anonymous memory that they have while something goes on. The kernel does not keep it: it is looked at.
+    pub(super) async fn peak_anonymous<T>(&self, what: impl Future<Output = T>) -> (T, u64) {
+        let most = Cell::new(self.memory().anonymous);
+        let look = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                most.set(most.get().max(self.memory().anonymous));
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = what => outcome,
+            () = look => unreachable!("it looks until the other is done"),
+        };
+        (outcome, most.get().max(self.memory().anonymous))
+    }
+}
+
+/// A stretch of time, and the processor time that went with it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    elapsed_s: f64,
+    server_cpu_s: f64,
+    generator_cpu_s: f64,
 }
 
 impl Spent {
-    pub(super) fn now(pids: &[u32]) -> Spent {
-        Spent { pids: pids.to_vec(), at: Instant::now(), cpu: cpu_seconds(pids) }
-    }
-
-    /// Seconds since then.
-    pub(super) fn elapsed(&self) -> f64 {
-        self.at.elapsed().as_secs_f64()
-    }
-
-    /// `, 61.2 server CPU seconds per million`, if the servers are known.
-    pub(super) fn cpu_per_million(&self, done: usize) -> String {
-        if self.pids.is_empty() || done == 0 {
-            return String::new();
+    /// What was spent from here until the function that comes back is called.
+    pub(super) fn meter(servers: &Servers) -> impl Fn() -> Spent + use<> {
+        let servers = servers.clone();
+        let cpu = move || servers.pids.iter().map(|pid| cpu_s(&pid.to_string())).sum::<f64>();
+        let (began, server, generator) = (Instant::now(), cpu(), cpu_s("self"));
+        move || Spent {
+            elapsed_s: began.elapsed().as_secs_f64(),
+            server_cpu_s: cpu() - server,
+            generator_cpu_s: cpu_s("self") - generator,
         }
-        let spent = cpu_seconds(&self.pids) - self.cpu;
-        format!(", {:.2} server CPU seconds per million", spent / done as f64 * 1e6)
+    }
+
+    pub(super) fn plus(self, other: Spent) -> Spent {
+        Spent {
+            elapsed_s: self.elapsed_s + other.elapsed_s,
+            server_cpu_s: self.server_cpu_s + other.server_cpu_s,
+            generator_cpu_s: self.generator_cpu_s + other.generator_cpu_s,
+        }
     }
 }
 
-/// Processor seconds, user and system, that these processes have used so far.
-fn cpu_seconds(pids: &[u32]) -> f64 {
+/// Says from time to time, on stderr, how far a long step is.
+pub(super) struct Progress {
+    what: &'static str,
+    of: usize,
+    done: Cell<usize>,
+    said: Cell<Instant>,
+}
+
+impl Progress {
+    pub(super) fn new(what: &'static str, of: usize) -> Progress {
+        Progress { what, of, done: Cell::new(0), said: Cell::new(Instant::now()) }
+    }
+
+    pub(super) fn step(&self) {
+        self.done.set(self.done.get() + 1);
+        self.at(self.done.get());
+    }
+
+    pub(super) fn at(&self, done: usize) {
+        if self.said.get().elapsed() >= PROGRESS_INTERVAL {
+            eprintln!("everwatch-bench: {done} of {} {}", self.of, self.what);
+            self.said.set(Instant::now());
+        }
+    }
+}
+
+/// Processor seconds, user and system, that a process has used so far.
+fn cpu_s(pid: &str) -> f64 {
     const TICKS_PER_SECOND: f64 = 100.0; // what Linux shows in /proc on every architecture in use
-    let ticks = |pid: &u32| -> Option<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = || -> Option<f64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
     };
-    pids.iter().filter_map(ticks).sum::<f64>() / TICKS_PER_SECOND
+    ticks().unwrap_or(0.0) / TICKS_PER_SECOND
 }
 
-/// Bytes of memory that these processes have resident, and the most that they ever had.
-pub(super) fn resident(pids: &[u32]) -> (u64, u64) {
-    let field = |pid: &u32, name: &str| -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+/// A field of a process's status, in bytes.
+fn status(pid: &str, name: &str) -> u64 {
+    let field = || -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+        line.trim().trim_end_matches("kB").trim().parse().ok()
     };
-    let sum = |name: &str| pids.iter().filter_map(|pid| field(pid, name)).sum();
-    (sum("VmRSS:"), sum("VmHWM:"))
+    field().unwrap_or(0) * 1024
+}
+
+/// Whether a process has ended, though its parent may not have asked how.
+pub(super) fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, fields)| fields.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Mebibytes, for people.
 pub(super) fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_latencies_does_not_exceed_what_is_told() {
+        let mut latencies = Latencies::default();
+        (1..=100).rev().for_each(|ms| latencies.add(Duration::from_millis(ms)));
+        assert_eq!([0.5, 0.99, 0.999, 1.0].map(|share| latencies.at(share)), [50.0, 99.0, 100.0, 100.0]);
+        assert_eq!(Latencies::default().at(0.99), 0.0);
+    }
 }

@@ -4,6 +4,7 @@
 //! one round trip. Servers answer in the order of the requests, which tells whose refusal a response without an id is.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -57,6 +58,8 @@ struct Stream {
     responses: Streaming<WatchResponse>,
     /// Watchers whose creation was not answered, in the order of the requests.
     creating: VecDeque<usize>,
+    /// When the last of them was.
+    running_since: Option<Instant>,
 }
 
 impl Watch {
@@ -131,6 +134,11 @@ impl Watch {
         self.watchers.iter().flatten().map(Resume::repeated).sum()
     }
 
+    /// Since when all watchers exist on the present stream.
+    pub fn running_since(&self) -> Option<Instant> {
+        self.stream.as_ref().and_then(|stream| stream.running_since)
+    }
+
     fn request(&self, request: RequestUnion) {
         if let Some(stream) = &self.stream {
             // A full queue or a broken stream: see REQUESTS_MAX.
@@ -158,7 +166,7 @@ impl Watch {
         let channel = self.client.channel(self.endpoint, self.user);
         let mut client = WatchClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
         let responses = client.watch(call).await?.into_inner();
-        self.stream = Some(Stream { requests, responses, creating });
+        self.stream = Some(Stream { requests, responses, creating, running_since: None });
         Ok(())
     }
 
@@ -179,7 +187,11 @@ impl Watch {
         let place = if response.created {
             // It serves: whatever happens next begins anew.
             self.backoff.reset();
-            stream.creating.pop_front()
+            let place = stream.creating.pop_front();
+            if stream.creating.is_empty() {
+                stream.running_since = Some(Instant::now());
+            }
+            place
         } else {
             usize::try_from(response.watch_id - 1).ok()
         };

