@@ -300,6 +300,8 @@ impl Responses {
                 }
             }
             if self.waiting.is_empty() {
+                // A thousand requests at once are not to cost their room for ever.
+                self.waiting = VecDeque::new();
                 return Ok(());
             }
             self.confirmed = self.waiting.len();

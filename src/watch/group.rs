@@ -3,17 +3,31 @@
 //! to the socket is as much as there are watchers. A watcher by itself is a group and a cohort of one, and then these two records
 //! are all there is of it beside its id: they are kept small.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::outbox::Ids;
 use super::watcher::{Filters, Spec};
 use crate::types::{KeyRange, RangeEnd, Revision};
 
-/// Names a group inside the hub.
+/// Names a group inside the hub. (Not zero, so that having none takes no room.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct GroupKey(pub(super) u32);
+pub(super) struct GroupKey(NonZeroU32);
+
+impl GroupKey {
+    pub(super) const FIRST: GroupKey = GroupKey(NonZeroU32::MIN);
+    pub(super) const LAST: GroupKey = GroupKey(NonZeroU32::MAX);
+
+    /// Of the group at this place.
+    pub(super) fn new(place: u32) -> GroupKey {
+        GroupKey(NonZeroU32::MIN.saturating_add(place))
+    }
+
+    pub(super) fn place(self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 /// Names a cohort inside the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,9 +102,8 @@ impl Wish {
 /// Watchers that want the same.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// The start of its keys, and the end behind it.
+    /// The start of its keys. Of [`Reach::Before`] the end, and how long the start is, in four bytes, stand behind it.
     keys: Box<[u8]>,
-    start_len: u32,
     reach: Reach,
     pub(super) wish: Wish,
     /// The next one with the same keys.
@@ -103,13 +116,19 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) fn new(span: Span<'_>, wish: Wish) -> Group {
-        let keys = [span.start, span.end].concat().into();
-        let start_len = u32::try_from(span.start.len()).expect("requests are shorter");
-        Group { keys, start_len, reach: span.reach, wish, next: None, cohorts: 0, synced: Synced::None }
+        let start_len = u32::try_from(span.start.len()).expect("requests are shorter").to_be_bytes();
+        let keys = match span.reach {
+            Reach::Before => [span.start, span.end, &start_len].concat().into(),
+            _ => span.start.into(),
+        };
+        Group { keys, reach: span.reach, wish, next: None, cohorts: 0, synced: Synced::None }
     }
 
     pub(super) fn span(&self) -> Span<'_> {
-        let (start, end) = self.keys.split_at(self.start_len as usize);
+        let (start, end) = match (self.reach, self.keys.split_last_chunk()) {
+            (Reach::Before, Some((keys, start_len))) => keys.split_at(u32::from_be_bytes(*start_len) as usize),
+            _ => (&*self.keys, &[][..]),
+        };
         Span { start, reach: self.reach, end }
     }
 }
@@ -118,53 +137,14 @@ impl Group {
 #[derive(Debug)]
 pub(super) enum Synced {
     None,
-    One(u32, CohortKey),
-    /// By the stream's place.
-    #[expect(clippy::box_collection, reason = "most groups have one, and each group would be larger")]
-    Many(Box<BTreeMap<u32, CohortKey>>),
+    One(CohortKey),
+    /// By their streams' places; there are several, or were. Where the list is, the hub knows.
+    Many(u32),
 }
 
 impl Synced {
-    pub(super) fn get(&self, stream: u32) -> Option<CohortKey> {
-        match self {
-            Synced::One(known, cohort) if *known == stream => Some(*cohort),
-            Synced::None | Synced::One(..) => None,
-            Synced::Many(cohorts) => cohorts.get(&stream).copied(),
-        }
-    }
-
-    pub(super) fn insert(&mut self, stream: u32, cohort: CohortKey) {
-        match self {
-            Synced::None => *self = Synced::One(stream, cohort),
-            Synced::One(known, one) => {
-                *self = Synced::Many(Box::new(BTreeMap::from([(*known, *one), (stream, cohort)])));
-            }
-            Synced::Many(cohorts) => _ = cohorts.insert(stream, cohort),
-        }
-    }
-
-    pub(super) fn remove(&mut self, stream: u32) {
-        match self {
-            Synced::Many(cohorts) => {
-                cohorts.remove(&stream);
-                if cohorts.is_empty() {
-                    *self = Synced::None;
-                }
-            }
-            _ => *self = Synced::None,
-        }
-    }
-
     pub(super) fn is_none(&self) -> bool {
         matches!(self, Synced::None)
-    }
-
-    pub(super) fn each(&self, mut visit: impl FnMut(CohortKey)) {
-        match self {
-            Synced::None => {}
-            Synced::One(_, cohort) => visit(*cohort),
-            Synced::Many(cohorts) => cohorts.values().for_each(|cohort| visit(*cohort)),
-        }
     }
 }
 
@@ -182,11 +162,38 @@ pub(super) enum Position {
 /// Watchers of one stream that want the same and are equally far.
 #[derive(Debug)]
 pub(super) struct Cohort {
-    pub(super) position: Position,
+    pub(super) members: Members,
+    /// Of the position: a revision, or none for the synced; negative for the future.
+    at: i64,
     /// The stream's place.
     pub(super) stream: u32,
     pub(super) group: GroupKey,
-    pub(super) members: Members,
+}
+
+impl Cohort {
+    pub(super) fn new(position: Position, stream: u32, group: GroupKey, members: Members) -> Cohort {
+        let mut cohort = Cohort { members, at: 0, stream, group };
+        cohort.stand(position);
+        cohort
+    }
+
+    pub(super) fn position(&self) -> Position {
+        match self.at {
+            0 => Position::Synced,
+            at if at < 0 => Position::Future(Revision(-at)),
+            at => Position::Behind(Revision(at)),
+        }
+    }
+
+    /// It is so far now.
+    pub(super) fn stand(&mut self, position: Position) {
+        debug_assert!(!matches!(position, Position::Future(at) | Position::Behind(at) if at <= Revision(0)));
+        self.at = match position {
+            Position::Synced => 0,
+            Position::Future(start) => -start.0,
+            Position::Behind(next) => next.0,
+        };
+    }
 }
 
 /// The ids of a cohort's watchers, of which there is at least one.
@@ -261,8 +268,8 @@ mod tests {
 
     #[test]
     fn records_of_a_watcher_by_itself_are_small() {
-        assert!(size_of::<Option<Group>>() <= 56, "{}", size_of::<Option<Group>>());
-        assert!(size_of::<Option<Cohort>>() <= 40, "{}", size_of::<Option<Cohort>>());
+        assert!(size_of::<Option<Group>>() <= 40, "{}", size_of::<Option<Group>>());
+        assert!(size_of::<Option<Cohort>>() <= 32, "{}", size_of::<Option<Cohort>>());
     }
 
     #[test]

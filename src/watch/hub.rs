@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::feed::Notice;
-use super::group::{Cohort, CohortKey, GroupKey, Members, Position, Span, Wish};
+use super::group::{Cohort, CohortKey, GroupKey, Members, Position, Span, Synced, Wish};
 use super::index::Index;
 use super::outbox::{Bell, End, EventList, Events, Full, Limits, Outbox, Outgoing};
 use super::slab::Slab;
@@ -59,6 +59,8 @@ pub struct Hub {
     streams_opened: u64,
     index: Index,
     cohorts: Slab<Cohort>,
+    /// The synced cohorts of groups that have several, each list by the cohorts' streams.
+    lists: Slab<Vec<CohortKey>>,
     /// How many watchers there are.
     watchers: usize,
     /// Cohorts of the future, by the revision they wait for and their streams' places.
@@ -134,6 +136,7 @@ impl Hub {
             streams_opened: 0,
             index: Index::default(),
             cohorts: Slab::default(),
+            lists: Slab::default(),
             watchers: 0,
             future: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -242,7 +245,7 @@ impl Hub {
                 cohort
             }
             None => {
-                let cohort = Cohort { position, stream, group, members: Members::One(id) };
+                let cohort = Cohort::new(position, stream, group, Members::One(id));
                 let cohort = CohortKey(self.cohorts.insert(cohort));
                 self.index[group].cohorts += 1;
                 self.settle(cohort);
@@ -296,7 +299,7 @@ impl Hub {
         let Some(home) = self.streams.get_mut(stream.place()).filter(|home| home.id == stream) else { return };
         for (id, quiet) in &mut home.notified {
             let was_quiet = mem::replace(quiet, true);
-            if was_quiet && self.cohorts[home.watchers[id].0].position == Position::Synced {
+            if was_quiet && self.cohorts[home.watchers[id].0].position() == Position::Synced {
                 home.outbox.push_progress(Some(*id), published);
             }
         }
@@ -329,7 +332,12 @@ impl Hub {
                 false => change.event(revision).clone(),
             }));
             let Some((events, bytes)) = events else { continue };
-            group.synced.each(|key| {
+            let listed = match &group.synced {
+                Synced::One(cohort) => std::slice::from_ref(cohort),
+                Synced::Many(list) => &self.lists[*list],
+                Synced::None => &[],
+            };
+            for &key in listed {
                 let cohort = &mut self.cohorts[key.0];
                 let home = &mut self.streams[cohort.stream];
                 let events = Events { ids: cohort.members.ids(), revision, events: events.clone(), bytes, fragment };
@@ -337,7 +345,7 @@ impl Hub {
                     Ok(count) => self.events_sent += count as u64,
                     Err(Full) => fallen.push(key),
                 }
-            });
+            }
         }
         for key in fallen.drain(..) {
             self.stall(self.cohorts[key.0].stream);
@@ -374,7 +382,7 @@ impl Hub {
         for stream in &self.notified {
             let home = &self.streams[*stream];
             for id in home.notified.keys() {
-                if self.cohorts[home.watchers[id].0].position == Position::Synced {
+                if self.cohorts[home.watchers[id].0].position() == Position::Synced {
                     home.outbox.push_progress(Some(*id), self.published);
                 }
             }
@@ -387,7 +395,9 @@ impl Hub {
             return;
         }
         let late: Vec<(u32, CohortKey)> = (self.streams.iter())
-            .flat_map(|(place, home)| home.behind.range(..(at, GroupKey(0))).map(move |(_, cohort)| (place, *cohort)))
+            .flat_map(|(place, home)| {
+                home.behind.range(..(at, GroupKey::FIRST)).map(move |(_, cohort)| (place, *cohort))
+            })
             .collect();
         let compacted = self.compacted.max(at);
         for (stream, cohort) in late {
@@ -422,7 +432,7 @@ impl Hub {
     pub fn restored(&mut self, revision: Revision, compacted: Revision) {
         assert!(revision >= self.published, "a snapshot at {revision} behind {}", self.published);
         if revision > self.published {
-            let synced = self.cohorts.iter().filter(|(_, cohort)| cohort.position == Position::Synced);
+            let synced = self.cohorts.iter().filter(|(_, cohort)| cohort.position() == Position::Synced);
             for key in synced.map(|(key, _)| CohortKey(key)).collect::<Vec<_>>() {
                 self.fall_behind(key);
             }
@@ -452,7 +462,7 @@ impl Hub {
         let home = &mut self.streams[stream];
         let cohort = after(&home.late, home.served).expect("a ready stream has one");
         home.served = cohort;
-        let Position::Behind(from) = self.cohorts[cohort.0].position else {
+        let Position::Behind(from) = self.cohorts[cohort.0].position() else {
             unreachable!("a stream lists its late cohorts")
         };
         Some(CatchUp { from, to: self.published, prev_kv: self.late_prev_kv > 0 })
@@ -463,7 +473,7 @@ impl Hub {
     pub fn caught_up(&mut self, slice: &Slice) -> bool {
         let mut cohorts_left = COHORTS_PER_CALL;
         let mut events_left = EVENTS_PER_CALL;
-        let inside = (slice.from(), GroupKey(0))..=(slice.covered(), GroupKey(u32::MAX));
+        let inside = (slice.from(), GroupKey::FIRST)..=(slice.covered(), GroupKey::LAST);
         let ready: Vec<u32> = self.ready.iter().copied().collect();
         for stream in ready {
             let standing = self.streams[stream].behind.range(inside.clone());
@@ -491,7 +501,7 @@ impl Hub {
         let mut open = self.streams.iter().filter(|(_, home)| !home.outbox.is_ended());
         for (_, home) in open.by_ref().take(most) {
             for id in home.notified.keys() {
-                if self.cohorts[home.watchers[id].0].position == Position::Synced {
+                if self.cohorts[home.watchers[id].0].position() == Position::Synced {
                     home.outbox.push_progress(Some(*id), self.published);
                 }
             }
@@ -521,7 +531,7 @@ impl Hub {
     /// Sends a late cohort what `slice` has for it. Returns how many events that were, and whether all found room.
     fn feed(&mut self, key: CohortKey, slice: &Slice) -> (usize, Result<(), Full>) {
         let cohort = &mut self.cohorts[key.0];
-        let Position::Behind(mut next) = cohort.position else { unreachable!("a stream lists its late cohorts") };
+        let Position::Behind(mut next) = cohort.position() else { unreachable!("a stream lists its late cohorts") };
         let (stream, ids, group) = (cohort.stream, cohort.members.ids(), &self.index[cohort.group]);
         let Wish { filters, prev_kv, fragment } = group.wish;
         let encode = |place: &Place| {
@@ -590,9 +600,9 @@ impl Hub {
             Position::Future(first) | Position::Behind(first) => first,
         };
         // (What waits for the future becomes synced as that is published.)
-        let forward = first(to) >= first(cohort.position) || to == Position::Synced;
-        assert!(forward, "watchers went back: {:?} to {to:?}", cohort.position);
-        cohort.position = to;
+        let forward = first(to) >= first(cohort.position()) || to == Position::Synced;
+        assert!(forward, "watchers went back: {:?} to {to:?}", cohort.position());
+        cohort.stand(to);
         let (stream, group) = (cohort.stream, cohort.group);
         let Some(there) = self.standing(stream, group, to) else {
             return self.settle(key);
@@ -609,18 +619,59 @@ impl Hub {
     /// Those of a stream and a group that stand at a position.
     fn standing(&self, stream: u32, group: GroupKey, position: Position) -> Option<CohortKey> {
         match position {
-            Position::Synced => self.index[group].synced.get(stream),
+            Position::Synced => self.synced(group, stream).ok(),
             Position::Future(start) => self.future.get(&(start, stream, group)).copied(),
             Position::Behind(next) => self.streams[stream].behind.get(&(next, group)).copied(),
         }
     }
 
+    /// The synced cohort of a group on a stream; without one, where it would stand in the group's list.
+    fn synced(&self, group: GroupKey, stream: u32) -> Result<CohortKey, usize> {
+        match self.index[group].synced {
+            Synced::One(cohort) if self.cohorts[cohort.0].stream == stream => Ok(cohort),
+            Synced::None | Synced::One(_) => Err(0),
+            Synced::Many(list) => {
+                let at = self.lists[list].binary_search_by_key(&stream, |cohort| self.cohorts[cohort.0].stream)?;
+                Ok(self.lists[list][at])
+            }
+        }
+    }
+
+    /// Adds a cohort to the synced ones of its group.
+    fn list(&mut self, group: GroupKey, key: CohortKey) {
+        if let Synced::One(one) = self.index[group].synced {
+            self.index[group].synced = Synced::Many(self.lists.insert(vec![one]));
+        }
+        let place = self.synced(group, self.cohorts[key.0].stream);
+        match self.index[group].synced {
+            Synced::Many(list) => self.lists[list].insert(place.expect_err("a stream has one"), key),
+            _ => self.index[group].synced = Synced::One(key),
+        }
+    }
+
+    /// Takes a cohort from the synced ones of its group.
+    fn unlist(&mut self, group: GroupKey, key: CohortKey) {
+        let Synced::Many(list) = self.index[group].synced else {
+            self.index[group].synced = Synced::None;
+            return;
+        };
+        let stream = self.cohorts[key.0].stream;
+        let cohorts = &mut self.lists[list];
+        if let Ok(at) = cohorts.binary_search_by_key(&stream, |cohort| self.cohorts[cohort.0].stream) {
+            cohorts.remove(at);
+        }
+        if cohorts.is_empty() {
+            self.lists.remove(list);
+            self.index[group].synced = Synced::None;
+        }
+    }
+
     /// Puts a cohort where its position says. Nobody stands there.
     fn settle(&mut self, key: CohortKey) {
-        let Cohort { position, stream, group, ref members } = self.cohorts[key.0];
+        let Cohort { stream, group, ref members, .. } = self.cohorts[key.0];
         let home = &mut self.streams[stream];
-        match position {
-            Position::Synced => self.index[group].synced.insert(stream, key),
+        match self.cohorts[key.0].position() {
+            Position::Synced => self.list(group, key),
             Position::Future(start) => {
                 self.future.insert((start, stream, group), key);
                 home.future += 1;
@@ -641,10 +692,10 @@ impl Hub {
 
     /// Takes a cohort from where its position says; it gets another one, or goes.
     fn leave(&mut self, key: CohortKey) {
-        let Cohort { position, stream, group, ref members } = self.cohorts[key.0];
+        let Cohort { stream, group, ref members, .. } = self.cohorts[key.0];
         let home = &mut self.streams[stream];
-        match position {
-            Position::Synced => self.index[group].synced.remove(stream),
+        match self.cohorts[key.0].position() {
+            Position::Synced => self.unlist(group, key),
             Position::Future(start) => {
                 self.future.remove(&(start, stream, group));
                 home.future -= 1;
@@ -687,7 +738,7 @@ impl Hub {
         let cohort = &mut self.cohorts[key.0];
         if cohort.members.len() > 1 {
             cohort.members.remove(id);
-            self.late -= usize::from(matches!(cohort.position, Position::Behind(_)));
+            self.late -= usize::from(matches!(cohort.position(), Position::Behind(_)));
         } else {
             self.leave(key);
             self.release(key);

@@ -49,13 +49,13 @@ impl std::ops::Index<GroupKey> for Index {
     type Output = Group;
 
     fn index(&self, key: GroupKey) -> &Group {
-        &self.groups[key.0]
+        &self.groups[key.place()]
     }
 }
 
 impl std::ops::IndexMut<GroupKey> for Index {
     fn index_mut(&mut self, key: GroupKey) -> &mut Group {
-        &mut self.groups[key.0]
+        &mut self.groups[key.place()]
     }
 }
 
@@ -71,7 +71,7 @@ impl Index {
             }
             (last, at) = (Some(key), self[key].next);
         }
-        let key = GroupKey(self.groups.insert(Group::new(span, wish)));
+        let key = GroupKey::new(self.groups.insert(Group::new(span, wish)));
         match last {
             Some(last) => self[last].next = Some(key),
             None => self.register(key),
@@ -95,7 +95,7 @@ impl Index {
             }
             self[at].next = after;
         }
-        self.groups.remove(key.0);
+        self.groups.remove(key.place());
     }
 
     /// Visits the groups that `key` concerns.
@@ -134,10 +134,10 @@ impl Index {
 
     fn register(&mut self, key: GroupKey) {
         let Index { groups, exact, hashing, prefixes, ranges } = self;
-        let span = groups[key.0].span();
+        let span = groups[key.place()].span();
         match span.reach {
             Reach::Single => {
-                let hash = |known: &GroupKey| hashing.hash_one(groups[known.0].span().start);
+                let hash = |known: &GroupKey| hashing.hash_one(groups[known.place()].span().start);
                 let own = hash(&key);
                 exact[part(own)].insert_unique(own, key, hash);
             }
@@ -148,7 +148,7 @@ impl Index {
 
     fn unregister(&mut self, key: GroupKey) {
         let Index { groups, exact, hashing, prefixes, ranges } = self;
-        let span = groups[key.0].span();
+        let span = groups[key.place()].span();
         match span.reach {
             Reach::Single => {
                 let hash = hashing.hash_one(span.start);
@@ -164,7 +164,7 @@ impl Index {
     /// `heir` comes first among the groups with the keys of `key`.
     fn replace(&mut self, key: GroupKey, heir: GroupKey) {
         let Index { groups, exact, hashing, prefixes, ranges } = self;
-        let span = groups[key.0].span();
+        let span = groups[key.place()].span();
         match span.reach {
             Reach::Single => {
                 let hash = hashing.hash_one(span.start);

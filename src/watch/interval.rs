@@ -255,7 +255,7 @@ mod tests {
         let mut tree = Intervals::default();
         for number in 0..20_000u32 {
             let (start, end) = (number.to_be_bytes(), (number + 2).to_be_bytes());
-            tree.insert(Span { start: &start, reach: Reach::Before, end: &end }, GroupKey(number));
+            tree.insert(Span { start: &start, reach: Reach::Before, end: &end }, GroupKey::new(number));
         }
         assert!(depth(&tree, tree.root) < 60);
     }

@@ -72,7 +72,7 @@ impl Trie {
     pub(super) fn get(&self, groups: &Slab<Group>, prefix: &[u8]) -> Option<GroupKey> {
         let mut found = None;
         self.walk(groups, prefix, |group| {
-            if groups[group.0].span().start.len() == prefix.len() {
+            if groups[group.place()].span().start.len() == prefix.len() {
                 found = Some(group);
             }
         });
@@ -87,7 +87,7 @@ impl Trie {
             let Some(at) = key.get(depth).and_then(|byte| node.branch(*byte).ok()) else { return };
             match node.branches[at].1 {
                 Branch::Leaf(group) => {
-                    if key.starts_with(groups[group.0].span().start) {
+                    if key.starts_with(groups[group.place()].span().start) {
                         visit(group);
                     }
                     return;
@@ -105,7 +105,7 @@ impl Trie {
 
     /// Has `group` stand for its prefix, which is new, or which another has stood for until now.
     pub(super) fn insert(&mut self, groups: &Slab<Group>, group: GroupKey) {
-        let prefix = groups[group.0].span().start;
+        let prefix = groups[group.place()].span().start;
         let (mut at, mut depth) = (ROOT, 0);
         loop {
             let node = &mut self.nodes[at];
@@ -115,7 +115,7 @@ impl Trie {
             };
             match node.branches[place].1 {
                 Branch::Leaf(other) => {
-                    let known = groups[other.0].span().start;
+                    let known = groups[other.place()].span().start;
                     if known == prefix {
                         node.branches[place].1 = Branch::Leaf(group);
                         return;
@@ -156,7 +156,7 @@ impl Trie {
             let place = self.nodes[at].branch(*byte).expect("it is registered");
             match self.nodes[at].branches[place].1 {
                 Branch::Leaf(group) => {
-                    debug_assert_eq!(groups[group.0].span().start, prefix);
+                    debug_assert_eq!(groups[group.place()].span().start, prefix);
                     self.nodes[at].branches.remove(place);
                     return self.tidy(at, above);
                 }
