@@ -23,6 +23,7 @@ mod intercept;
 pub(crate) mod kv;
 mod lease;
 mod maintenance;
+mod requests;
 mod status;
 pub mod watch;
 

@@ -1,7 +1,7 @@
 //! The Watch service: one stream of requests and one of responses per client, any number of watchers on it.
 //!
-//! The service is written by hand where tonic would generate it, because its responses are not built as messages: see
-//! [`super::frames`].
+//! The service is written by hand where tonic would generate it, because its responses are not built as messages, and because an idle
+//! stream is to cost little: see [`super::frames`] and [`super::requests`].
 //!
 //! There is no task per stream. `Responses` is polled when the connection can take more, and then reads requests and the
 //! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
@@ -16,28 +16,25 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http_body::Frame;
 use prost::Message;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-use tokio_stream::Stream;
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, Codec};
-use tonic::codegen::{BoxFuture, Service};
-use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Code, Request, Response, Status, Streaming};
-use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+use tonic::codegen::Service;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
 
 use super::frames::Frames;
-use super::intercept::too_long;
+use super::requests::Requests;
 use super::status::{Intercepted, lagging, no_leader, status};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::server::error::Error;
 use crate::server::watch_loop::{Confirmation, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
@@ -50,8 +47,6 @@ const WAITING_MAX: usize = 1024;
 const WAITING_BYTES_MAX: usize = 1 << 20;
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-/// First size of the buffer that requests are decoded from: an idle stream should cost little.
-const DECODER_BYTES: usize = 256;
 /// Bytes of events to which responses for the same watchers are joined.
 const JOINED_BYTES_MAX: usize = 256 << 10;
 /// Metadata by which a client asks to be cut off from a member without leader.
@@ -79,12 +74,14 @@ impl WatchService {
         WatchService { handle, options }
     }
 
-    fn open(&self, request: Request<Streaming<WatchRequest>>) -> Result<Responses, Status> {
+    fn open(&self, headers: &HeaderMap, requests: Body) -> Result<Responses, Status> {
+        let message_bytes_max = self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
+        let requests = Requests::new(headers, requests, message_bytes_max)?;
         let standing = self.handle.standing();
         if standing.learner {
             return Err(Intercepted::Learner.into());
         }
-        let needs_leader = request.metadata().get(HAS_LEADER).is_some_and(|value| value == "true");
+        let needs_leader = headers.get(HAS_LEADER).is_some_and(|value| value == "true");
         if needs_leader && standing.leader.is_none() {
             return Err(no_leader());
         }
@@ -98,13 +95,13 @@ impl WatchService {
         Ok(Responses {
             handle: self.handle.clone(),
             stream,
-            requests: Some(request.into_inner()),
+            requests: Some(requests),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             confirmed: 0,
             confirming: None,
             ticker: progress_ticker(self.options.progress_interval),
-            frames: Frames::new(self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES)),
+            frames: Frames::new(message_bytes_max),
             next: None,
             end: None,
             ended: false,
@@ -128,60 +125,32 @@ impl NamedService for WatchService {
 
 impl<B> Service<http::Request<B>> for WatchService
 where
-    B: tonic::codegen::Body + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<tonic::codegen::StdError> + Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<http::Response<Body>, Infallible>;
+    type Future = std::future::Ready<Result<http::Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            if request.uri().path() != "/etcdserverpb.Watch/Watch" {
-                return Ok(Status::new(Code::Unimplemented, "").into_http());
+        let (head, body) = request.into_parts();
+        let opened = match head.uri.path() {
+            "/etcdserverpb.Watch/Watch" => self.open(&head.headers, Body::new(body)),
+            _ => Err(Status::new(Code::Unimplemented, "")),
+        };
+        std::future::ready(Ok(match opened {
+            Ok(responses) => {
+                let mut response = http::Response::new(Body::new(responses));
+                let grpc = HeaderValue::from_static("application/grpc");
+                response.headers_mut().insert(CONTENT_TYPE, grpc);
+                response
             }
-            let limit = service.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
-            let mut grpc = Grpc::new(WatchCodec).apply_max_message_size_config(Some(limit), None);
-            let mut response = grpc.streaming(Watch(service), request).await;
-            let opened = response.extensions_mut().remove::<Opened>().and_then(|opened| opened.take());
-            Ok(match opened {
-                Some(responses) => response.map(|_| Body::new(responses)),
-                None => response,
-            })
-        })
-    }
-}
-
-/// The service's one method. Tonic makes the response's head, for a stream of messages that stays empty: the real body is handed
-/// past it.
-struct Watch(WatchService);
-
-impl StreamingService<WatchRequest> for Watch {
-    type Response = WatchResponse;
-    type ResponseStream = tokio_stream::Empty<Result<WatchResponse, Status>>;
-    type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
-        std::future::ready(self.0.open(request).map(|responses| {
-            let mut response = Response::new(tokio_stream::empty());
-            response.extensions_mut().insert(Opened(Arc::new(Mutex::new(Some(responses)))));
-            response
+            Err(status) => status.into_http(),
         }))
-    }
-}
-
-/// A body on its way past tonic. Extensions are cloned, in principle: whoever takes it first has it.
-#[derive(Clone)]
-struct Opened(Arc<Mutex<Option<Responses>>>);
-
-impl Opened {
-    fn take(&self) -> Option<Responses> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -190,7 +159,7 @@ struct Responses {
     handle: WatchHandle,
     stream: WatchStream,
     /// `None` once the client has half-closed.
-    requests: Option<Streaming<WatchRequest>>,
+    requests: Option<Requests>,
     /// Requests that were read, in order. One that needs to know what "now" is keeps those behind it waiting.
     waiting: VecDeque<WatchRequest>,
     waiting_bytes: usize,
@@ -317,11 +286,11 @@ impl Responses {
                 return Ok(());
             }
             let Some(requests) = &mut self.requests else { return Ok(()) };
-            match Pin::new(requests).poll_next(cx) {
+            match requests.poll_next(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
                 Poll::Ready(Some(request)) => {
-                    let request = request.map_err(|error| too_long(&error).unwrap_or(error))?;
+                    let request = request?;
                     self.waiting_bytes += request.encoded_len();
                     self.waiting.push_back(request);
                 }
@@ -364,35 +333,19 @@ fn spec(request: WatchCreateRequest) -> Spec {
     }
 }
 
-/// Reads requests as messages. Responses are bytes already when tonic could encode them: it never does.
-#[derive(Clone, Copy, Debug)]
-struct WatchCodec;
-
-impl Codec for WatchCodec {
-    type Encode = WatchResponse;
-    type Decode = WatchRequest;
-    type Encoder = ProstEncoder<WatchResponse>;
-    type Decoder = ProstDecoder<WatchRequest>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<WatchResponse, WatchRequest>::raw_encoder(BufferSettings::new(0, 0))
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<WatchResponse, WatchRequest>::raw_decoder(BufferSettings::new(DECODER_BYTES, 0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use tokio::sync::mpsc;
     use tokio::time::timeout;
     use tokio_stream::wrappers::ReceiverStream;
+    use tonic::{Request, Streaming};
 
     use super::*;
     use crate::mvcc::change::{Change, ChangeKind, ChangeSet};
     use crate::pb::etcdserverpb::watch_client::WatchClient;
-    use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest};
+    use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest, WatchResponse};
     use crate::pb::mvccpb::KeyValue;
     use crate::server::watch_loop::{Shard, Standing};
     use crate::types::{ClusterId, MemberId, Term};
