@@ -1,7 +1,7 @@
 //! What a client sees on the wire, asked of a real server process: watches above all, and the basics of KV and leases.
 //!
 //! Tests are named after what they pin down and grouped by a letter, each letter with a file of its own: S stream, C create,
-//! N cancel, E events, T txn, X filters, V prev_kv, P progress, K compaction, M members. Here is what they share. Each uses keys
+//! N cancel, E events, T txn, X filters, V prev_kv, G fragments, P progress, K compaction, L load, M members. Here is what they share. Each uses keys
 //! of its own. Tests that care about the store's revision have a server to themselves, the others share one. Nothing
 //! sleeps: that something does *not* arrive is shown by a marker written afterwards which arrives first.
 //!
@@ -96,6 +96,14 @@ impl Server {
         connection.read_to_string(&mut text).expect("an answer");
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no metric {name}")).trim().parse().expect("a number")
+    }
+
+    /// Memory of the process.
+    fn resident_bytes(&self) -> u64 {
+        let process = self.child.lock().expect("no test panicked in here").id();
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process is ours");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        resident.expect("it is named").trim().parse::<u64>().expect("a number") << 10
     }
 
     /// The server that tests share while any of them runs.
@@ -441,6 +449,30 @@ impl Stream {
     }
 }
 
+/// A connection with windows so small that what is not read stays in the server. Streams do not wait for each other's.
+async fn narrow(server: &Server) -> Channel {
+    let endpoint = Channel::from_shared(server.url.clone()).expect("our own url");
+    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(16 * 65_535);
+    endpoint.connect().await.expect("the server listens")
+}
+
+/// A stream that is read only when asked, with so many equal watchers.
+async fn unread(channel: &Channel, create: WatchCreateRequest, watchers: usize) -> tonic::Streaming<WatchResponse> {
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let requests = tokio_stream::iter(vec![create; watchers]).chain(tokio_stream::pending());
+    let mut client = WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+    let mut stream = client.watch(requests).await.expect("watch").into_inner();
+    for _ in 0..watchers {
+        assert!(read(&mut stream).await.created);
+    }
+    stream
+}
+
+async fn read(stream: &mut tonic::Streaming<WatchResponse>) -> WatchResponse {
+    let response = tokio::time::timeout(PATIENCE, stream.message()).await.expect("a response in time");
+    response.expect("the stream goes on").expect("the stream is open")
+}
+
 /// Runs all at once; the outcomes in their order.
 async fn together<T>(parts: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut parts: Vec<_> = parts.map(|part| (Box::pin(part), None)).collect();
@@ -507,14 +539,20 @@ mod create;
 mod events;
 #[path = "wire/filters.rs"]
 mod filters;
+#[path = "wire/fragment.rs"]
+mod fragment;
 #[path = "wire/kv.rs"]
 mod kv;
+#[path = "wire/load.rs"]
+mod load;
 #[path = "wire/members.rs"]
 mod members;
 #[path = "wire/prev_kv.rs"]
 mod prev_kv;
 #[path = "wire/progress.rs"]
 mod progress;
+#[path = "processes/proxy.rs"]
+mod proxy;
 #[path = "wire/stream.rs"]
 mod stream;
 #[path = "wire/txn.rs"]

@@ -43,13 +43,14 @@ wire!(n06_a_reused_id_hears_nothing_of_its_predecessor, |c| {
     if is_etcd() {
         return; // etcd may deliver late events of the cancelled watcher
     }
-    for _ in 0..300 {
-        c.put("k", "1").await;
+    for _ in 0..80 {
+        let ops = (0..125).map(|n| put_op(c.put_request(&format!("{n}"), "v"))).collect();
+        c.txn(ops).await.expect("txn");
     }
     let mut stream = c.stream();
-    stream.ask(WatchCreateRequest { watch_id: 3, start_revision: 1, ..c.one("k") });
+    stream.ask(WatchCreateRequest { watch_id: 3, start_revision: 1, ..c.everything() });
     stream.ask_cancel(3);
-    stream.ask(WatchCreateRequest { watch_id: 3, ..c.one("k") });
+    stream.ask(WatchCreateRequest { watch_id: 3, ..c.everything() });
     stream.until(|r| r.canceled).await;
     let created = stream.next().await;
     assert!(created.created, "{created:?}");

@@ -57,6 +57,23 @@ wire!(alone k05_k06_a_deletion_at_the_compaction_is_told_even_after_a_crash, |c|
     }
 });
 
+wire!(alone k07_a_watcher_the_compaction_ended_may_be_cancelled, |c| {
+    c.put("k", "1").await;
+    let at = c.put("k", "2").await;
+    c.compact(at).await;
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    stream.create_as(WatchCreateRequest { start_revision: 1, ..c.one("k") }, 1).await;
+    assert_eq!(stream.next().await.compact_revision, at);
+    stream.ask_cancel(1);
+    // It is answered or not.
+    let said = c.before_marker(&mut stream).await;
+    assert!(said.iter().all(|r| r.watch_id == 1 && r.canceled && r.compact_revision == 0), "{said:?}");
+    assert!(said.len() <= 1, "{said:?}");
+    c.put("k", "3").await;
+    assert_eq!(stream.events().await.len(), 1);
+});
+
 wire!(alone k08_keys_last_changed_before_the_compaction_are_not_told, |c| {
     c.put("old", "1").await;
     c.put("k", "1").await;
@@ -79,13 +96,7 @@ wire!(alone k09_a_future_start_beyond_the_compaction, |c| {
 });
 
 wire!(alone k10_a_paused_reader_misses_nothing_silently, |c| {
-    // A window so small that what is not read stays in the server.
-    let endpoint = Channel::from_shared(c.server.url.clone()).expect("our own url");
-    let channel = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535).connect().await;
-    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(c.one("k"))) };
-    let requests = tokio_stream::once(create).chain(tokio_stream::pending());
-    let mut stream = WatchClient::new(channel.expect("connect")).watch(requests).await.expect("watch").into_inner();
-    assert!(stream.message().await.expect("the stream goes on").expect("created").created);
+    let mut stream = unread(&narrow(&c.server).await, c.one("k"), 1).await;
     let (value, mut last) = ("v".repeat(8 << 10), 0);
     for n in 1..=2000 {
         last = c.put("k", &value).await;
@@ -95,8 +106,7 @@ wire!(alone k10_a_paused_reader_misses_nothing_silently, |c| {
     }
     let (mut told, mut version) = (0, 0);
     while told < last {
-        let response = tokio::time::timeout(PATIENCE, stream.message()).await.expect("a response in time");
-        let response = response.expect("the stream goes on").expect("the stream is open");
+        let response = read(&mut stream).await;
         if response.canceled {
             assert!(response.compact_revision > told + 1, "ended for want of what was there: {response:?}, {told}");
             return;

@@ -42,6 +42,21 @@ wire!(alone e09_revoke_of_a_lease_without_keys_is_no_event, |c| {
     c.assert_quiet(&mut stream).await;
 });
 
+wire!(e09_e11_a_revoked_lease_ends_its_keys_in_one_revision, |c| {
+    let mut stream = c.stream();
+    stream.create_as(c.everything(), 0).await;
+    let lease = c.grant(60).await;
+    for key in ["b", "a"] {
+        let at = c.send_put(PutRequest { lease, ..c.put_request(key, "1") }).await;
+        assert_eq!(stream.events().await, [format!("put {key}=1 @{at} c{at} v1 l{lease}")]);
+    }
+    let revoked = c.lease.lease_revoke(LeaseRevokeRequest { id: lease }).await.expect("revoke").into_inner();
+    let response = stream.next().await;
+    let at = modified(&response.events[0]);
+    assert_eq!(stream.show(&response), [format!("delete a @{at}"), format!("delete b @{at}")]);
+    assert!(revoked.header.expect("a header").revision >= at);
+});
+
 wire!(e10_a_range_deletion_is_one_revision_in_key_order, |c| {
     for key in ["c", "a", "b"] {
         c.put(key, "1").await;
@@ -70,6 +85,8 @@ wire!(alone e12_what_changes_no_key_is_not_told, |c| {
     maintenance.status(pb::StatusRequest::default()).await.expect("status");
     maintenance.hash_kv(pb::HashKvRequest { revision: 0 }).await.expect("hash");
     maintenance.alarm(pb::AlarmRequest::default()).await.expect("alarm");
+    let defragmented = maintenance.defragment(pb::DefragmentRequest {}).await;
+    assert!(defragmented.is_ok() || defragmented.is_err_and(|status| status.code() == Code::Unimplemented));
     c.assert_quiet(&mut stream).await;
     assert_eq!(c.revision().await, at + 1, "the marker alone");
 });

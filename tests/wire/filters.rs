@@ -32,3 +32,21 @@ wire!(alone x06_progress_passes_filtered_traffic, |c| {
     let (revision, before) = stream.progress().await;
     assert_eq!((revision, before.len()), (at, 0));
 });
+
+wire!(with ["--experimental-watch-progress-notify-interval=200ms"] x06_periodic_progress_passes_filtered_traffic, |c| {
+    let mut stream = c.stream();
+    let create = WatchCreateRequest { filters: vec![0, 1], progress_notify: true, ..c.everything() };
+    let (begun, mut promised) = (stream.create_as(create, 0).await, Vec::new());
+    let deadline = Instant::now() + PATIENCE;
+    // Twice, while there is always something new that it does not hear of.
+    while promised.len() < 2 {
+        c.put("k", "1").await;
+        assert!(Instant::now() < deadline, "no progress");
+        while let Ok(response) = stream.responses.try_recv() {
+            let response = response.expect("the stream goes on");
+            assert!(is_progress(&response) && response.watch_id == 0, "{response:?}");
+            promised.push(response.header.expect("a header").revision);
+        }
+    }
+    assert!(promised[0] > begun && promised.is_sorted_by(|a, b| a < b), "{begun} {promised:?}");
+});

@@ -165,6 +165,21 @@ wire!(p11_no_progress_before_all_of_history, |c| {
     assert_eq!(before.iter().map(|r| r.events.len()).sum::<usize>(), 1001);
 });
 
+wire!(alone p13_each_question_of_a_watcher_that_keeps_up_is_answered, |c| {
+    let at = c.put("other", "1").await;
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    // The first that etcd answers: it counts a watcher among those that keep up a moment after it was created.
+    stream.progress().await;
+    for _ in 0..100 {
+        stream.ask_progress();
+        let response = stream.next().await;
+        assert!(is_progress(&response) && response.watch_id == -1, "{response:?}");
+        assert_eq!(response.header.expect("a header").revision, at);
+    }
+    c.assert_quiet(&mut stream).await;
+});
+
 wire!(p14_progress_after_the_only_late_watcher_is_cancelled, |c| {
     for n in 0..1001 {
         c.put(&format!("k{n}"), "v").await;

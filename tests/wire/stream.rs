@@ -2,6 +2,15 @@
 
 use super::*;
 
+wire!(s01_a_stream_that_is_asked_nothing_says_nothing, |c| {
+    let (mut silent, mut other) = (c.stream(), c.stream());
+    other.create_as(c.one("k"), 0).await;
+    c.put("k", "1").await;
+    assert_eq!(other.events().await.len(), 1);
+    assert!(silent.responses.try_recv().is_err_and(|none| none == mpsc::error::TryRecvError::Empty));
+    silent.create_as(c.one("k"), 0).await;
+});
+
 wire!(s02_an_empty_request_is_ignored, |c| {
     let mut stream = c.stream();
     stream.request(None);
@@ -50,6 +59,28 @@ wire!(alone s05_watchers_of_a_client_that_dies_are_forgotten, |c| {
     let deadline = Instant::now() + PATIENCE;
     while c.server.metric(WATCHERS) > before {
         assert!(Instant::now() < deadline, "the watchers of a dead client are still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    c.put("k", "1").await;
+});
+
+wire!(with ["--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=1s"] s05_watchers_of_a_client_that_falls_silent_are_forgotten, |c| {
+    const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
+    let before = c.server.metric(WATCHERS);
+    let server = c.server.url.strip_prefix("http://").expect("our own url").to_owned();
+    let wires = proxy::Wires::to(&[server]);
+    let url = format!("http://{}", wires.addresses[0]);
+    let channel = Channel::from_shared(url).expect("our own url").connect().await.expect("the proxy listens");
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        streams.push(unread(&channel, c.one("k"), 10).await);
+    }
+    assert!(c.server.metric(WATCHERS) >= before + 100.0);
+    // Its connection stays open, and nothing passes.
+    wires.cut(proxy::OUTSIDE, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while c.server.metric(WATCHERS) > before {
+        assert!(Instant::now() < deadline, "the watchers of a silent client are still there");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     c.put("k", "1").await;
