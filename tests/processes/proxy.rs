@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ struct Shared {
     /// From whom to whom nothing passes.
     cut: Mutex<BTreeSet<(usize, usize)>>,
     changed: Condvar,
+    /// How often what waited was lost.
+    losses: AtomicU64,
     over: AtomicBool,
 }
 
@@ -83,6 +85,13 @@ impl Wires {
         (0..self.addresses.len()).filter(|other| *other != n).for_each(|other| self.cut(n, other));
     }
 
+    /// Everything passes, but connections on which something waited are closed, and what waited is lost. So it is after a
+    /// cut that was long.
+    pub(crate) fn heal_with_losses(&self) {
+        self.shared.losses.fetch_add(1, Ordering::SeqCst);
+        self.heal();
+    }
+
     /// Everything passes, also what was said in the meantime.
     pub(crate) fn heal(&self) {
         self.shared.cut.lock().expect("nobody panicked").clear();
@@ -102,7 +111,9 @@ impl Drop for Wires {
 impl Shared {
     fn connect(self: Arc<Shared>, near: &TcpStream, to: usize, server: &str) {
         let Some(from) = self.who(near) else { return };
-        self.pass((from, to));
+        if !self.pass((from, to)) {
+            return;
+        }
         let Ok(far) = TcpStream::connect(server) else { return };
         let (shared, back) = (self.clone(), (far.try_clone(), near.try_clone()));
         let (Ok(back_from), Ok(back_to)) = back else { return };
@@ -116,7 +127,10 @@ impl Shared {
         let mut bytes = vec![0; 64 << 10];
         loop {
             let read = from.read(&mut bytes).unwrap_or(0);
-            self.pass(way);
+            if !self.pass(way) {
+                let _ = (to.shutdown(Shutdown::Both), from.shutdown(Shutdown::Both));
+                return;
+            }
             if read == 0 || to.write_all(&bytes[..read]).is_err() {
                 break;
             }
@@ -125,11 +139,14 @@ impl Shared {
         let _ = from.shutdown(Shutdown::Read);
     }
 
-    /// Waits until the way is free.
-    fn pass(&self, way: (usize, usize)) {
+    /// Waits until the way is free; whether nothing was lost on it.
+    fn pass(&self, way: (usize, usize)) -> bool {
+        let losses = self.losses.load(Ordering::SeqCst);
         let cut = self.cut.lock().expect("nobody panicked");
         let blocked = |cut: &mut BTreeSet<_>| cut.contains(&way) && !self.over.load(Ordering::SeqCst);
+        let waits = cut.contains(&way);
         drop(self.changed.wait_while(cut, blocked).expect("nobody panicked"));
+        !waits || self.losses.load(Ordering::SeqCst) == losses
     }
 
     /// The member at the other end. It may be so new that nobody has told us of it.
