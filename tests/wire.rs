@@ -3,7 +3,8 @@
 //! Tests are named after what they pin down and grouped by a letter, each letter with a file of its own: S stream, C create,
 //! N cancel, E events, T txn, X filters, V prev_kv, G fragments, P progress, K compaction, L load, M members. Here is what they share. Each uses keys
 //! of its own. Tests that care about the store's revision have a server to themselves, the others share one. Nothing
-//! sleeps: that something does *not* arrive is shown by a marker written afterwards which arrives first.
+//! sleeps: that something does *not* arrive is shown by a marker written afterwards which arrives first. Names begin with the
+//! numbers of the cases in `tests/watch_cases.txt`, which says where each is.
 //!
 //! `EVERWATCH_BIN` names another server to test, real etcd 3.5.1 for example; where that differs on purpose the test
 //! asks `is_etcd`.
