@@ -3,8 +3,10 @@
 //! The table's rows look like `| modules | may name | pure |`, with names in backticks. A name stands for everything below
 //! it, so `storage::schema` allows `crate::storage::schema::KEYS` but not `crate::storage::wal`. Files are read as text up
 //! to their tests, without comments and string literals.
+//!
+//! Also keeps `tests/watch_cases.txt` true, which says which test shows what of the watch contract.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -258,4 +260,95 @@ fn the_reader_of_imports_understands_their_forms() {
     assert!(!foreign(ours, "raft") && !foreign(ours, "redb"));
     let rule = Rule { may_name: vec!["storage::schema".to_owned()], pure: true };
     assert!(allows(&rule, "storage::schema::KEYS") && !allows(&rule, "storage::wal") && !allows(&rule, "storage"));
+}
+
+/// How many cases each letter of the watch contract has.
+const CASES: [(char, u32); 14] = [
+    ('S', 9),
+    ('C', 24),
+    ('N', 7),
+    ('E', 16),
+    ('T', 9),
+    ('X', 6),
+    ('V', 8),
+    ('G', 6),
+    ('P', 15),
+    ('K', 11),
+    ('A', 8),
+    ('L', 8),
+    ('F', 20),
+    ('W', 7),
+];
+
+/// Tests of a file, by what stands before and after their names.
+fn tests_of(text: &str) -> Vec<&str> {
+    let named = |line: &str| line.starts_with("wire!(") || line.starts_with("fn ") || line.starts_with("async fn ");
+    let lines = text.lines().filter(|line| named(line));
+    // The last word before the arguments of a function or the body of a macro.
+    let heads = lines.filter_map(|line| line.split_once(", |").or_else(|| line.split_once("()")));
+    heads.filter_map(|(head, _)| head.rsplit([' ', '(']).next()).collect()
+}
+
+/// The cases that a test's name begins with: `c02_c03_so_it_is`, `e01_to_e07_puts`.
+fn cases_of(test: &str) -> Vec<String> {
+    let mut cases: Vec<(char, u32)> = Vec::new();
+    let mut ranges = false;
+    for word in test.split('_') {
+        let (letter, number) = word.split_at(word.len().min(1));
+        match (letter.chars().next(), number.parse()) {
+            (Some(letter), Ok(last)) if number.len() == 2 => {
+                let first = cases.last().filter(|_| ranges).map_or(last, |(_, first)| first + 1);
+                cases.extend((first..=last).map(|number| (letter.to_ascii_uppercase(), number)));
+                ranges = false;
+            }
+            _ if word == "to" && !cases.is_empty() => ranges = true,
+            _ => break,
+        }
+    }
+    cases.into_iter().map(|(letter, number)| format!("{letter}-{number:02}")).collect()
+}
+
+#[test]
+fn every_case_of_the_watch_contract_names_its_tests() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let table = read("watch_cases.txt");
+    let rows: Vec<(&str, &str)> = table
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| line.split_once("  ").unwrap_or_else(|| panic!("not a case and its tests: {line}")))
+        .collect();
+    let numbers = CASES.iter().flat_map(|(letter, count)| (1..=*count).map(move |n| format!("{letter}-{n:02}")));
+    assert_eq!(rows.iter().map(|(case, _)| (*case).to_owned()).collect::<Vec<_>>(), numbers.collect::<Vec<_>>());
+
+    let mut named = BTreeSet::new();
+    for (case, tests) in &rows {
+        for test in tests.split(' ').filter(|_| !tests.starts_with("none: ")) {
+            let (file, name) = test.split_once("::").unwrap_or((test, ""));
+            let text = read(file);
+            assert!(name.is_empty() || tests_of(&text).contains(&name), "{case}: there is no {test}");
+            named.insert((*case, test));
+        }
+    }
+    let mut files = Vec::new();
+    sources(&directory.join("wire"), &mut files);
+    files.push(directory.join("watch.rs"));
+    for file in files {
+        let relative = file.strip_prefix(&directory).expect("found below tests").to_str().expect("UTF-8").to_owned();
+        for test in tests_of(&read(&relative)) {
+            for case in cases_of(test) {
+                let path = format!("{relative}::{test}");
+                assert!(named.contains(&(case.as_str(), path.as_str())), "{path} is not named in the line of {case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_cases_understands_names() {
+    assert_eq!(cases_of("c02_c03_ids_2"), ["C-02", "C-03"]);
+    assert_eq!(cases_of("v01_to_v03_p01_all"), ["V-01", "V-02", "V-03", "P-01"]);
+    assert!(cases_of("kv_compare").is_empty() && cases_of("m1_members").is_empty());
+    let text = "wire!(with [\"--a=1\"] s01_one, |c| {\nwire!(s02_two, |c| {\nfn three() {\n    fn inner() {}\n";
+    assert_eq!(tests_of(text), ["s01_one", "s02_two", "three"]);
 }

@@ -125,7 +125,8 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("max-request-bytes", Unsigned, "1572864", Works, "Largest request a client may send."),
             flag("max-concurrent-streams", Unsigned, "4294967295", Works, "Most open calls on one client connection."),
             flag("grpc-keepalive-min-time", Time, "5s", NoEffect, "Shortest time between pings of a client."),
-            flag("grpc-keepalive-interval", Time, "2h0m0s", Works, "Time between our pings to a client; 0 for none."),
+            // etcd waits two hours, and holds the watchers of a client that fell silent as long.
+            flag("grpc-keepalive-interval", Time, "30s", Works, "Time between our pings to a client; 0 for none."),
             flag("grpc-keepalive-timeout", Time, "20s", Works, "How long a ping may stay unanswered."),
             flag("socket-reuse-port", Switch, "false", NoEffect, "Set SO_REUSEPORT on listening sockets."),
             flag(

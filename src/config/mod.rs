@@ -393,6 +393,9 @@ mod tests {
         assert_eq!(founders[0].1, config.initial_advertise_peer_urls);
         assert_eq!(config.quota_bytes, Some(2_147_483_648));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
+        // Watchers of a client that fell silent are gone within a minute: watch_cases.txt, S-05.
+        let asked = config.keepalive_interval.expect("clients are asked whether they are there");
+        assert!(asked + config.keepalive_timeout <= Duration::from_secs(60));
         assert_eq!(config.log.outputs, [LogOutput::Stderr]);
     }
 

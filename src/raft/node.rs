@@ -64,6 +64,8 @@ pub struct Node {
     handed: u64,
     role: Role,
     ahead: Ahead,
+    /// The leader's call to campaign, which came while the log was being written.
+    called: Option<Message>,
 }
 
 /// Numbers of outputs that mattered.
@@ -131,6 +133,7 @@ impl Node {
             handed: applied,
             role,
             ahead: Ahead::default(),
+            called: None,
         };
         node.settle();
         Ok(node)
@@ -382,7 +385,16 @@ impl Node {
     }
 
     fn message(&mut self, message: Message) -> Result<(), Rejected> {
-        check::check(&message, &self.standing(message.from)).map_err(Rejected::Invalid)?;
+        let standing = self.standing(message.from);
+        // Under load the answer to an acknowledgement may be here before we are told that what was acknowledged is durable.
+        // Dropped, it would cost the cluster an election timeout in which its leader takes no proposals.
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && !standing.settled {
+            let soon = Standing { settled: true, ..standing };
+            check::check(&message, &soon).map_err(Rejected::Invalid)?;
+            self.called = Some(message);
+            return Ok(());
+        }
+        check::check(&message, &standing).map_err(Rejected::Invalid)?;
         match message.get_msg_type() {
             MessageType::MsgHeartbeat => self.check_commit(&message)?,
             // The crate would pass them on; the sender will hear of the leader himself.
@@ -504,6 +516,12 @@ impl Node {
         self.raw.on_persist_ready(number);
         if let Some((_, index)) = self.installing.take_if(|(at, _)| *at <= number) {
             self.raw.advance_apply_to(index.0);
+        }
+        if self.is_settled()
+            && let Some(call) = self.called.take()
+        {
+            // Whoever called may not lead any more; then it is refused, and nobody waits for it.
+            let _ = self.message(call);
         }
         Ok(())
     }

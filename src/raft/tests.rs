@@ -726,6 +726,25 @@ fn leadership_is_handed_over() {
 }
 
 #[test]
+fn a_call_to_campaign_is_answered_when_the_log_is_written() {
+    let mut cluster = Cluster::three(7);
+    let old = cluster.elect();
+    let to = old % 3 + 1;
+    cluster.propose(old, "being written").expect("the leader");
+    while let Some(place) = cluster.network.iter().position(|message| message.to == to) {
+        let message = cluster.network.remove(place);
+        cluster.deliver(message);
+    }
+    assert!(cluster.members[&to].writing.iter().any(|output| !output.entries.is_empty()));
+    let term = cluster.node(old).term().0;
+    cluster.handle(to, Input::Message(message(MessageType::MsgTimeoutNow, old, to, term))).expect("the leader calls");
+    // No time passes.
+    cluster.settle();
+    assert_eq!((cluster.leader(), cluster.node(to).term()), (Some(to), Term(term + 1)));
+    assert_eq!(cluster.values(), ["being written"]);
+}
+
+#[test]
 fn appends_are_cut_to_size() {
     let mut cluster = Cluster::three(8);
     let leader = cluster.elect();

@@ -1,8 +1,10 @@
-"""A Python client that is not ours (PyPI etcd3 0.12) puts, gets, watches, leases and runs a transaction.
+"""A Python client that is not ours (PyPI etcd3 0.12) puts, gets, watches, leases and runs a transaction. Case W-05 of
+`tests/watch_cases.txt`: callbacks, starts in the past and starts that were compacted.
 
     PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python etcd3_smoke.py <server command>
 """
 
+import queue
 import sys
 
 import etcd3
@@ -38,7 +40,24 @@ def main():
         assert not client.replace("smoke/a", "1", "5")
         assert len(list(client.get_prefix("smoke/"))) == 1
         assert len(list(client.members)) == 1
-        client.compact(client.get("smoke/a")[1].mod_revision)
+
+        heard = queue.Queue()
+        id = client.add_watch_callback("smoke/d", lambda response: [heard.put(event) for event in response.events])
+        client.put("smoke/d", "5")
+        assert heard.get(timeout=20).value == b"5"
+        client.cancel_watch(id)
+        first = client.get("smoke/a")[1].create_revision
+        events, cancel = client.watch("smoke/a", start_revision=first)
+        assert [next(events).value for _ in range(2)] == [b"1", b"4"]
+        cancel()
+
+        last = client.get("smoke/d")[1].mod_revision
+        client.compact(last)
+        events, cancel = client.watch("smoke/a", start_revision=first)
+        try:
+            raise AssertionError(next(events))
+        except etcd3.exceptions.RevisionCompactedError as error:
+            assert error.compacted_revision == last, error.compacted_revision
     print("etcd3 0.12 client: put, get, watch, delete, lease, transaction, members, compaction work")
 
 

@@ -18,7 +18,10 @@ use everwatch::pb::etcdserverpb::{
     Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, PutRequest, RangeRequest,
     StatusRequest,
 };
+use proxy::Wires;
 use tonic::transport::Channel;
+
+pub(crate) mod proxy;
 
 /// How long anything that must come may take. Long, because the machine may be busy; never waited out by a passing test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,7 +32,12 @@ pub(crate) const READY: &str = "ready to serve client requests";
 pub(crate) struct Cluster {
     data: tempfile::TempDir,
     pub(crate) clients: Vec<String>,
+    /// Where the others reach it.
     pub(crate) peers: Vec<String>,
+    /// Where it listens for them.
+    listens: Vec<String>,
+    /// What is between the two, if it can be cut.
+    pub(crate) wires: Option<Wires>,
     /// What each is told besides.
     pub(crate) flags: &'static [&'static str],
 }
@@ -44,9 +52,23 @@ pub(crate) struct Process {
 impl Cluster {
     /// Places for so many.
     pub(crate) fn new(places: usize) -> Cluster {
-        let addresses = || (0..places).map(|_| free_address()).collect();
+        let addresses = || (0..places).map(|_| free_address()).collect::<Vec<String>>();
         let data = tempfile::tempdir().expect("a directory");
-        Cluster { data, clients: addresses(), peers: addresses(), flags: &[] }
+        let peers = addresses();
+        Cluster { data, clients: addresses(), listens: peers.clone(), peers, wires: None, flags: &[] }
+    }
+
+    /// Places for so many, with a network between them that can be cut.
+    pub(crate) fn wired(places: usize) -> Cluster {
+        let mut cluster = Cluster::new(places);
+        let wires = Wires::to(&cluster.listens);
+        cluster.peers.clone_from(&wires.addresses);
+        cluster.wires = Some(wires);
+        cluster
+    }
+
+    pub(crate) fn wires(&self) -> &Wires {
+        self.wires.as_ref().expect("it was made with them")
     }
 
     pub(crate) fn dir(&self, n: usize) -> PathBuf {
@@ -69,10 +91,14 @@ impl Cluster {
         let mut command = Command::new(env!("CARGO_BIN_EXE_everwatch"));
         command.env_clear().args(["--name", &format!("m{n}"), "--data-dir"]).arg(self.dir(n));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--listen-peer-urls", &format!("http://{}", self.listens[n])]);
+        command.args(["--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", list, "--initial-cluster-state", state]);
         command.args(self.flags);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        if let Some(wires) = &self.wires {
+            wires.knows(n, child.id());
+        }
         let lines = BufReader::new(child.stderr.take().expect("it is a pipe")).lines().map_while(Result::ok);
         let (sender, log) = channel();
         std::thread::spawn(move || {
