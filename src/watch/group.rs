@@ -104,14 +104,24 @@ impl Wish {
 pub(super) struct Group {
     /// The start of its keys. Of [`Reach::Before`] the end, and how long the start is, in four bytes, stand behind it.
     keys: Box<[u8]>,
-    reach: Reach,
-    pub(super) wish: Wish,
     /// The next one with the same keys.
     pub(super) next: Option<GroupKey>,
     /// Its cohorts, wherever they stand.
     pub(super) cohorts: u32,
-    /// Those that hear of what comes when it comes.
-    pub(super) synced: Synced,
+    /// See [`Synced`]: the number, and what it is a number of.
+    synced: u32,
+    synced_are: Count,
+    reach: Reach,
+    /// A bit for each part of a [`Wish`].
+    wish: u8,
+}
+
+/// How many synced cohorts a group has.
+#[derive(Clone, Copy, Debug)]
+enum Count {
+    None,
+    One,
+    Many,
 }
 
 impl Group {
@@ -121,7 +131,32 @@ impl Group {
             Reach::Before => [span.start, span.end, &start_len].concat().into(),
             _ => span.start.into(),
         };
-        Group { keys, reach: span.reach, wish, next: None, cohorts: 0, synced: Synced::None }
+        let Wish { filters, prev_kv, fragment } = wish;
+        let bits = [filters.no_put, filters.no_delete, prev_kv, fragment];
+        let wish = bits.iter().fold(0, |bits, bit| bits << 1 | u8::from(*bit));
+        Group { keys, next: None, cohorts: 0, synced: 0, synced_are: Count::None, reach: span.reach, wish }
+    }
+
+    pub(super) fn wish(&self) -> Wish {
+        let bit = |place: u8| self.wish >> place & 1 == 1;
+        Wish { filters: Filters { no_put: bit(3), no_delete: bit(2) }, prev_kv: bit(1), fragment: bit(0) }
+    }
+
+    /// Its cohorts that hear of what comes when it comes.
+    pub(super) fn synced(&self) -> Synced {
+        match self.synced_are {
+            Count::None => Synced::None,
+            Count::One => Synced::One(CohortKey(self.synced)),
+            Count::Many => Synced::Many(self.synced),
+        }
+    }
+
+    pub(super) fn set_synced(&mut self, synced: Synced) {
+        (self.synced_are, self.synced) = match synced {
+            Synced::None => (Count::None, 0),
+            Synced::One(cohort) => (Count::One, cohort.0),
+            Synced::Many(list) => (Count::Many, list),
+        };
     }
 
     pub(super) fn span(&self) -> Span<'_> {
@@ -134,18 +169,12 @@ impl Group {
 }
 
 /// The synced cohorts of a group: one per stream at most.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Synced {
     None,
     One(CohortKey),
     /// By their streams' places; there are several, or were. Where the list is, the hub knows.
     Many(u32),
-}
-
-impl Synced {
-    pub(super) fn is_none(&self) -> bool {
-        matches!(self, Synced::None)
-    }
 }
 
 /// How far a cohort is.
@@ -268,8 +297,19 @@ mod tests {
 
     #[test]
     fn records_of_a_watcher_by_itself_are_small() {
-        assert!(size_of::<Option<Group>>() <= 40, "{}", size_of::<Option<Group>>());
+        assert!(size_of::<Option<Group>>() <= 32, "{}", size_of::<Option<Group>>());
         assert!(size_of::<Option<Cohort>>() <= 32, "{}", size_of::<Option<Cohort>>());
+    }
+
+    #[test]
+    fn wishes_come_back_as_they_were() {
+        for bits in 0..16u8 {
+            let bit = |place: u8| bits >> place & 1 == 1;
+            let filters = Filters { no_put: bit(0), no_delete: bit(1) };
+            let wish = Wish { filters, prev_kv: bit(2), fragment: bit(3) };
+            let range = KeyRange::single("k".into());
+            assert_eq!(Group::new(Span::of(&range), wish).wish(), wish);
+        }
     }
 
     #[test]

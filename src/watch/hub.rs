@@ -321,10 +321,11 @@ impl Hub {
         let mut fallen = mem::take(&mut self.fallen);
         for found in matched.chunk_by(|a, b| a.0 == b.0) {
             let group = &self.index[found[0].0];
-            if group.synced.is_none() {
+            let synced = group.synced();
+            if let Synced::None = synced {
                 continue;
             }
-            let Wish { filters, prev_kv, fragment } = group.wish;
+            let Wish { filters, prev_kv, fragment } = group.wish();
             let places = found.iter().map(|(_, at)| &changes.changes[*at as usize]);
             let wanted = places.filter(|change| filters.admit(change.kind));
             let events = collect(wanted.map(|change| match prev_kv {
@@ -332,7 +333,7 @@ impl Hub {
                 false => change.event(revision).clone(),
             }));
             let Some((events, bytes)) = events else { continue };
-            let listed = match &group.synced {
+            let listed = match &synced {
                 Synced::One(cohort) => std::slice::from_ref(cohort),
                 Synced::Many(list) => &self.lists[*list],
                 Synced::None => &[],
@@ -477,7 +478,7 @@ impl Hub {
         let ready: Vec<u32> = self.ready.iter().copied().collect();
         for stream in ready {
             let standing = self.streams[stream].behind.range(inside.clone());
-            let served = standing.filter(|((_, group), _)| slice.has_previous() || !self.index[*group].wish.prev_kv);
+            let served = standing.filter(|((_, group), _)| slice.has_previous() || !self.index[*group].wish().prev_kv);
             let cohorts: Vec<CohortKey> = served.map(|(_, cohort)| *cohort).take(cohorts_left + 1).collect();
             for cohort in cohorts {
                 if cohorts_left == 0 || events_left == 0 {
@@ -533,7 +534,7 @@ impl Hub {
         let cohort = &mut self.cohorts[key.0];
         let Position::Behind(mut next) = cohort.position() else { unreachable!("a stream lists its late cohorts") };
         let (stream, ids, group) = (cohort.stream, cohort.members.ids(), &self.index[cohort.group]);
-        let Wish { filters, prev_kv, fragment } = group.wish;
+        let Wish { filters, prev_kv, fragment } = group.wish();
         let encode = |place: &Place| {
             let (change, revision) = (slice.change(*place), slice.revision(*place));
             match prev_kv {
@@ -627,7 +628,7 @@ impl Hub {
 
     /// The synced cohort of a group on a stream; without one, where it would stand in the group's list.
     fn synced(&self, group: GroupKey, stream: u32) -> Result<CohortKey, usize> {
-        match self.index[group].synced {
+        match self.index[group].synced() {
             Synced::One(cohort) if self.cohorts[cohort.0].stream == stream => Ok(cohort),
             Synced::None | Synced::One(_) => Err(0),
             Synced::Many(list) => {
@@ -639,21 +640,20 @@ impl Hub {
 
     /// Adds a cohort to the synced ones of its group.
     fn list(&mut self, group: GroupKey, key: CohortKey) {
-        if let Synced::One(one) = self.index[group].synced {
-            self.index[group].synced = Synced::Many(self.lists.insert(vec![one]));
+        if let Synced::One(one) = self.index[group].synced() {
+            self.index[group].set_synced(Synced::Many(self.lists.insert(vec![one])));
         }
         let place = self.synced(group, self.cohorts[key.0].stream);
-        match self.index[group].synced {
+        match self.index[group].synced() {
             Synced::Many(list) => self.lists[list].insert(place.expect_err("a stream has one"), key),
-            _ => self.index[group].synced = Synced::One(key),
+            _ => self.index[group].set_synced(Synced::One(key)),
         }
     }
 
     /// Takes a cohort from the synced ones of its group.
     fn unlist(&mut self, group: GroupKey, key: CohortKey) {
-        let Synced::Many(list) = self.index[group].synced else {
-            self.index[group].synced = Synced::None;
-            return;
+        let Synced::Many(list) = self.index[group].synced() else {
+            return self.index[group].set_synced(Synced::None);
         };
         let stream = self.cohorts[key.0].stream;
         let cohorts = &mut self.lists[list];
@@ -662,7 +662,7 @@ impl Hub {
         }
         if cohorts.is_empty() {
             self.lists.remove(list);
-            self.index[group].synced = Synced::None;
+            self.index[group].set_synced(Synced::None);
         }
     }
 
@@ -681,7 +681,7 @@ impl Hub {
                 home.late.insert(key);
                 *self.standing_at.entry(next).or_default() += 1;
                 self.late += members.len();
-                self.late_prev_kv += usize::from(self.index[group].wish.prev_kv);
+                self.late_prev_kv += usize::from(self.index[group].wish().prev_kv);
                 if !home.stalled {
                     self.ready.insert(stream);
                     self.bell.ring();
@@ -710,7 +710,7 @@ impl Hub {
                     }
                 }
                 self.late -= members.len();
-                self.late_prev_kv -= usize::from(self.index[group].wish.prev_kv);
+                self.late_prev_kv -= usize::from(self.index[group].wish().prev_kv);
                 if home.late.is_empty() {
                     self.ready.remove(&stream);
                 }

@@ -66,7 +66,7 @@ impl Index {
         let mut last = None;
         let mut at = first;
         while let Some(key) = at {
-            if self[key].wish == wish {
+            if self[key].wish() == wish {
                 return key;
             }
             (last, at) = (Some(key), self[key].next);
