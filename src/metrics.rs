@@ -99,6 +99,17 @@ impl Histogram {
     }
 }
 
+/// Numbers that only grow, one for each reason.
+#[derive(Debug, Default)]
+pub struct ByReason(Mutex<BTreeMap<&'static str, u64>>);
+
+impl ByReason {
+    /// Takes over the count of a reason.
+    pub fn set(&self, reason: &'static str, count: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(reason, count);
+    }
+}
+
 /// A family of series as the text form shows it.
 struct Family {
     name: &'static str,
@@ -142,6 +153,15 @@ impl Series for Histogram {
         }
         line(out, &format!("{name}_sum"), labels, f64::from_bits(self.sum_bits.load(Relaxed)));
         line(out, &format!("{name}_count"), labels, count);
+    }
+}
+
+impl Series for ByReason {
+    const KIND: &'static str = "counter";
+    fn write(&self, out: &mut String, name: &str, _: &str) {
+        for (reason, count) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            line(out, name, &format!("{{reason=\"{reason}\"}}"), count);
+        }
     }
 }
 
@@ -233,6 +253,13 @@ table! {
     slow_watchers: Gauge, "etcd_debugging_mvcc_slow_watcher_total", "Unsynced watchers.";
     watch_streams: Gauge, "etcd_debugging_mvcc_watch_stream_total", "Watch streams.";
     watchers: Gauge, "etcd_debugging_mvcc_watcher_total", "Watchers.";
+    watch_delivery_seconds: Histogram(0.0001, 18), "everwatch_watch_delivery_seconds",
+        "From a write's application to when its newest event, of those written together, went to a connection.";
+    watch_lagging_streams: Gauge, "everwatch_watch_lagging_streams", "Streams whose clients do not read fast enough.";
+    watch_queued_bytes: Gauge, "everwatch_watch_queued_bytes", "Bytes of events that wait for streams.";
+    watch_caught_up_events: Counter, "everwatch_watch_caught_up_events_total", "Events sent that were read from history.";
+    watch_caught_up_bytes: Counter, "everwatch_watch_caught_up_bytes_total", "Their bytes.";
+    watch_cancels: ByReason, "everwatch_watch_cancels_total", "Watchers that ended or were not created, by reason.";
     leases_granted: Counter, "etcd_debugging_lease_granted_total", "Leases granted.";
     leases_renewed: Counter, "etcd_debugging_lease_renewed_total", "Renewals seen by the leader.";
     leases_revoked: Counter, "etcd_debugging_lease_revoked_total", "Leases revoked.";

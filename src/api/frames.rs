@@ -71,6 +71,11 @@ impl Frames {
         Some(piece)
     }
 
+    /// Whether there is nothing to take.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// Whether so much is gathered that it should be taken before more is written.
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= WRITE_BYTES

@@ -215,19 +215,20 @@ impl Responses {
             return true;
         }
         let standing = self.handle.standing();
-        let mut written = false;
+        let (mut written, mut newest) = (false, None);
         while self.frames.resume() && !self.frames.is_full() {
             let next = match self.next.take() {
                 Some(next) => next,
                 None => match self.stream.outbox().poll_next(cx) {
                     Poll::Ready(next) => next,
-                    Poll::Pending => return written,
+                    Poll::Pending => break,
                 },
             };
             written = true;
             match next {
                 Next::Message(Outgoing::Events(mut events)) => {
                     self.next = self.stream.outbox().join(&mut events, JOINED_BYTES_MAX);
+                    newest = Some(events.revision);
                     self.frames.write(Outgoing::Events(events), &standing);
                 }
                 Next::Message(message) => self.frames.write(message, &standing),
@@ -237,11 +238,14 @@ impl Responses {
                         End::NoLeader => no_leader(),
                         End::Lagging => lagging(),
                     });
-                    return true;
+                    break;
                 }
             }
         }
-        true
+        if let Some(revision) = newest {
+            self.handle.written(revision);
+        }
+        written || !self.frames.is_empty()
     }
 
     /// Handles what requests there are, not too many at once.
@@ -378,7 +382,12 @@ mod tests {
             let mut quorum = quorum.clone();
             Box::pin(async move { drop(quorum.wait_for(|confirmed| *confirmed).await) })
         });
-        let handle = WatchHandle::new([shard.clone()].into(), Arc::new(move || *seen.lock().unwrap()), confirm);
+        let handle = WatchHandle::new(
+            [shard.clone()].into(),
+            Arc::new(|_| ()),
+            Arc::new(move || *seen.lock().unwrap()),
+            confirm,
+        );
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
         Member { shard, standing, confirmed, client }

@@ -49,6 +49,8 @@ pub struct Turn {
     pub deletes: usize,
     /// Where the store was compacted, if it was.
     pub compacted: Option<Revision>,
+    /// The last revision that was made, if any was.
+    pub revision: Option<Revision>,
 }
 
 impl Turn {
@@ -57,6 +59,7 @@ impl Turn {
             let puts = set.changes.iter().filter(|change| change.kind == ChangeKind::Put).count();
             self.puts += puts;
             self.deletes += set.changes.len() - puts;
+            self.revision = Some(set.revision);
         }
     }
 

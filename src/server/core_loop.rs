@@ -172,6 +172,9 @@ impl Outside for Plumbing {
         let metrics = &self.shared.metrics;
         metrics.puts.add(turn.puts as u64);
         metrics.deletes.add(turn.deletes as u64);
+        if let Some(revision) = turn.revision {
+            self.shared.timeline.applied(revision, self.now());
+        }
         for change in &turn.leases {
             match change {
                 LeaseChange::Granted { ttl, .. } => {

@@ -24,7 +24,7 @@ use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
-use super::watch_loop::{Confirmation, Shard, Standing, StoreAccess, WatchHandle};
+use super::watch_loop::{Confirmation, Shard, Standing, StoreAccess, Timeline, WatchHandle};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Store};
 use crate::pb::etcdserverpb::{
@@ -36,6 +36,7 @@ use crate::state::command::{Command, Kind, encode_command};
 use crate::state::{AlarmKind, StateMachine};
 use crate::storage::backend::Bucket;
 use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
+use crate::watch::Cancels;
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
@@ -92,6 +93,7 @@ pub(crate) struct Shared {
     pub(crate) replicated: core::Shared,
     /// The hubs, and what each of them hears.
     pub(crate) shards: Arc<[Arc<Shard>]>,
+    pub(crate) timeline: Timeline,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
     pub(crate) sizes: Arc<Sizes>,
@@ -300,7 +302,17 @@ impl Handle {
                 }
             })
         };
-        WatchHandle::new(self.shared.shards.clone(), Arc::new(standing), Arc::new(confirm))
+        {
+            let handle = self.clone();
+            let written = move |revision| {
+                let shared = &handle.shared;
+                if let Some(age) = shared.timeline.age(revision, shared.now()) {
+                    shared.metrics.watch_delivery_seconds.observe(age);
+                }
+            };
+            let shards = self.shared.shards.clone();
+            WatchHandle::new(shards, Arc::new(written), Arc::new(standing), Arc::new(confirm))
+        }
     }
 
     /// Returns when no compaction has rows left to remove and the removals are on disk.
@@ -462,6 +474,21 @@ impl Handle {
         metrics.slow_watchers.set(stats.slow_watchers as i64);
         metrics.pending_events.set(stats.pending_events as i64);
         metrics.events.set(stats.events_sent);
+        metrics.watch_lagging_streams.set(stats.lagging_streams as i64);
+        metrics.watch_queued_bytes.set(stats.queued_bytes as i64);
+        metrics.watch_caught_up_events.set(stats.caught_up.0);
+        metrics.watch_caught_up_bytes.set(stats.caught_up.1);
+        let Cancels { client, compacted, refused, stopped, no_leader, lagging } = stats.cancels;
+        for (reason, count) in [
+            ("client", client),
+            ("compacted", compacted),
+            ("refused", refused),
+            ("stopped", stopped),
+            ("no_leader", no_leader),
+            ("lagging", lagging),
+        ] {
+            metrics.watch_cancels.set(reason, count);
+        }
         for peer in self.transport().peers() {
             let (counted, shown) = (&peer.counters, metrics.peer(peer.id));
             shown.sent_bytes.set(counted.sent_bytes.load(Ordering::Relaxed));

@@ -106,6 +106,7 @@ pub fn start(
         limits: limits(config),
         replicated: replicated.clone(),
         shards: shards.clone(),
+        timeline: watch_loop::Timeline::default(),
         inbox: inbox.clone(),
         progress: Default::default(),
         sizes: Arc::default(),

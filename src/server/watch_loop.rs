@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -245,10 +246,38 @@ pub struct Standing {
     pub lagging: bool,
 }
 
+/// When the last revisions were applied, so that it can be said how long their events took.
+#[derive(Debug, Default)]
+pub struct Timeline(Mutex<VecDeque<(Revision, Duration)>>);
+
+/// Applications that are remembered. Who is told of older ones was late, and is not asked how long it took.
+const TIMELINE_MAX: usize = 1024;
+
+impl Timeline {
+    /// Everything up to a revision has been applied.
+    pub fn applied(&self, revision: Revision, now: Duration) {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if times.len() == TIMELINE_MAX {
+            times.pop_front();
+        }
+        times.push_back((revision, now));
+    }
+
+    /// How long ago a revision was applied, if that is remembered.
+    pub fn age(&self, revision: Revision, now: Duration) -> Option<Duration> {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = times.partition_point(|(applied, _)| *applied < revision);
+        // What comes before the first may be much older.
+        let (_, applied) = times.get(at).filter(|_| at > 0)?;
+        Some(now.saturating_sub(*applied))
+    }
+}
+
 /// What the watch service knows of the server. Clones are the same.
 #[derive(Clone)]
 pub struct WatchHandle {
     shards: Arc<[Arc<Shard>]>,
+    written: Arc<dyn Fn(Revision) + Send + Sync>,
     standing: Arc<dyn Fn() -> Standing + Send + Sync>,
     confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
 }
@@ -268,12 +297,14 @@ pub fn own_shard(number: usize) {
 
 impl WatchHandle {
     /// `standing` is asked for every portion of messages: it reads a few atomics. `confirm` asks a quorum, once for many watchers.
+    /// `written` hears the newest revision of events that go to a connection together.
     pub fn new(
         shards: Arc<[Arc<Shard>]>,
+        written: Arc<dyn Fn(Revision) + Send + Sync>,
         standing: Arc<dyn Fn() -> Standing + Send + Sync>,
         confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
     ) -> WatchHandle {
-        WatchHandle { shards, standing, confirm }
+        WatchHandle { shards, written, standing, confirm }
     }
 
     /// Opens a stream.
@@ -286,6 +317,11 @@ impl WatchHandle {
     /// Where this member stands now.
     pub fn standing(&self) -> Standing {
         (self.standing)()
+    }
+
+    /// Events up to a revision go to a connection now.
+    pub fn written(&self, revision: Revision) {
+        (self.written)(revision);
     }
 
     /// Waits until "now" here is not behind what clients were told elsewhere.
@@ -369,6 +405,20 @@ mod tests {
         let ticks = [false, false, true, false, false, false, false, true];
         let ended = ticks.map(|has_leader| monitor.tick(has_leader, Index(9), Index(9)).is_some());
         assert_eq!(ended, [false, false, false, false, false, true, true, false]);
+    }
+
+    #[test]
+    fn how_long_ago_is_known_of_what_was_applied_not_long_ago() {
+        let timeline = Timeline::default();
+        let s = Duration::from_secs;
+        assert_eq!(timeline.age(Revision(5), s(1)), None);
+        timeline.applied(Revision(5), s(1));
+        timeline.applied(Revision(8), s(3));
+        assert_eq!(timeline.age(Revision(5), s(4)), None, "perhaps it is older");
+        assert_eq!([6, 8].map(|revision| timeline.age(Revision(revision), s(4))), [Some(s(1)); 2]);
+        assert_eq!(timeline.age(Revision(9), s(4)), None);
+        (0..TIMELINE_MAX as i64).for_each(|n| timeline.applied(Revision(10 + n), s(5)));
+        assert_eq!(timeline.age(Revision(8), s(6)), None);
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub struct Hub {
     notified: BTreeSet<u32>,
     stopped: bool,
     events_sent: u64,
+    caught_up: (u64, u64),
+    cancels: Cancels,
     bell: Arc<Bell>,
     /// Of the outboxes of streams that are opened.
     limits: Limits,
@@ -110,8 +112,43 @@ pub struct Stats {
     pub slow_watchers: usize,
     /// Events put into outboxes so far.
     pub events_sent: u64,
-    /// Events waiting in outboxes.
+    /// Events waiting in outboxes, each as often as it will be written.
     pub pending_events: usize,
+    /// Their bytes, as they are in memory.
+    pub queued_bytes: usize,
+    /// Streams whose outboxes turned events away and have not been emptied since.
+    pub lagging_streams: usize,
+    /// Events put into outboxes that were read from history, and their bytes.
+    pub caught_up: (u64, u64),
+    /// Watchers that have ended, or were not created.
+    pub cancels: Cancels,
+}
+
+/// Watchers by why they ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cancels {
+    /// The client cancelled them.
+    pub client: u64,
+    /// Compaction took what they still had to read.
+    pub compacted: u64,
+    /// They were not created.
+    pub refused: u64,
+    /// The member stopped.
+    pub stopped: u64,
+    /// The member was without a leader.
+    pub no_leader: u64,
+    /// The member was too far behind.
+    pub lagging: u64,
+}
+
+impl Cancels {
+    fn ended(&mut self, end: End, watchers: usize) {
+        *match end {
+            End::Stopped => &mut self.stopped,
+            End::NoLeader => &mut self.no_leader,
+            End::Lagging => &mut self.lagging,
+        } += watchers as u64;
+    }
 }
 
 impl std::iter::Sum for Stats {
@@ -122,6 +159,17 @@ impl std::iter::Sum for Stats {
             slow_watchers: a.slow_watchers + b.slow_watchers,
             events_sent: a.events_sent + b.events_sent,
             pending_events: a.pending_events + b.pending_events,
+            queued_bytes: a.queued_bytes + b.queued_bytes,
+            lagging_streams: a.lagging_streams + b.lagging_streams,
+            caught_up: (a.caught_up.0 + b.caught_up.0, a.caught_up.1 + b.caught_up.1),
+            cancels: Cancels {
+                client: a.cancels.client + b.cancels.client,
+                compacted: a.cancels.compacted + b.cancels.compacted,
+                refused: a.cancels.refused + b.cancels.refused,
+                stopped: a.cancels.stopped + b.cancels.stopped,
+                no_leader: a.cancels.no_leader + b.cancels.no_leader,
+                lagging: a.cancels.lagging + b.cancels.lagging,
+            },
         })
     }
 }
@@ -147,6 +195,8 @@ impl Hub {
             notified: BTreeSet::new(),
             stopped: false,
             events_sent: 0,
+            caught_up: (0, 0),
+            cancels: Cancels::default(),
             bell: Arc::default(),
             limits: Limits::default(),
             message_bytes: MESSAGE_BYTES_MAX,
@@ -221,11 +271,17 @@ impl Hub {
         let Some(home) = self.stream(stream) else { return };
         let id = match home.admit(&spec) {
             Ok(id) => id,
-            Err(reason) => return home.outbox.push_answer(Outgoing::Refused { reason, revision: published }),
+            Err(reason) => {
+                home.outbox.push_answer(Outgoing::Refused { reason, revision: published });
+                self.cancels.refused += 1;
+                return;
+            }
         };
         home.outbox.push_answer(Outgoing::Created { id, revision: published });
         if spec.start.0 > 0 && spec.start < compacted {
-            return home.end_compacted(id, compacted);
+            home.end_compacted(id, compacted);
+            self.cancels.compacted += 1;
+            return;
         }
         if spec.progress_notify {
             home.notified.insert(id, true);
@@ -262,6 +318,7 @@ impl Hub {
         let Some(home) = self.stream(stream) else { return };
         if home.watchers.contains_key(&id) {
             home.outbox.push_answer(Outgoing::Canceled { id, revision });
+            self.cancels.client += 1;
             self.remove(stream.place(), id);
             self.tell_progress(stream.place());
         } else if home.take_compacted(id) {
@@ -407,6 +464,7 @@ impl Hub {
                 self.remove(stream, *id);
                 self.streams[stream].end_compacted(*id, compacted);
             }
+            self.cancels.compacted += ids.as_slice().len() as u64;
             self.tell_progress(stream);
         }
     }
@@ -507,26 +565,38 @@ impl Hub {
                 }
             }
             home.outbox.end(End::Stopped);
+            self.cancels.ended(End::Stopped, home.watchers.len());
         }
         open.next().is_some()
     }
 
     /// The member has had no leader for too long, or is too far behind: ends the streams that asked for that.
     pub fn end_needing(&mut self, end: End) {
-        for (_, stream) in self.streams.iter().filter(|(_, stream)| stream.needs_leader) {
-            stream.outbox.end(end);
+        let needing = self.streams.iter().filter(|(_, home)| home.needs_leader && !home.outbox.is_ended());
+        for (_, home) in needing {
+            home.outbox.end(end);
+            self.cancels.ended(end, home.watchers.len());
         }
     }
 
     /// Numbers for the metrics.
     pub fn stats(&self) -> Stats {
-        Stats {
+        let mut stats = Stats {
             streams: self.streams.len(),
             watchers: self.watchers,
             slow_watchers: self.late,
             events_sent: self.events_sent,
-            pending_events: self.streams.iter().map(|(_, stream)| stream.outbox.pending_events()).sum(),
+            caught_up: self.caught_up,
+            cancels: self.cancels,
+            ..Stats::default()
+        };
+        for (_, home) in self.streams.iter() {
+            let (events, bytes) = home.outbox.pending();
+            stats.pending_events += events;
+            stats.queued_bytes += bytes;
+            stats.lagging_streams += usize::from(home.stalled);
         }
+        stats
     }
 
     /// Sends a late cohort what `slice` has for it. Returns how many events that were, and whether all found room.
@@ -563,7 +633,11 @@ impl Hub {
             let (events, bytes) = collect(message.drain(..)).expect("a revision has a change");
             let events = Events { ids: ids.clone(), revision, events, bytes, fragment };
             match push(&mut self.streams[stream], events) {
-                Ok(count) => self.events_sent += count as u64,
+                Ok(count) => {
+                    self.events_sent += count as u64;
+                    self.caught_up.0 += count as u64;
+                    self.caught_up.1 += (bytes * ids.as_slice().len()) as u64;
+                }
                 Err(Full) => {
                     result = Err(Full);
                     break;

@@ -57,7 +57,7 @@ mod trie;
 pub mod watcher;
 
 pub use feed::{Feed, Feeds, Notice};
-pub use hub::{CatchUp, Hub, Stats, StreamId};
+pub use hub::{Cancels, CatchUp, Hub, Stats, StreamId};
 pub use outbox::{Bell, End, EventList, Events, Ids, Next, Outbox, Outgoing, Refusal};
 pub use slice::Slice;
 pub use watcher::{Filters, Spec};

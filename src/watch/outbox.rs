@@ -329,9 +329,10 @@ impl Outbox {
         (queue.messages.len(), queue.bytes)
     }
 
-    /// Events waiting, for the metric.
-    pub(crate) fn pending_events(&self) -> usize {
-        self.lock().events
+    /// Events that wait, each as often as it will be written, and their bytes in memory.
+    pub(crate) fn pending(&self) -> (usize, usize) {
+        let queue = self.lock();
+        (queue.events, queue.bytes)
     }
 
     /// Adds events if there is room. After `Full` the bell will ring for this stream.

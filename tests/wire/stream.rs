@@ -179,3 +179,31 @@ wire!(s09_created_precedes_history, |c| {
     }
     c.assert_quiet(&mut stream).await;
 });
+
+wire!(alone what_watchers_cost_and_why_they_end_is_counted, |c| {
+    if is_etcd() {
+        return;
+    }
+    let mut stream = c.stream();
+    stream.create_as(c.one("k"), 0).await;
+    stream.create_as(c.one("other"), 1).await;
+    c.put("k", "1").await;
+    stream.take(1).await;
+    stream.cancel(1).await;
+    stream.create_refused(WatchCreateRequest { range_end: "a".into(), ..c.one("k") }, "mvcc: watcher range is empty").await;
+    let server = c.server.clone();
+    let metric = |name: &str| server.metric(name);
+    assert_eq!(metric("etcd_debugging_mvcc_watcher_total"), 1.0);
+    assert_eq!(metric("everwatch_watch_cancels_total{reason=\"client\"}"), 1.0);
+    assert_eq!(metric("everwatch_watch_cancels_total{reason=\"refused\"}"), 1.0);
+    assert_eq!(metric("everwatch_watch_queued_bytes") + metric("everwatch_watch_lagging_streams"), 0.0);
+    // The first write's event may have been older than what is remembered.
+    c.put("k", "2").await;
+    stream.take(1).await;
+    assert!(metric("everwatch_watch_delivery_seconds_count") >= 1.0);
+    let mut late = c.stream();
+    late.create_as(WatchCreateRequest { start_revision: 2, ..c.one("k") }, 0).await;
+    late.take(2).await;
+    assert_eq!(metric("everwatch_watch_caught_up_events_total"), 2.0);
+    assert!(metric("everwatch_watch_caught_up_bytes_total") > 0.0);
+});
