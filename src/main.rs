@@ -10,6 +10,9 @@ use everwatch::{http, version};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Memory is many small things here: in pages of 2 MiB a member that does little takes twice as much, and none was seen to be
+    // faster for them. Where the system does not know this, it stays as it is.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value)));
     match Values::read(arguments.clone(), environment) {

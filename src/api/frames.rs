@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
+use tonic::Status;
 
 use super::status::watch_refused;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
@@ -17,15 +18,17 @@ use crate::server::watch_loop::Standing;
 use crate::types::Revision;
 use crate::watch::{Events, Outgoing};
 
-/// Bytes gathered before they are handed to the connection: four frames of HTTP/2 as most clients take them, and not a little more,
+/// Bytes gathered before they are handed to the connection: two frames of HTTP/2 as most clients take them, and not a little more,
 /// which would be a frame of its own.
-const WRITE_BYTES: usize = 64 << 10;
+const WRITE_BYTES: usize = 32 << 10;
 /// The largest event that is copied.
 const COPIED_MAX: usize = 16 << 10;
 /// First size of a piece. Most streams are asked to write a little now and then.
 const PIECE_BYTES: usize = 512;
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
+/// The largest message that Go's gRPC sends, and so the largest that clients can expect.
+const MESSAGE_MAX: usize = i32::MAX as usize;
 /// The id of a response that is about no watcher.
 const NO_WATCHER: i64 = -1;
 /// Field 1 of `WatchResponse`, length-delimited.
@@ -34,6 +37,8 @@ const HEADER_TAG: u8 = 1 << 3 | 2;
 const WATCH_ID_TAG: u8 = 2 << 3;
 /// Field 7 of `WatchResponse`, varint: true.
 const FRAGMENT: [u8; 2] = [7 << 3, 1];
+/// The most that id and fragment field take.
+const HEAD_REST_BYTES: usize = 1 + 10 + FRAGMENT.len();
 
 /// Turns messages into pieces for the connection.
 #[derive(Debug)]
@@ -48,13 +53,26 @@ pub(super) struct Frames {
     unfinished: Option<Unfinished>,
 }
 
+/// A message with events, and how much of it is written.
 #[derive(Debug)]
 struct Unfinished {
     events: Events,
     /// The encoded header field.
     header: Vec<u8>,
-    /// How many watchers have theirs.
+    /// What each watcher is written: one response, or several.
+    responses: Vec<Cut>,
+    /// How many watchers have all of theirs, and how many of its responses the next one has.
+    watchers: usize,
     done: usize,
+    /// The events of the next response that are written, if it has been begun.
+    begun: Option<usize>,
+}
+
+/// The events of one response.
+#[derive(Debug)]
+struct Cut {
+    events: std::ops::Range<usize>,
+    bytes: usize,
 }
 
 impl Frames {
@@ -81,33 +99,56 @@ impl Frames {
         self.bytes >= WRITE_BYTES
     }
 
-    /// Goes on with a message that was not finished when the pieces were full. Whether none is left unfinished.
+    /// Goes on with a message that was not finished when enough was gathered. Whether none is left unfinished. However large a message
+    /// is, what is gathered of it is not.
     pub(super) fn resume(&mut self) -> bool {
         let Some(mut message) = self.unfinished.take() else { return true };
-        let Unfinished { events, header, done } = &mut message;
-        let ids = events.ids.as_slice();
-        // The longest head there can be, so that all watchers get the same pieces.
-        let head = header.len() + 1 + encoded_len_varint(u64::MAX);
-        let pieces = events.pieces(head, self.response_bytes_max);
-        let longest = PREFIX_BYTES + head + FRAGMENT.len() + events.bytes;
-        while let Some(id) = ids.get(*done) {
-            if self.bytes > 0 && self.bytes + longest > WRITE_BYTES {
-                self.unfinished = Some(message);
-                return false;
+        let finished = self.go_on(&mut message);
+        if !finished {
+            self.unfinished = Some(message);
+        }
+        finished
+    }
+
+    fn go_on(&mut self, message: &mut Unfinished) -> bool {
+        let Unfinished { events, header, responses, watchers, done, begun } = message;
+        let (ids, list) = (events.ids.as_slice(), events.events.as_slice());
+        while let Some(id) = ids.get(*watchers) {
+            let Cut { events, bytes } = &responses[*done];
+            let mut at = match *begun {
+                Some(at) => at,
+                None => {
+                    let longest = PREFIX_BYTES + header.len() + HEAD_REST_BYTES + bytes;
+                    if self.bytes > 0 && self.bytes + longest > WRITE_BYTES {
+                        return false;
+                    }
+                    if self.open.is_empty() {
+                        self.open.reserve((longest * (ids.len() - *watchers)).min(WRITE_BYTES));
+                    }
+                    self.begin(header, *id, *done + 1 < responses.len(), *bytes);
+                    events.start
+                }
+            };
+            while at < events.end {
+                if self.is_full() {
+                    *begun = Some(at);
+                    return false;
+                }
+                self.append(&list[at]);
+                at += 1;
             }
-            if self.open.is_empty() {
-                self.open.reserve((longest * (ids.len() - *done)).min(WRITE_BYTES));
-            }
-            for (at, piece) in pieces.iter().enumerate() {
-                self.response(header, *id, at + 1 < pieces.len(), piece);
-            }
+            *begun = None;
             *done += 1;
+            if *done == responses.len() {
+                (*watchers, *done) = (*watchers + 1, 0);
+            }
         }
         true
     }
 
-    /// Writes a message: one response, or one for each of its watchers, and more for those who let theirs be cut.
-    pub(super) fn write(&mut self, message: Outgoing, standing: &Standing) {
+    /// Writes a message: one response, or one for each of its watchers, and more for those who let theirs be cut. An error ends the
+    /// stream: one revision's events are more than a message can hold.
+    pub(super) fn write(&mut self, message: Outgoing, standing: &Standing) -> Result<(), Status> {
         debug_assert!(self.unfinished.is_none());
         let head = |revision: Revision, watch_id: i64| WatchResponse {
             header: Some(header(standing, revision)),
@@ -134,48 +175,67 @@ impl Frames {
                 field.push(HEADER_TAG);
                 encode_varint(header.encoded_len() as u64, &mut field);
                 header.encode_raw(&mut field);
-                self.unfinished = Some(Unfinished { events, header: field, done: 0 });
+                // All watchers get the same pieces, however long their ids are.
+                let head = field.len() + HEAD_REST_BYTES;
+                let mut end = 0;
+                let cut = |piece: &[Bytes]| {
+                    let start = end;
+                    end += piece.len();
+                    Cut { events: start..end, bytes: piece.iter().map(Bytes::len).sum() }
+                };
+                let responses: Vec<Cut> = events.pieces(head, self.response_bytes_max).into_iter().map(cut).collect();
+                if let Some(large) = responses.iter().map(|cut| head + cut.bytes).find(|bytes| *bytes > MESSAGE_MAX) {
+                    let text = format!("trying to send message larger than max ({large} vs. {MESSAGE_MAX})");
+                    return Err(Status::resource_exhausted(text));
+                }
+                self.unfinished =
+                    Some(Unfinished { events, header: field, responses, watchers: 0, done: 0, begun: None });
                 self.resume();
-                return;
+                return Ok(());
             }
         };
         self.prefix(response.encoded_len());
+        self.bytes += response.encoded_len();
         response.encode_raw(&mut self.open);
+        Ok(())
     }
 
-    /// One response with events.
-    fn response(&mut self, header: &[u8], id: i64, fragment: bool, events: &[Bytes]) {
+    /// The beginning of a response with so many bytes of events.
+    fn begin(&mut self, header: &[u8], id: i64, fragment: bool, bytes: usize) {
         let id_bytes = if id == 0 { 0 } else { 1 + encoded_len_varint(id as u64) };
         let fragment = if fragment { &FRAGMENT[..] } else { &[] };
-        let bytes: usize = events.iter().map(Bytes::len).sum();
-        self.prefix(header.len() + id_bytes + fragment.len() + bytes);
+        let head = header.len() + id_bytes + fragment.len();
+        self.prefix(head + bytes);
         self.open.put_slice(header);
         if id != 0 {
             self.open.put_u8(WATCH_ID_TAG);
             encode_varint(id as u64, &mut self.open);
         }
         self.open.put_slice(fragment);
-        // `events` is the last field of the message: what follows here is the whole of it.
-        for event in events {
-            if event.len() <= COPIED_MAX {
-                self.open.put_slice(event);
-            } else {
-                // No empty pieces: a client counts empty frames, and has had enough after a hundred.
-                let before = std::mem::take(&mut self.open).freeze();
-                self.pieces.extend(Some(before).filter(|before| !before.is_empty()));
-                self.pieces.push_back(event.clone());
-            }
-        }
+        self.bytes += head;
     }
 
-    /// Begins a response of so many bytes.
+    /// The next event of a response. `events` is the last field of the message: what follows its head is the whole of it.
+    fn append(&mut self, event: &Bytes) {
+        self.bytes += event.len();
+        if event.len() <= COPIED_MAX {
+            self.open.put_slice(event);
+            return;
+        }
+        // No empty pieces: a client counts empty frames, and has had enough after a hundred.
+        let before = std::mem::take(&mut self.open).freeze();
+        self.pieces.extend(Some(before).filter(|before| !before.is_empty()));
+        self.pieces.push_back(event.clone());
+    }
+
+    /// What comes before a message of so many bytes.
     fn prefix(&mut self, bytes: usize) {
         if self.open.is_empty() {
             self.open.reserve(PIECE_BYTES.max(PREFIX_BYTES + bytes.min(COPIED_MAX)));
         }
-        self.bytes += PREFIX_BYTES + bytes;
+        self.bytes += PREFIX_BYTES;
         self.open.put_u8(0);
-        self.open.put_u32(u32::try_from(bytes).expect("a revision's events are smaller than what gRPC can carry"));
+        self.open.put_u32(u32::try_from(bytes).expect("larger ones are refused before"));
     }
 }
 
@@ -250,7 +310,7 @@ mod tests {
         for sizes in [&[1][..], &[10, 20_000, 30], &[20_000, 20_000]] {
             let mut frames = Frames::new(usize::MAX);
             let ids = [i64::MIN, -5, 0, 1, 300, i64::MAX];
-            frames.write(Outgoing::Events(events(&ids, sizes, true)), &STANDING);
+            frames.write(Outgoing::Events(events(&ids, sizes, true)), &STANDING).unwrap();
             let responses = decode(&mut frames);
             assert_eq!(responses.iter().map(|response| response.watch_id).collect::<Vec<_>>(), ids);
             for response in responses {
@@ -266,19 +326,56 @@ mod tests {
     #[test]
     fn pieces_of_one_watcher_follow_each_other() {
         let mut frames = Frames::new(1000);
-        frames.write(Outgoing::Events(events(&[1, 2], &[400, 400, 2000, 10], true)), &STANDING);
+        frames.write(Outgoing::Events(events(&[1, 2], &[400, 400, 2000, 10], true)), &STANDING).unwrap();
         let shape: Vec<_> = decode(&mut frames).iter().map(|r| (r.watch_id, r.fragment, r.events.len())).collect();
         let of = |id| [(id, true, 2), (id, true, 1), (id, false, 1)];
         assert_eq!(shape, [of(1), of(2)].concat());
-        frames.write(Outgoing::Events(events(&[1], &[400, 400, 2000, 10], false)), &STANDING);
+        frames.write(Outgoing::Events(events(&[1], &[400, 400, 2000, 10], false)), &STANDING).unwrap();
         assert_eq!(decode(&mut frames).len(), 1, "nobody is cut who did not ask");
+    }
+
+    #[test]
+    fn what_no_message_can_hold_is_an_error() {
+        let mut frames = Frames::new(usize::MAX);
+        // The same event again and again: what counts is what would be written.
+        let mut large = events(&[1], &[16 << 20], false);
+        let event = large.events.as_slice()[0].clone();
+        large.events = EventList::Many(Arc::new(vec![event; 130]));
+        let error = frames.write(Outgoing::Events(large), &STANDING).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn a_large_message_is_written_in_portions() {
+        let mut frames = Frames::new(usize::MAX);
+        let sizes: Vec<usize> = (0..3000).map(|n| if n % 100 == 0 { 40_000 } else { n % 500 }).collect();
+        frames.write(Outgoing::Events(events(&[1, 2], &sizes, false)), &STANDING).unwrap();
+        let mut most = frames.bytes;
+        let mut all = Vec::new();
+        loop {
+            while let Some(piece) = frames.take() {
+                all.extend_from_slice(&piece);
+            }
+            let finished = frames.resume();
+            most = most.max(frames.bytes);
+            if finished && frames.is_empty() {
+                break;
+            }
+        }
+        assert!(most < WRITE_BYTES + 41_000, "{most}");
+        let (first, second) = all.split_at(all.len() / 2);
+        for response in [first, second] {
+            let response = WatchResponse::decode(&response[PREFIX_BYTES..]).unwrap();
+            let values = response.events.iter().map(|event| event.kv.as_ref().unwrap().value.len());
+            assert!(values.eq(sizes.iter().copied()));
+        }
     }
 
     #[test]
     fn a_message_for_many_is_written_in_portions() {
         let ids: Vec<i64> = (0..10_000).collect();
         let mut frames = Frames::new(usize::MAX);
-        frames.write(Outgoing::Events(events(&ids, &[300], false)), &STANDING);
+        frames.write(Outgoing::Events(events(&ids, &[300], false)), &STANDING).unwrap();
         assert!(frames.bytes > WRITE_BYTES - 1000 && frames.bytes <= WRITE_BYTES, "{}", frames.bytes);
         assert_eq!(decode(&mut frames).iter().map(|response| response.watch_id).collect::<Vec<_>>(), ids);
     }

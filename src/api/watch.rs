@@ -48,7 +48,7 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 /// Bytes of events to which responses for the same watchers are joined.
-const JOINED_BYTES_MAX: usize = 256 << 10;
+const JOINED_BYTES_MAX: usize = 32 << 10;
 /// Metadata by which a client asks to be cut off from a member without leader.
 const HAS_LEADER: &str = "hasleader";
 
@@ -225,21 +225,20 @@ impl Responses {
                 },
             };
             written = true;
-            match next {
+            let result = match next {
                 Next::Message(Outgoing::Events(mut events)) => {
                     self.next = self.stream.outbox().join(&mut events, JOINED_BYTES_MAX);
                     newest = Some(events.revision);
-                    self.frames.write(Outgoing::Events(events), &standing);
+                    self.frames.write(Outgoing::Events(events), &standing)
                 }
                 Next::Message(message) => self.frames.write(message, &standing),
-                Next::End(end) => {
-                    self.end = Some(match end {
-                        End::Stopped => status(Error::Stopped),
-                        End::NoLeader => no_leader(),
-                        End::Lagging => lagging(),
-                    });
-                    break;
-                }
+                Next::End(End::Stopped) => Err(status(Error::Stopped)),
+                Next::End(End::NoLeader) => Err(no_leader()),
+                Next::End(End::Lagging) => Err(lagging()),
+            };
+            if let Err(status) = result {
+                self.end = Some(status);
+                break;
             }
         }
         if let Some(revision) = newest {

@@ -26,7 +26,7 @@ use crate::types::Revision;
 /// large one could never be sent.
 pub const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// Messages waiting in one outbox. Beyond this its watchers become unsynced.
-pub const OUTBOX_MESSAGES_MAX: usize = 1024;
+pub const OUTBOX_MESSAGES_MAX: usize = 256;
 /// Messages for which an empty outbox keeps its room. One that was full once is not to cost that for ever.
 const IDLE_MESSAGES: usize = 16;
 /// What the mark of a fragment takes in a message.
