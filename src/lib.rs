@@ -26,7 +26,7 @@
 //!         └───────┬────────┘                                           └────▲─┬───┘
 //!                 │ Handle: propose · linearize · view · watch · renew      │ │ messages
 //!         ┌───────▼────────────────────────── server ───────────────────────┴─▼───┐
-//!         │   raft loop ──── committed ────▶ apply loop ──── changes ────▶ hub    │
+//!         │   raft loop ─── committed ───▶ apply loop ─── feed ───▶ hub per thread│
 //!         └──┬───────────────────────────────────┬─────────────────────────┬──────┘
 //!      input │ ▲ output                  command │ ▲ applied       publish │ ▲ outboxes
 //!       ┌────▼─┴─────┐                   ┌───────▼─┴──────┐          ┌─────▼─┴────┐
@@ -43,17 +43,19 @@
 //! `raft::node`; out come messages for peers and entries for the log thread, which writes and syncs them
 //! (`server::disk_threads`, `storage::wal`). When a majority has the entry on disk it comes back committed.
 //! `server::apply_loop` gives its commands to `state::apply`, where `mvcc::store` assigns the next revision. Then, in this
-//! order and no other: rows and applied index go to the backend thread as one batch, the hub publishes the changes, the
+//! order and no other: rows and applied index go to the backend thread as one batch, the hubs' feeds are told of the changes, the
 //! applied index rises, the waiting client gets its reply.
 //!
 //! **A read** asks the leader for an index that is sure to hold every earlier write (`raft::read_index`, a majority
 //! confirms who leads), waits until this member has applied it, and reads the store at its present revision. A
 //! serializable read skips the question.
 //!
-//! **An event.** `api::watch` opens a stream with one outbox for all its watchers. What the apply loop publishes is
-//! matched in `watch::index` and goes, encoded once, into the outboxes of the streams that want it. A watcher that
+//! **An event.** `api::watch` opens a stream with one outbox for all its watchers. What the apply loop tells is heard by the hub
+//! of the thread that serves the stream (`watch::feed`), before it does anything else for a client; it is matched in `watch::index`
+//! and goes, encoded once, into the outboxes of the streams that want it. A watcher that
 //! starts in the past, or whose outbox is full, is *unsynced*: nothing is kept for it, `server::watch_loop` reads what it
-//! lacks from history until it has caught up. Progress passes through the same outbox, so it never overtakes.
+//! lacks from history until it has caught up. Progress passes through the same outbox, so it never overtakes. `api::frames` makes
+//! of each message a response for every watcher that it is for.
 //!
 //! # The modules, from the bottom up
 //!

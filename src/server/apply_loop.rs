@@ -3,7 +3,8 @@
 //! 1. every command changes the state, under the one write lock;
 //! 2. rows and applied index go to the backend's queue together (they are one commit, or part of one);
 //! 3. the lock is released;
-//! 4. watchers are told;
+//! 4. the hubs' feeds are told, in the order of what happened; hubs hear them on the threads that serve watchers, before they do anything
+//!    for a client;
 //! 5. replies are given to the caller of this function, who raises the applied index and completes waiters.
 //!
 //! An entry that changes who belongs stands anywhere among the others. What became of it is in the turn as well; before raft is

@@ -32,8 +32,9 @@ use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Slice, Spec, Stats, StreamId
 pub const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Turns made in one visit to the blocking threads.
 const TURNS_PER_VISIT: usize = 64;
-/// Notices that a hub hears before others run on its thread.
+/// Notices that a hub hears before others run on its thread, and messages it offers to outboxes.
 const NOTICES_PER_VISIT: usize = 64;
+const MESSAGES_PER_VISIT: u64 = 8192;
 /// Election timeouts without a leader after which streams that need one are ended.
 const LEADERLESS_TICKS_MAX: u32 = 3;
 /// Election timeouts by which a member may be behind what it knows to be committed before those streams are.
@@ -71,9 +72,15 @@ impl Shard {
         }
     }
 
-    /// Has the hub hear some of what it was told. Whether there was anything.
-    pub fn hear_some(&self, most: usize) -> bool {
-        self.hear(&mut self.lock(), most)
+    /// Has the hub hear some of what it was told, as long as that is little work.
+    pub fn hear_some(&self, most: usize) {
+        let mut hub = self.lock();
+        let enough = hub.offered() + MESSAGES_PER_VISIT;
+        for _ in 0..most {
+            if !self.hear(&mut hub, 1) || hub.offered() >= enough {
+                return;
+            }
+        }
     }
 
     /// Whether there is something it has not heard.

@@ -78,6 +78,8 @@ pub struct Hub {
     notified: BTreeSet<u32>,
     stopped: bool,
     events_sent: u64,
+    /// Messages offered to outboxes so far.
+    offered: u64,
     caught_up: (u64, u64),
     cancels: Cancels,
     bell: Arc<Bell>,
@@ -195,6 +197,7 @@ impl Hub {
             notified: BTreeSet::new(),
             stopped: false,
             events_sent: 0,
+            offered: 0,
             caught_up: (0, 0),
             cancels: Cancels::default(),
             bell: Arc::default(),
@@ -208,6 +211,11 @@ impl Hub {
     /// Rings when [`Hub::next_catch_up`] may have something.
     pub fn bell(&self) -> Arc<Bell> {
         self.bell.clone()
+    }
+
+    /// How many messages it has offered to outboxes: a measure of its work.
+    pub fn offered(&self) -> u64 {
+        self.offered
     }
 
     /// The last revision offered to watchers.
@@ -395,6 +403,7 @@ impl Hub {
                 Synced::Many(list) => &self.lists[*list],
                 Synced::None => &[],
             };
+            self.offered += listed.len() as u64;
             for &key in listed {
                 let cohort = &mut self.cohorts[key.0];
                 let home = &mut self.streams[cohort.stream];

@@ -207,3 +207,37 @@ wire!(alone what_watchers_cost_and_why_they_end_is_counted, |c| {
     assert_eq!(metric("everwatch_watch_caught_up_events_total"), 2.0);
     assert!(metric("everwatch_watch_caught_up_bytes_total") > 0.0);
 });
+
+#[tokio::test]
+async fn threads_that_serve_clients_have_watches_of_their_own() {
+    if is_etcd() {
+        return;
+    }
+    let server = Server::start_with(&["--edge-threads=3"]);
+    let mut writer = Client::on(server.clone()).await;
+    let watched = writer.one("k");
+    let mut streams = Vec::new();
+    // The system shares connections out, as it likes.
+    for _ in 0..12 {
+        let mut stream = Client::on(server.clone()).await.stream();
+        stream.create_as(watched.clone(), 0).await;
+        streams.push(stream);
+    }
+    let mut written = Vec::new();
+    for _ in 0..100 {
+        written.push(writer.put("k", "1").await);
+        // "Now" is not behind what was acknowledged, whoever serves it.
+        let now = writer.stream().create(watched.clone()).await.header.expect("a header").revision;
+        assert!(now >= *written.last().expect("just written"));
+    }
+    for stream in &mut streams {
+        let mut told: Vec<i64> = Vec::new();
+        while told.len() < written.len() {
+            told.extend(stream.next().await.events.iter().map(modified));
+        }
+        assert_eq!(told, written);
+        let (promised, events) = stream.progress().await;
+        assert!(promised >= written[99] && events.is_empty());
+    }
+    assert!(server.metric("etcd_debugging_mvcc_watcher_total") >= 12.0);
+}
