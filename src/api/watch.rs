@@ -1,7 +1,7 @@
 //! The Watch service: one stream of requests and one of responses per client, any number of watchers on it.
 //!
 //! The service is written by hand where tonic would generate it, because its responses are not built as messages, and because an idle
-//! stream is to cost little: see [`super::frames`] and [`super::requests`].
+//! stream is to cost little: see `frames` and `requests` beside it.
 //!
 //! There is no task per stream. `Responses` is polled when the connection can take more, and then reads requests and the
 //! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
