@@ -161,7 +161,7 @@ watch_through "${others[0]}" $((last + 1)) "$work/after"
 until_it_works has_received "$work/after" $((last + 1))
 tail -n 3 "$work/before.events" | show "$leader"
 echo "   m$leader   killed"
-events "$work/after" | head -n 3 | show "${others[0]}"
+events "$work/after" | sed -n 1,3p | show "${others[0]}"
 
 wait "$writing"
 ctl "${others[1]}" get --prefix "$prefix" -w json >"$work/stored"

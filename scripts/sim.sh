@@ -3,7 +3,7 @@
 #
 #   scripts/sim.sh N [FIRST_SEED]
 #
-# The last line is "sim: N seeds, H cluster-hours, F faults, O operations, E watch events, V violations"; V > 0 is an error.
+# The last line is "sim: N seeds, H cluster-hours, F faults, O operations, W watches, E watch events, V violations"; V > 0 is an error.
 # Above it stand the faults by kind, and above those what is told of each violation, the command to see it again included.
 # A world that does not come to its end (it crashed, or took more than PATIENCE seconds, 300) is a violation too.
 set -euo pipefail
@@ -64,7 +64,7 @@ cat "$out"/* | awk -v seeds="$seeds" -v wall=$((SECONDS - began)) -v cores="$cor
             sum["crashes"], sum["power_cuts"], sum["refusals"], sum["snapshots"], sum["leaders"], slowest / 1000
         printf "%.0f times real time (%.0f per core)\n",
             sum["virtual_ms"] / 1000 / (wall + 0.5), sum["wall_ms"] ? sum["virtual_ms"] / sum["wall_ms"] : 0
-        printf "sim: %d seeds, %.2f cluster-hours, %d faults, %d operations, %d watch events, %d violations\n",
-            seeds, sum["virtual_ms"] / 3.6e6, sum["faults"], sum["operations"], sum["watch_events"], violations
+        printf "sim: %d seeds, %.2f cluster-hours, %d faults, %d operations, %d watches, %d watch events, %d violations\n",
+            seeds, sum["virtual_ms"] / 3.6e6, sum["faults"], sum["operations"], sum["watches"], sum["watch_events"], violations
         exit violations > 0
     }'

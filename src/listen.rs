@@ -39,6 +39,9 @@ pub const GRACE: Duration = Duration::from_secs(3);
 /// HTTP/2 windows. Fixed and large: hyper's adaptive window costs bandwidth, and its default stalls on large values.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// What may wait on one stream for a client that could take it and a connection that cannot. The default of 400 KiB is most of what a
+/// member takes in memory when many streams are busy, and gains nothing: a connection sends this much at once.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Calls of one connection that were cancelled before we looked at them. Beyond this the connection is closed as hostile;
 /// the library's 20 is soon reached by an honest client that drops many watches at once.
@@ -305,6 +308,7 @@ async fn connection<G: Answer, H: Answer>(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.concurrent_streams_max)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(CANCELLED_UNSEEN_MAX)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout);

@@ -54,6 +54,7 @@ fn add(total: &mut Report, report: &Report) {
     total.events += report.events;
     total.ops += report.ops;
     total.acknowledged += report.acknowledged;
+    total.watches += report.watches;
     total.watch_events += report.watch_events;
 }
 
@@ -62,7 +63,8 @@ fn row(what: &str, report: &Report, began: Instant) {
     let faults: u64 = report.faults.iter().sum();
     print!("sim: {what}: virtual_ms={} wall_ms={}", report.virtual_ns / world::MILLI, began.elapsed().as_millis());
     print!(" faults={faults} operations={} acknowledged={}", report.ops, report.acknowledged);
-    print!(" watch_events={} world_events={}", report.watch_events, report.events);
+    print!(" watches={} watch_events={}", report.watches, report.watch_events);
+    print!(" world_events={}", report.events);
     print!(" crashes={} power_cuts={} refusals={}", report.crashes, report.power_cuts, report.refusals);
     print!(" snapshots={} leaders={} slowest_recovery_ms={}", report.installs, report.leaders, report.recovery_ms);
     for (fault, count) in FAULTS.iter().zip(report.faults) {

@@ -392,6 +392,7 @@ impl World {
         }
         self.report.ops = summary.ops;
         self.report.acknowledged = summary.acknowledged;
+        self.report.watches = summary.watches;
         self.report.watch_events = summary.events;
         Ok(())
     }

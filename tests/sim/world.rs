@@ -496,6 +496,8 @@ pub struct Report {
     pub events: u64,
     pub ops: usize,
     pub acknowledged: usize,
+    /// Watches judged, and their events.
+    pub watches: usize,
     pub watch_events: usize,
     pub revision: i64,
 }
