@@ -18,6 +18,9 @@ use tokio::net::TcpStream;
 
 /// Bytes that are gathered. What comes beyond waits until some are written.
 const GATHERED_MAX: usize = 64 << 10;
+/// Bytes that are sent before others run on the thread. A client that takes all it is given, history of hours perhaps, is not to keep
+/// those waiting who have a few bytes to come.
+const SENT_AT_ONCE_MAX: usize = 128 << 10;
 /// Empty buffers that a thread keeps.
 const SPARE_MAX: usize = 8;
 
@@ -42,6 +45,8 @@ struct Shared {
 struct Waiting {
     buffer: Vec<u8>,
     written: usize,
+    /// What was sent since the task began to run.
+    sent: usize,
 }
 
 impl Gathered {
@@ -52,6 +57,7 @@ impl Gathered {
     /// The same future; whenever it waits, what it wrote to this connection is sent.
     pub(super) async fn around<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
         poll_fn(|cx| {
+            self.lock().sent = 0;
             let outcome = future.as_mut().poll(cx);
             // Where the socket takes no more, its room wakes this task. An error comes to light with the next write.
             let _ = self.poll_send(cx, &mut self.lock());
@@ -64,9 +70,16 @@ impl Gathered {
     fn poll_send(&self, cx: &mut Context<'_>, waiting: &mut Waiting) -> Poll<io::Result<()>> {
         let stream = &self.shared.stream;
         while waiting.written < waiting.buffer.len() {
+            if waiting.sent >= SENT_AT_ONCE_MAX {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match stream.try_write(&waiting.buffer[waiting.written..]) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(count) => waiting.written += count,
+                Ok(count) => {
+                    waiting.written += count;
+                    waiting.sent += count;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -101,7 +114,8 @@ impl Waiting {
 
     /// Everything is written: the buffer can serve others.
     fn release(&mut self) {
-        let Waiting { mut buffer, .. } = std::mem::take(self);
+        self.written = 0;
+        let mut buffer = std::mem::take(&mut self.buffer);
         if buffer.capacity() > 0 {
             buffer.clear();
             SPARE.with_borrow_mut(|spare| {
