@@ -352,9 +352,10 @@ mod tests {
     use crate::pb::mvccpb::KeyValue;
     use crate::server::watch_loop::{Shard, Standing};
     use crate::types::{ClusterId, MemberId, Term};
-    use crate::watch::{Feeds, Hub};
+    use crate::watch::{Feeds, Hub, Notice};
 
     struct Member {
+        feeds: Feeds,
         shard: Arc<Shard>,
         standing: Arc<Mutex<Standing>>,
         /// A quorum answers.
@@ -389,7 +390,7 @@ mod tests {
         );
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
-        Member { shard, standing, confirmed, client }
+        Member { feeds, shard, standing, confirmed, client }
     }
 
     impl Member {
@@ -518,6 +519,18 @@ mod tests {
                 break;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_was_told_before_a_stream_opened_is_not_for_it() {
+        let mut member = member();
+        member.feeds.tell(&[Notice::Ended(End::NoLeader)]);
+        let (requests, receiver) = mpsc::channel(1);
+        let mut needing = Request::new(ReceiverStream::new(receiver));
+        needing.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        let mut responses = member.client.watch(needing).await.unwrap().into_inner();
+        requests.send(ask(RequestUnion::CreateRequest(create("k")))).await.unwrap();
+        assert!(next(&mut responses).await.unwrap().created);
     }
 
     #[tokio::test]

@@ -45,7 +45,7 @@ impl Store {
     /// one.
     pub fn history(&self, from: Revision, bytes_max: usize) -> History {
         if from < self.retained {
-            return History::Compacted { at: self.compacted };
+            return History::Compacted { at: self.retained };
         }
         // The first write has revision 2.
         let from = from.max(Revision::FIRST.next());

@@ -236,16 +236,15 @@ impl Hub {
     /// Opens a stream. Whoever reads the outbox closes it again.
     pub fn open_stream(&mut self) -> (StreamId, Outbox) {
         self.streams_opened += 1;
-        // What is not known yet is where it will be.
-        let nobody = StreamId(u64::MAX);
-        let place = self.streams.insert(Stream::new(nobody, Outbox::new(nobody, self.bell.clone(), self.limits)));
-        let id = StreamId(self.streams_opened << 32 | u64::from(place));
-        let outbox = Outbox::new(id, self.bell.clone(), self.limits);
+        let place = self.streams.insert_with(|place| {
+            let id = StreamId(self.streams_opened << 32 | u64::from(place));
+            Stream::new(id, Outbox::new(id, self.bell.clone(), self.limits))
+        });
+        let Stream { id, outbox, .. } = &self.streams[place];
         if self.stopped {
             outbox.end(End::Stopped);
         }
-        self.streams[place] = Stream::new(id, outbox.clone());
-        (id, outbox)
+        (*id, outbox.clone())
     }
 
     /// Has the stream ended by [`Hub::end_needing`].
@@ -447,11 +446,15 @@ impl Hub {
         }
         self.compacted = at;
         for stream in &self.notified {
-            let home = &self.streams[*stream];
-            for id in home.notified.keys() {
-                if self.cohorts[home.watchers[id].0].position() == Position::Synced {
-                    home.outbox.push_progress(Some(*id), self.published);
-                }
+            self.bookmark(&self.streams[*stream]);
+        }
+    }
+
+    /// Tells the watchers of a stream that want to be told how far they are, and are far enough.
+    fn bookmark(&self, home: &Stream) {
+        for id in home.notified.keys() {
+            if self.cohorts[home.watchers[id].0].position() == Position::Synced {
+                home.outbox.push_progress(Some(*id), self.published);
             }
         }
     }
@@ -568,11 +571,7 @@ impl Hub {
         self.stopped = true;
         let mut open = self.streams.iter().filter(|(_, home)| !home.outbox.is_ended());
         for (_, home) in open.by_ref().take(most) {
-            for id in home.notified.keys() {
-                if self.cohorts[home.watchers[id].0].position() == Position::Synced {
-                    home.outbox.push_progress(Some(*id), self.published);
-                }
-            }
+            self.bookmark(home);
             home.outbox.end(End::Stopped);
             self.cancels.ended(End::Stopped, home.watchers.len());
         }

@@ -21,9 +21,14 @@ impl<T> Default for Slab<T> {
 impl<T> Slab<T> {
     /// Takes a value in; its number.
     pub(super) fn insert(&mut self, value: T) -> u32 {
+        self.insert_with(|_| value)
+    }
+
+    /// Takes in a value that is to know its number.
+    pub(super) fn insert_with(&mut self, make: impl FnOnce(u32) -> T) -> u32 {
         self.used += 1;
         if let Some(at) = self.free.pop() {
-            *self.place(at) = Some(value);
+            *self.place(at) = Some(make(at));
             return at;
         }
         if self.pieces.last().is_none_or(|piece| piece.len() == PIECE) {
@@ -31,8 +36,9 @@ impl<T> Slab<T> {
         }
         let full = (self.pieces.len() - 1) * PIECE;
         let piece = self.pieces.last_mut().expect("there is one with room");
-        piece.push(Some(value));
-        u32::try_from(full + piece.len() - 1).expect("what fits into memory can be counted")
+        let at = u32::try_from(full + piece.len()).expect("what fits into memory can be counted");
+        piece.push(Some(make(at)));
+        at
     }
 
     /// Gives a value out of its place.

@@ -522,7 +522,7 @@ impl Harness {
         loop {
             let sets = match self.store.history(Revision(next), bytes_max) {
                 History::Compacted { at } => {
-                    assert!(next < retained && at.0 == compacted);
+                    assert!(next < retained && at.0 == retained);
                     return;
                 }
                 History::Ready(sets) => sets,
