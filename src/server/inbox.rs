@@ -92,7 +92,10 @@ impl Inbox {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.push(event);
         // The core takes everything: only the first of a batch has to wake it.
-        if events.len() == 1 {
+        let first = events.len() == 1;
+        // Who wakes often makes way at once, and with the lock that would be twice.
+        drop(events);
+        if first {
             self.filled.notify_one();
         }
     }

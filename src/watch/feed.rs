@@ -109,7 +109,9 @@ impl Feed {
         for notice in notices {
             queue.push(notice.clone());
         }
-        if let Some(listener) = queue.listener.take() {
+        let listener = queue.listener.take();
+        drop(queue);
+        if let Some(listener) = listener {
             listener.wake();
         }
     }
