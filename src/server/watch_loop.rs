@@ -13,9 +13,12 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::task::Waker;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -29,9 +32,19 @@ use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Slice, Spec, Stats, StreamId
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
-pub const SLICE_BYTES_MAX: usize = 1 << 20;
+pub const SLICE_BYTES_MAX: usize = 256 << 10;
+/// The same while others write, who wait for as long as it takes to send one.
+const SHORT_SLICE_BYTES_MAX: usize = 64 << 10;
+/// Revisions whose previous values are looked for at once, in an index that apply needs too.
+const LINKED_PER_LOOK: usize = 32;
 /// Turns made in one visit to the blocking threads.
-const TURNS_PER_VISIT: usize = 64;
+const TURNS_PER_VISIT: usize = 16;
+/// While others write, a turn is followed by a rest so many times as long, up to a most: who is late by a million revisions can
+/// wait better than a put. (What is left of a processor still sends several times as much as anybody writes.)
+const RESTS_PER_TURN: u32 = 4;
+const REST_MAX: Duration = Duration::from_millis(10);
+/// So long after somebody wrote, others are taken to write.
+const WRITING_FOR: Duration = Duration::from_millis(100);
 /// Notices that a hub hears before others run on its thread, and messages it offers to outboxes.
 const NOTICES_PER_VISIT: usize = 64;
 const MESSAGES_PER_VISIT: u64 = 8192;
@@ -129,12 +142,27 @@ pub trait StoreAccess {
 pub fn turn(shard: &Shard, state: &impl StoreAccess, slice_bytes: usize) -> storage::Result<bool> {
     let Some(job) = shard.lock().next_catch_up() else { return Ok(false) };
     match read(&job, state, slice_bytes)? {
-        Ok(slice) => while shard.lock().caught_up(&slice) {},
+        Ok(slice) => hand_out(shard, &slice),
         // It is about to hear the same.
         Err(Removed { at }) => shard.lock().removed(at),
     }
     shard.feed.needs(shard.lock().needed());
     Ok(true)
+}
+
+/// Hands a piece of history to everybody who stands inside it. The hub's lock is held to look, and to queue what is ready.
+fn hand_out(shard: &Shard, slice: &Slice) {
+    loop {
+        let orders = shard.lock().orders(slice);
+        if orders.is_empty() {
+            return;
+        }
+        for order in orders {
+            let parcel = order.pack(slice);
+            let readers = shard.lock().deliver(&parcel);
+            readers.into_iter().for_each(Waker::wake);
+        }
+    }
 }
 
 /// Catches up watchers whenever there are any.
@@ -143,24 +171,59 @@ where
     S: StoreAccess + Send + Sync + 'static,
 {
     let bell = shard.lock().bell();
+    let mut pace = Pace::default();
     loop {
         bell.rung().await;
         let (shard, state, bell) = (shard.clone(), state.clone(), bell.clone());
-        let visit = tokio::task::spawn_blocking(move || -> storage::Result<()> {
+        let visit = tokio::task::spawn_blocking(move || -> storage::Result<Pace> {
             for _ in 0..TURNS_PER_VISIT {
-                if !turn(&shard, &*state, SLICE_BYTES_MAX)? {
-                    return Ok(());
+                let began = Instant::now();
+                let slice_bytes = pace.slice_bytes(began);
+                if !turn(&shard, &*state, slice_bytes)? {
+                    return Ok(pace);
                 }
+                let published = shard.lock().published();
+                thread::sleep(pace.rest(published, began, Instant::now()));
             }
             bell.ring();
-            Ok(())
+            Ok(pace)
         });
         match visit.await {
-            Ok(done) => done?,
+            Ok(done) => pace = done?,
             // The runtime is going down.
             Err(error) if error.is_cancelled() => return Ok(()),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+}
+
+/// Says how much who catches up reads at once, and how long it rests then: the processors are for those who write, if there are any.
+#[derive(Debug, Default)]
+struct Pace {
+    published: Revision,
+    /// When it was last seen that somebody had written.
+    written: Option<Instant>,
+}
+
+impl Pace {
+    /// After a turn that began at a time and ended now.
+    fn rest(&mut self, published: Revision, began: Instant, now: Instant) -> Duration {
+        let before = mem::replace(&mut self.published, published);
+        if published > before {
+            self.written = Some(now);
+        }
+        match self.others_write(now) {
+            true => ((now - began) * RESTS_PER_TURN).min(REST_MAX),
+            false => Duration::ZERO,
+        }
+    }
+
+    fn slice_bytes(&self, now: Instant) -> usize {
+        if self.others_write(now) { SHORT_SLICE_BYTES_MAX } else { SLICE_BYTES_MAX }
+    }
+
+    fn others_write(&self, now: Instant) -> bool {
+        self.written.is_some_and(|written| now - written < WRITING_FOR)
     }
 }
 
@@ -177,7 +240,11 @@ fn read(job: &CatchUp, state: &impl StoreAccess, bytes: usize) -> storage::Resul
             // What memory holds is for the next turn.
             job.to = job.to.min(scan.to());
             let mut sets = scan.read(bytes)?;
-            state.with_store(|store| store.link(&mut sets));
+            if job.prev_kv {
+                for some in sets.chunks_mut(LINKED_PER_LOOK) {
+                    state.with_store(|store| store.link(some));
+                }
+            }
             sets.into_iter().map(Arc::new).collect()
         }
         History::Compacted { at } => return Ok(Err(Removed { at })),
@@ -413,6 +480,27 @@ mod tests {
         let ticks = [false, false, true, false, false, false, false, true];
         let ended = ticks.map(|has_leader| monitor.tick(has_leader, Index(9), Index(9)).is_some());
         assert_eq!(ended, [false, false, false, false, false, true, true, false]);
+    }
+
+    #[test]
+    fn who_catches_up_makes_way_for_those_who_write() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        let ms = |n: u64| start + Duration::from_millis(n);
+        // There is a first time to see a revision, and nobody need have written then.
+        pace.rest(Revision(7), ms(0), ms(1));
+        assert_eq!(
+            (pace.rest(Revision(7), ms(500), ms(501)), pace.slice_bytes(ms(501))),
+            (Duration::ZERO, SLICE_BYTES_MAX)
+        );
+        let rests = Duration::from_millis(u64::from(RESTS_PER_TURN));
+        assert_eq!(
+            (pace.rest(Revision(8), ms(502), ms(503)), pace.slice_bytes(ms(503))),
+            (rests, SHORT_SLICE_BYTES_MAX)
+        );
+        assert_eq!(pace.rest(Revision(8), ms(504), ms(505)), rests, "a moment ago");
+        assert_eq!(pace.rest(Revision(8), ms(505), ms(565)), REST_MAX, "a long turn");
+        assert_eq!(pace.rest(Revision(8), ms(700), ms(701)), Duration::ZERO);
     }
 
     #[test]

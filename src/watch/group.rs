@@ -79,6 +79,26 @@ impl<'a> Span<'a> {
     }
 }
 
+/// The same, kept for later.
+#[derive(Debug)]
+pub(super) struct Keys {
+    start: Box<[u8]>,
+    reach: Reach,
+    end: Box<[u8]>,
+}
+
+impl From<Span<'_>> for Keys {
+    fn from(span: Span<'_>) -> Keys {
+        Keys { start: span.start.into(), reach: span.reach, end: span.end.into() }
+    }
+}
+
+impl Keys {
+    pub(super) fn span(&self) -> Span<'_> {
+        Span { start: &self.start, reach: self.reach, end: &self.end }
+    }
+}
+
 /// Whether `end` is the first key behind all that begin with `start`: clients ask for prefixes so.
 fn is_successor(end: &[u8], start: &[u8]) -> bool {
     let kept = start.iter().rposition(|byte| *byte != 0xff);

@@ -7,14 +7,14 @@
 //!   * a watcher whose position is removed is told so; it never skips.
 //!
 //! Called by whoever hears the apply loop's [feed](super::feed) (publish, compacted, removed, restored) and by the streams (create,
-//! cancel, progress), under one small mutex, which the apply loop never takes. Reading history is left to the watch loop: [`Hub::next_catch_up`] says what to read, [`Hub::caught_up`] hands it
-//! out. Nothing here waits or reads; work under the mutex is bounded by what is sent.
+//! cancel, progress), under one small mutex, which the apply loop never takes. How late watchers are served is in
+//! [`catch_up`](super::catch_up), where they stand in `cohorts`. Nothing here waits or reads; work under the mutex is bounded by
+//! what is sent.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::ops::Bound;
 use std::sync::Arc;
+use std::task::Waker;
 
 use bytes::Bytes;
 
@@ -23,7 +23,8 @@ use super::group::{Cohort, CohortKey, GroupKey, Members, Position, Span, Synced,
 use super::index::Index;
 use super::outbox::{Bell, End, EventList, Events, Full, Limits, Outbox, Outgoing};
 use super::slab::Slab;
-use super::slice::{Place, Slice};
+use super::stats::{Cancels, Stats};
+
 use super::stream::Stream;
 use super::watcher::Spec;
 use crate::mvcc::change::{Change, SharedChanges};
@@ -33,17 +34,13 @@ use crate::types::Revision;
 /// Bytes of events after which a catch-up message is closed, at the end of a revision. A client with gRPC's default limit of
 /// 4 MiB can read any message unless a single revision is larger.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Cohorts handled by one [`Hub::caught_up`]; the rest wait for the next call, so that publish is never kept out for long.
-const COHORTS_PER_CALL: usize = 512;
-/// Events handed out by one [`Hub::caught_up`], for the same reason.
-const EVENTS_PER_CALL: usize = 1 << 15;
 
 /// Names a stream. Never used again: its place is, and then has another number in front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u64);
 
 impl StreamId {
-    fn place(self) -> u32 {
+    pub(super) fn place(self) -> u32 {
         self.0 as u32
     }
 }
@@ -52,128 +49,44 @@ impl StreamId {
 #[derive(Debug)]
 pub struct Hub {
     /// Every revision up to here has been offered to the synced watchers.
-    published: Revision,
+    pub(super) published: Revision,
     /// Changes before this one may be gone. -1 before the first compaction.
-    compacted: Revision,
-    streams: Slab<Stream>,
-    streams_opened: u64,
-    index: Index,
-    cohorts: Slab<Cohort>,
+    pub(super) compacted: Revision,
+    pub(super) streams: Slab<Stream>,
+    pub(super) streams_opened: u64,
+    pub(super) index: Index,
+    pub(super) cohorts: Slab<Cohort>,
     /// The synced cohorts of groups that have several, each list by the cohorts' streams.
-    lists: Slab<Vec<CohortKey>>,
+    pub(super) lists: Slab<Vec<CohortKey>>,
     /// How many watchers there are.
-    watchers: usize,
+    pub(super) watchers: usize,
     /// Cohorts of the future, by the revision they wait for and their streams' places.
-    future: BTreeMap<(Revision, u32, GroupKey), CohortKey>,
+    pub(super) future: BTreeMap<(Revision, u32, GroupKey), CohortKey>,
     /// Places of streams that have late watchers and room for events.
-    ready: BTreeSet<u32>,
+    pub(super) ready: BTreeSet<u32>,
     /// The place of the stream served last; the next one in order is next.
-    served: u32,
+    pub(super) served: u32,
     /// Late watchers, and the late cohorts that want previous values.
-    late: usize,
-    late_prev_kv: usize,
+    pub(super) late: usize,
+    pub(super) late_prev_kv: usize,
     /// Where they stand, and how many cohorts there.
-    standing_at: BTreeMap<Revision, usize>,
+    pub(super) standing_at: BTreeMap<Revision, usize>,
     /// Places of the streams with watchers that want to be told how far they are.
-    notified: BTreeSet<u32>,
-    stopped: bool,
-    events_sent: u64,
+    pub(super) notified: BTreeSet<u32>,
+    pub(super) stopped: bool,
+    pub(super) events_sent: u64,
     /// Messages offered to outboxes so far.
-    offered: u64,
-    caught_up: (u64, u64),
-    cancels: Cancels,
-    bell: Arc<Bell>,
+    pub(super) offered: u64,
+    pub(super) caught_up: (u64, u64),
+    pub(super) cancels: Cancels,
+    pub(super) bell: Arc<Bell>,
     /// Of the outboxes of streams that are opened.
-    limits: Limits,
+    pub(super) limits: Limits,
     /// See [`MESSAGE_BYTES_MAX`].
-    message_bytes: usize,
+    pub(super) message_bytes: usize,
     /// Room for [`Hub::publish`] to work in.
-    matched: Vec<(GroupKey, u32)>,
-    fallen: Vec<CohortKey>,
-}
-
-/// What the watch loop is to read: history from `from`, to `to` at most, as much as fits one slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CatchUp {
-    /// The first revision wanted.
-    pub from: Revision,
-    /// The last one published.
-    pub to: Revision,
-    /// Somebody wants previous values.
-    pub prev_kv: bool,
-}
-
-/// Numbers for the metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Open streams.
-    pub streams: usize,
-    /// Watchers.
-    pub watchers: usize,
-    /// Watchers that are being caught up.
-    pub slow_watchers: usize,
-    /// Events put into outboxes so far.
-    pub events_sent: u64,
-    /// Events waiting in outboxes, each as often as it will be written.
-    pub pending_events: usize,
-    /// Their bytes, as they are in memory.
-    pub queued_bytes: usize,
-    /// Streams whose outboxes turned events away and have not been emptied since.
-    pub lagging_streams: usize,
-    /// Events put into outboxes that were read from history, and their bytes.
-    pub caught_up: (u64, u64),
-    /// Watchers that have ended, or were not created.
-    pub cancels: Cancels,
-}
-
-/// Watchers by why they ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cancels {
-    /// The client cancelled them.
-    pub client: u64,
-    /// Compaction took what they still had to read.
-    pub compacted: u64,
-    /// They were not created.
-    pub refused: u64,
-    /// The member stopped.
-    pub stopped: u64,
-    /// The member was without a leader.
-    pub no_leader: u64,
-    /// The member was too far behind.
-    pub lagging: u64,
-}
-
-impl Cancels {
-    fn ended(&mut self, end: End, watchers: usize) {
-        *match end {
-            End::Stopped => &mut self.stopped,
-            End::NoLeader => &mut self.no_leader,
-            End::Lagging => &mut self.lagging,
-        } += watchers as u64;
-    }
-}
-
-impl std::iter::Sum for Stats {
-    fn sum<I: Iterator<Item = Stats>>(all: I) -> Stats {
-        all.fold(Stats::default(), |a, b| Stats {
-            streams: a.streams + b.streams,
-            watchers: a.watchers + b.watchers,
-            slow_watchers: a.slow_watchers + b.slow_watchers,
-            events_sent: a.events_sent + b.events_sent,
-            pending_events: a.pending_events + b.pending_events,
-            queued_bytes: a.queued_bytes + b.queued_bytes,
-            lagging_streams: a.lagging_streams + b.lagging_streams,
-            caught_up: (a.caught_up.0 + b.caught_up.0, a.caught_up.1 + b.caught_up.1),
-            cancels: Cancels {
-                client: a.cancels.client + b.cancels.client,
-                compacted: a.cancels.compacted + b.cancels.compacted,
-                refused: a.cancels.refused + b.cancels.refused,
-                stopped: a.cancels.stopped + b.cancels.stopped,
-                no_leader: a.cancels.no_leader + b.cancels.no_leader,
-                lagging: a.cancels.lagging + b.cancels.lagging,
-            },
-        })
-    }
+    pub(super) matched: Vec<(GroupKey, u32)>,
+    pub(super) fallen: Vec<CohortKey>,
 }
 
 impl Hub {
@@ -344,7 +257,7 @@ impl Hub {
     }
 
     /// Gives the answer that a stream waits for, if it can be given now.
-    fn tell_progress(&mut self, stream: u32) {
+    pub(super) fn tell_progress(&mut self, stream: u32) {
         let revision = self.published;
         let home = &mut self.streams[stream];
         if !home.progress_asked || !home.behind.is_empty() || home.future > 0 {
@@ -408,7 +321,11 @@ impl Hub {
                 let home = &mut self.streams[cohort.stream];
                 let events = Events { ids: cohort.members.ids(), revision, events: events.clone(), bytes, fragment };
                 match push(home, events) {
-                    Ok(count) => self.events_sent += count as u64,
+                    Ok((count, reader)) => {
+                        self.events_sent += count as u64;
+                        // It runs on this thread.
+                        reader.into_iter().for_each(Waker::wake);
+                    }
                     Err(Full) => fallen.push(key),
                 }
             }
@@ -518,53 +435,6 @@ impl Hub {
         self.removed(compacted);
     }
 
-    /// What to read next for watchers that are behind. Streams take turns, and so do the cohorts of a stream.
-    pub fn next_catch_up(&mut self) -> Option<CatchUp> {
-        for stream in self.bell.take_drained() {
-            if let Some(home) = self.stream(stream) {
-                home.stalled = false;
-                if !home.late.is_empty() {
-                    self.ready.insert(stream.place());
-                }
-            }
-        }
-        let stream = after(&self.ready, self.served)?;
-        self.served = stream;
-        let home = &mut self.streams[stream];
-        let cohort = after(&home.late, home.served).expect("a ready stream has one");
-        home.served = cohort;
-        let Position::Behind(from) = self.cohorts[cohort.0].position() else {
-            unreachable!("a stream lists its late cohorts")
-        };
-        Some(CatchUp { from, to: self.published, prev_kv: self.late_prev_kv > 0 })
-    }
-
-    /// Hands a piece of history to every watcher that stands inside it. Returns whether there are more of them: then call
-    /// again with the same slice.
-    pub fn caught_up(&mut self, slice: &Slice) -> bool {
-        let mut cohorts_left = COHORTS_PER_CALL;
-        let mut events_left = EVENTS_PER_CALL;
-        let inside = (slice.from(), GroupKey::FIRST)..=(slice.covered(), GroupKey::LAST);
-        let ready: Vec<u32> = self.ready.iter().copied().collect();
-        for stream in ready {
-            let standing = self.streams[stream].behind.range(inside.clone());
-            let served = standing.filter(|((_, group), _)| slice.has_previous() || !self.index[*group].wish().prev_kv);
-            let cohorts: Vec<CohortKey> = served.map(|(_, cohort)| *cohort).take(cohorts_left + 1).collect();
-            for cohort in cohorts {
-                if cohorts_left == 0 || events_left == 0 {
-                    return true;
-                }
-                let (count, result) = self.feed(cohort, slice);
-                cohorts_left -= 1;
-                events_left = events_left.saturating_sub(count);
-                if let Err(Full) = result {
-                    break;
-                }
-            }
-        }
-        false
-    }
-
     /// The member stops: streams end once their clients have what waits, those that are opened from now on at once, of the others
     /// `most` with each call. Watchers that want to be told how far they are, and are far enough, are told. Whether there are more.
     pub fn stop(&mut self, most: usize) -> bool {
@@ -607,206 +477,15 @@ impl Hub {
         stats
     }
 
-    /// Sends a late cohort what `slice` has for it. Returns how many events that were, and whether all found room.
-    fn feed(&mut self, key: CohortKey, slice: &Slice) -> (usize, Result<(), Full>) {
-        let cohort = &mut self.cohorts[key.0];
-        let Position::Behind(mut next) = cohort.position() else { unreachable!("a stream lists its late cohorts") };
-        let (stream, ids, group) = (cohort.stream, cohort.members.ids(), &self.index[cohort.group]);
-        let Wish { filters, prev_kv, fragment } = group.wish();
-        let encode = |place: &Place| {
-            let (change, revision) = (slice.change(*place), slice.revision(*place));
-            match prev_kv {
-                true => change.event_with_prev(revision, || None).clone(),
-                false => change.event(revision).clone(),
-            }
-        };
-        let mut places = slice.changes(group.span(), next);
-        places.retain(|place| filters.admit(slice.change(*place).kind));
-
-        let mut result = Ok(());
-        let mut message = Vec::new();
-        let mut bytes = 0;
-        let mut revisions = places.chunk_by(|a, b| a.0 == b.0).peekable();
-        while let Some(changes) = revisions.next() {
-            for event in changes.iter().map(encode) {
-                bytes += event.len();
-                message.push(event);
-            }
-            let revision = match revisions.peek() {
-                Some(_) if bytes < self.message_bytes => continue,
-                Some(_) => slice.revision(changes[0]),
-                None => slice.covered(),
-            };
-            bytes = 0;
-            let (events, bytes) = collect(message.drain(..)).expect("a revision has a change");
-            let events = Events { ids: ids.clone(), revision, events, bytes, fragment };
-            match push(&mut self.streams[stream], events) {
-                Ok(count) => {
-                    self.events_sent += count as u64;
-                    self.caught_up.0 += count as u64;
-                    self.caught_up.1 += (bytes * ids.as_slice().len()) as u64;
-                }
-                Err(Full) => {
-                    result = Err(Full);
-                    break;
-                }
-            }
-            next = revision.next();
-        }
-        match result {
-            Ok(()) => next = slice.covered().next(),
-            Err(Full) => self.stall(stream),
-        }
-        // Under the lock that publish needs: whatever comes after `published` will find the watchers.
-        self.advance(key, if next > self.published { Position::Synced } else { Position::Behind(next) });
-        self.tell_progress(stream);
-        (places.len(), result)
-    }
-
     /// A synced cohort has to read history from the next revision on: it has been offered all that is published.
     fn fall_behind(&mut self, key: CohortKey) {
         self.advance(key, Position::Behind(self.published.next()));
     }
 
     /// The stream gets no events until its outbox has been emptied.
-    fn stall(&mut self, stream: u32) {
+    pub(super) fn stall(&mut self, stream: u32) {
         self.streams[stream].stalled = true;
         self.ready.remove(&stream);
-    }
-
-    /// Moves a cohort on, to join those who are there already: what watchers have been sent only grows.
-    fn advance(&mut self, key: CohortKey, to: Position) {
-        self.leave(key);
-        let cohort = &mut self.cohorts[key.0];
-        let first = |position| match position {
-            Position::Synced => self.published.next(),
-            Position::Future(first) | Position::Behind(first) => first,
-        };
-        // (What waits for the future becomes synced as that is published.)
-        let forward = first(to) >= first(cohort.position()) || to == Position::Synced;
-        assert!(forward, "watchers went back: {:?} to {to:?}", cohort.position());
-        cohort.stand(to);
-        let (stream, group) = (cohort.stream, cohort.group);
-        let Some(there) = self.standing(stream, group, to) else {
-            return self.settle(key);
-        };
-        let mut members = self.cohorts.remove(key.0).members;
-        self.index[group].cohorts -= 1;
-        for id in members.ids().as_slice() {
-            self.streams[stream].watchers.insert(*id, there);
-        }
-        self.late += if let Position::Behind(_) = to { members.len() } else { 0 };
-        self.cohorts[there.0].members.absorb(members);
-    }
-
-    /// Those of a stream and a group that stand at a position.
-    fn standing(&self, stream: u32, group: GroupKey, position: Position) -> Option<CohortKey> {
-        match position {
-            Position::Synced => self.synced(group, stream).ok(),
-            Position::Future(start) => self.future.get(&(start, stream, group)).copied(),
-            Position::Behind(next) => self.streams[stream].behind.get(&(next, group)).copied(),
-        }
-    }
-
-    /// The synced cohort of a group on a stream; without one, where it would stand in the group's list.
-    fn synced(&self, group: GroupKey, stream: u32) -> Result<CohortKey, usize> {
-        match self.index[group].synced() {
-            Synced::One(cohort) if self.cohorts[cohort.0].stream == stream => Ok(cohort),
-            Synced::None | Synced::One(_) => Err(0),
-            Synced::Many(list) => {
-                let at = self.lists[list].binary_search_by_key(&stream, |cohort| self.cohorts[cohort.0].stream)?;
-                Ok(self.lists[list][at])
-            }
-        }
-    }
-
-    /// Adds a cohort to the synced ones of its group.
-    fn list(&mut self, group: GroupKey, key: CohortKey) {
-        if let Synced::One(one) = self.index[group].synced() {
-            self.index[group].set_synced(Synced::Many(self.lists.insert(vec![one])));
-        }
-        let place = self.synced(group, self.cohorts[key.0].stream);
-        match self.index[group].synced() {
-            Synced::Many(list) => self.lists[list].insert(place.expect_err("a stream has one"), key),
-            _ => self.index[group].set_synced(Synced::One(key)),
-        }
-    }
-
-    /// Takes a cohort from the synced ones of its group.
-    fn unlist(&mut self, group: GroupKey, key: CohortKey) {
-        let Synced::Many(list) = self.index[group].synced() else {
-            return self.index[group].set_synced(Synced::None);
-        };
-        let stream = self.cohorts[key.0].stream;
-        let cohorts = &mut self.lists[list];
-        if let Ok(at) = cohorts.binary_search_by_key(&stream, |cohort| self.cohorts[cohort.0].stream) {
-            cohorts.remove(at);
-        }
-        if cohorts.is_empty() {
-            self.lists.remove(list);
-            self.index[group].set_synced(Synced::None);
-        }
-    }
-
-    /// Puts a cohort where its position says. Nobody stands there.
-    fn settle(&mut self, key: CohortKey) {
-        let Cohort { stream, group, ref members, .. } = self.cohorts[key.0];
-        let home = &mut self.streams[stream];
-        match self.cohorts[key.0].position() {
-            Position::Synced => self.list(group, key),
-            Position::Future(start) => {
-                self.future.insert((start, stream, group), key);
-                home.future += 1;
-            }
-            Position::Behind(next) => {
-                home.behind.insert((next, group), key);
-                home.late.insert(key);
-                *self.standing_at.entry(next).or_default() += 1;
-                self.late += members.len();
-                self.late_prev_kv += usize::from(self.index[group].wish().prev_kv);
-                if !home.stalled {
-                    self.ready.insert(stream);
-                    self.bell.ring();
-                }
-            }
-        }
-    }
-
-    /// Takes a cohort from where its position says; it gets another one, or goes.
-    fn leave(&mut self, key: CohortKey) {
-        let Cohort { stream, group, ref members, .. } = self.cohorts[key.0];
-        let home = &mut self.streams[stream];
-        match self.cohorts[key.0].position() {
-            Position::Synced => self.unlist(group, key),
-            Position::Future(start) => {
-                self.future.remove(&(start, stream, group));
-                home.future -= 1;
-            }
-            Position::Behind(next) => {
-                home.behind.remove(&(next, group));
-                home.late.remove(&key);
-                if let Entry::Occupied(mut count) = self.standing_at.entry(next) {
-                    *count.get_mut() -= 1;
-                    if *count.get() == 0 {
-                        count.remove();
-                    }
-                }
-                self.late -= members.len();
-                self.late_prev_kv -= usize::from(self.index[group].wish().prev_kv);
-                if home.late.is_empty() {
-                    self.ready.remove(&stream);
-                }
-            }
-        }
-    }
-
-    /// Forgets a cohort that has left, and its group with it if it was the last one there.
-    fn release(&mut self, key: CohortKey) {
-        let group = self.cohorts.remove(key.0).group;
-        self.index[group].cohorts -= 1;
-        if self.index[group].cohorts == 0 {
-            self.index.remove(group);
-        }
     }
 
     /// Forgets a watcher altogether.
@@ -828,19 +507,13 @@ impl Hub {
     }
 
     /// A stream that is open.
-    fn stream(&mut self, id: StreamId) -> Option<&mut Stream> {
+    pub(super) fn stream(&mut self, id: StreamId) -> Option<&mut Stream> {
         self.streams.get_mut(id.place()).filter(|home| home.id == id)
     }
 }
 
-/// The next one after `last`, from the beginning when there is none.
-fn after<T: Ord + Copy>(all: &BTreeSet<T>, last: T) -> Option<T> {
-    let later = (Bound::Excluded(last), Bound::Unbounded);
-    all.range(later).next().or(all.first()).copied()
-}
-
 /// Events as a message carries them, and their bytes; nothing for none.
-fn collect(mut events: impl Iterator<Item = Bytes>) -> Option<(EventList, usize)> {
+pub(super) fn collect(mut events: impl Iterator<Item = Bytes>) -> Option<(EventList, usize)> {
     let first = events.next()?;
     let Some(second) = events.next() else {
         let bytes = first.len();
@@ -851,10 +524,10 @@ fn collect(mut events: impl Iterator<Item = Bytes>) -> Option<(EventList, usize)
     Some((EventList::Many(Arc::new(all)), bytes))
 }
 
-/// Puts events into a stream's outbox. Returns how many they are.
-fn push(home: &mut Stream, events: Events) -> Result<usize, Full> {
+/// Puts events into a stream's outbox. Returns how many they are, and whom to wake.
+pub(super) fn push(home: &mut Stream, events: Events) -> Result<(usize, Option<Waker>), Full> {
     let (count, ids) = (events.count(), events.ids.clone());
-    home.outbox.push_events(events)?;
+    let reader = home.outbox.push_events(events)?;
     home.heard(ids.as_slice());
-    Ok(count)
+    Ok((count, reader))
 }

@@ -4,7 +4,7 @@
 //!               tell        publish(revision r)                 read by the stream's task
 //!  apply loop ──────▶ Feed ──────▶ Hub ── synced watchers ─────▶ Outbox of the stream ──▶ client
 //!                                   │                                   ▲
-//!                                   └─ unsynced watchers ◀─ outbox full │ caught_up(slice)
+//!                                   └─ unsynced watchers ◀─ outbox full │ deliver(parcel)
 //!                                            └─ next_catch_up ─▶ watch loop reads history
 //! ```
 //!
@@ -29,7 +29,7 @@
 //! | bookmarkable | after progress r nothing ≤ r follows                | progress goes through the same queue, from synced watchers only |
 //!
 //! Example. A watcher on `a` starts at 5 while `published` is 8: it is unsynced at 5, "created" says 8. The watch loop reads
-//! 5..=8 without any lock; meanwhile 9 is published and passes the watcher by, for it is not synced. `caught_up`
+//! 5..=8 without any lock; meanwhile 9 is published and passes the watcher by, for it is not synced. `deliver`
 //! pushes what concerns `a`, moves the watcher to 9, sees that 9 is published and leaves it unsynced. The next round
 //! reads 9, moves it to 10, and since nothing from 10 on is published the watcher is synced, under the same lock that
 //! `publish` needs.
@@ -44,6 +44,8 @@
 //!
 //! etcd: `server/storage/mvcc/watchable_store.go`, `watcher.go`, `watcher_group.go`.
 
+pub mod catch_up;
+mod cohorts;
 pub mod feed;
 mod group;
 pub mod hub;
@@ -52,14 +54,17 @@ mod interval;
 pub mod outbox;
 mod slab;
 pub mod slice;
+pub mod stats;
 mod stream;
 mod trie;
 pub mod watcher;
 
+pub use catch_up::{CatchUp, Order, Parcel};
 pub use feed::{Feed, Feeds, Notice};
-pub use hub::{Cancels, CatchUp, Hub, Stats, StreamId};
+pub use hub::{Hub, StreamId};
 pub use outbox::{Bell, End, EventList, Events, Ids, Next, Outbox, Outgoing, Refusal};
 pub use slice::Slice;
+pub use stats::{Cancels, Stats};
 pub use watcher::{Filters, Spec};
 
 #[cfg(test)]

@@ -335,8 +335,8 @@ impl Outbox {
         (queue.events, queue.bytes)
     }
 
-    /// Adds events if there is room. After `Full` the bell will ring for this stream.
-    pub(crate) fn push_events(&self, events: Events) -> Result<(), Full> {
+    /// Adds events if there is room, and says whom to wake then. After `Full` the bell will ring for this stream.
+    pub(crate) fn push_events(&self, events: Events) -> Result<Option<Waker>, Full> {
         let mut queue = self.lock();
         if !queue.has_room(self.shared.limits) {
             queue.turned_away = true;
@@ -344,21 +344,24 @@ impl Outbox {
         }
         queue.events += events.count();
         queue.bytes += events.bytes;
-        queue.push(Outgoing::Events(events));
-        Ok(())
+        Ok(queue.push(Outgoing::Events(events)))
     }
 
     /// Adds progress if there is room; it is a courtesy that can be repeated.
     pub(crate) fn push_progress(&self, id: Option<i64>, revision: Revision) {
         let mut queue = self.lock();
-        if queue.has_room(self.shared.limits) {
-            queue.push(Outgoing::Progress { id, revision });
-        }
+        let reader = match queue.has_room(self.shared.limits) {
+            true => queue.push(Outgoing::Progress { id, revision }),
+            false => None,
+        };
+        drop(queue);
+        wake(reader);
     }
 
     /// Adds an answer to a request, or a cancellation. Never turned away.
     pub(crate) fn push_answer(&self, answer: Outgoing) {
-        self.lock().push(answer);
+        let reader = self.lock().push(answer);
+        wake(reader);
     }
 
     /// Whether nothing follows what waits.
@@ -370,7 +373,9 @@ impl Outbox {
     pub(crate) fn end(&self, end: End) {
         let mut queue = self.lock();
         queue.end.get_or_insert(end);
-        queue.wake();
+        let reader = queue.reader.take();
+        drop(queue);
+        wake(reader);
     }
 
     fn pop(&self, queue: &mut Queue) -> Option<Next> {
@@ -403,18 +408,20 @@ impl Queue {
         self.end.is_none() && self.messages.len() < limits.messages && self.bytes < limits.bytes
     }
 
-    fn push(&mut self, message: Outgoing) {
+    /// Whom to wake once the lock is free: somebody who is woken often runs at once, and would wait for the lock.
+    fn push(&mut self, message: Outgoing) -> Option<Waker> {
         // Else a busy stream would never come to its end.
-        if self.end.is_none() {
-            self.messages.push_back(message);
-            self.wake();
+        if self.end.is_some() {
+            return None;
         }
+        self.messages.push_back(message);
+        self.reader.take()
     }
+}
 
-    fn wake(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
+fn wake(reader: Option<Waker>) {
+    if let Some(reader) = reader {
+        reader.wake();
     }
 }
 
@@ -448,13 +455,20 @@ impl Bell {
 
     /// Wakes the listener.
     pub fn ring(&self) {
-        ring(&mut self.lock());
+        self.ring_for(None);
     }
 
     fn drained(&self, stream: StreamId) {
+        self.ring_for(Some(stream));
+    }
+
+    fn ring_for(&self, drained: Option<StreamId>) {
         let mut state = self.lock();
-        state.drained.insert(stream);
-        ring(&mut state);
+        state.drained.extend(drained);
+        state.rung = true;
+        let listener = state.listener.take();
+        drop(state);
+        wake(listener);
     }
 
     pub(crate) fn take_drained(&self) -> BTreeSet<StreamId> {
@@ -463,13 +477,6 @@ impl Bell {
 
     fn lock(&self) -> MutexGuard<'_, BellState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn ring(state: &mut BellState) {
-    state.rung = true;
-    if let Some(listener) = state.listener.take() {
-        listener.wake();
     }
 }
 
@@ -509,8 +516,8 @@ mod tests {
         let bell = Arc::new(Bell::default());
         let outbox = Outbox::new(StreamId(7), bell.clone(), Limits::default());
         // One message of any size fits into an outbox with room.
-        assert_eq!(outbox.push_events(events(OUTBOX_BYTES_MAX * 3)), Ok(()));
-        assert_eq!(outbox.push_events(events(1)), Err(Full));
+        assert!(outbox.push_events(events(OUTBOX_BYTES_MAX * 3)).is_ok());
+        assert!(outbox.push_events(events(1)).is_err());
         outbox.push_progress(None, Revision(2));
         outbox.push_answer(Outgoing::Canceled { id: 0, revision: Revision(2) });
         assert!(bell.take_drained().is_empty());
@@ -520,9 +527,9 @@ mod tests {
         assert!(bell.take_drained().is_empty());
 
         for _ in 0..OUTBOX_MESSAGES_MAX {
-            assert_eq!(outbox.push_events(events(1)), Ok(()));
+            assert!(outbox.push_events(events(1)).is_ok());
         }
-        assert_eq!(outbox.push_events(events(1)), Err(Full));
+        assert!(outbox.push_events(events(1)).is_err());
         for id in 0..ANSWERS_RESERVED as i64 {
             assert!(outbox.has_answer_room());
             outbox.push_answer(Outgoing::Created { id, revision: Revision(2) });
@@ -537,7 +544,7 @@ mod tests {
         outbox.end(End::Stopped);
         outbox.end(End::NoLeader);
         outbox.push_answer(Outgoing::Created { id: 1, revision: Revision(1) });
-        assert_eq!(outbox.push_events(events(1)), Err(Full));
+        assert!(outbox.push_events(events(1)).is_err());
         assert!(matches!(outbox.try_next(), Some(Next::Message(Outgoing::Created { .. }))));
         assert_eq!(outbox.try_next(), Some(Next::End(End::Stopped)));
     }

@@ -1,7 +1,7 @@
 //! A piece of history, prepared outside the hub's lock so that inside it a watcher costs what it is sent.
 
+use super::catch_up::CatchUp;
 use super::group::Span;
-use super::hub::CatchUp;
 use crate::mvcc::change::{Change, SharedChanges};
 use crate::types::Revision;
 
