@@ -40,8 +40,8 @@ pub const GRACE: Duration = Duration::from_secs(3);
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// What may wait on one stream for a client that could take it and a connection that cannot. The default of 400 KiB is most of what a
-/// member takes in memory when many streams are busy, and gains nothing: a connection sends this much at once.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// member takes in memory when many streams are busy, and gains nothing: a connection sends about this much at once.
+const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
 /// Calls of one connection that were cancelled before we looked at them. Beyond this the connection is closed as hostile;
 /// the library's 20 is soon reached by an honest client that drops many watches at once.

@@ -18,9 +18,9 @@ use crate::server::watch_loop::Standing;
 use crate::types::Revision;
 use crate::watch::{Events, Outgoing};
 
-/// Bytes gathered before they are handed to the connection: two frames of HTTP/2 as most clients take them, and not a little more,
-/// which would be a frame of its own.
-const WRITE_BYTES: usize = 32 << 10;
+/// Bytes gathered before they are handed to the connection: a frame of HTTP/2 as most clients take them, and not a little more, which
+/// would be a frame of its own. A connection that is busy keeps three such pieces, and that is most of what it takes in memory.
+pub(super) const WRITE_BYTES: usize = 16 << 10;
 /// The largest event that is copied.
 const COPIED_MAX: usize = 16 << 10;
 /// First size of a piece. Most streams are asked to write a little now and then.

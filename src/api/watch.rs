@@ -29,7 +29,7 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
-use super::frames::Frames;
+use super::frames::{Frames, WRITE_BYTES};
 use super::requests::Requests;
 use super::status::{Intercepted, lagging, no_leader, status};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
@@ -47,8 +47,8 @@ const WAITING_MAX: usize = 1024;
 const WAITING_BYTES_MAX: usize = 1 << 20;
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-/// Bytes of events to which responses for the same watchers are joined.
-const JOINED_BYTES_MAX: usize = 32 << 10;
+/// Bytes of events to which responses for the same watchers are joined: with its head, such a response is one piece.
+const JOINED_BYTES_MAX: usize = WRITE_BYTES - 512;
 /// Metadata by which a client asks to be cut off from a member without leader.
 const HAS_LEADER: &str = "hasleader";
 

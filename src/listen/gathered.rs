@@ -225,4 +225,31 @@ mod tests {
         tokio::join!(gathered.around(writing.as_mut()), reading);
         assert_eq!(gathered.lock().buffer.capacity(), 0);
     }
+
+    #[tokio::test]
+    async fn a_client_that_takes_everything_is_not_sent_everything_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let gathered = Gathered::new(listener.accept().await.unwrap().0);
+        let mut near = gathered.clone();
+        let bytes = 2 << 20;
+        let mut writing = std::pin::pin!(async move {
+            near.write_all(&vec![7; bytes]).await.unwrap();
+            near.shutdown().await.unwrap();
+        });
+        let mut writing = std::pin::pin!(gathered.around(writing.as_mut()));
+        let mut sent = Vec::new();
+        let turns = poll_fn(|cx| {
+            let outcome = writing.as_mut().poll(cx);
+            sent.push(gathered.lock().sent);
+            outcome
+        });
+        let mut received = Vec::new();
+        let (_, reading) = tokio::join!(turns, far.read_to_end(&mut received));
+        reading.unwrap();
+        assert_eq!((received.len(), sent.iter().sum()), (bytes, bytes));
+        let most = *sent.iter().max().unwrap();
+        // What is under way is written whole.
+        assert!((SENT_AT_ONCE_MAX..SENT_AT_ONCE_MAX + GATHERED_MAX).contains(&most), "{most}");
+    }
 }
