@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use crate::mvcc::change::SharedChanges;
 use crate::mvcc::revision::RevisionKey;
@@ -28,7 +29,7 @@ use crate::mvcc::{History, Store};
 use crate::storage;
 use crate::storage::backend::Bucket;
 use crate::types::{ClusterId, Index, MemberId, Revision, Term};
-use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Slice, Spec, Stats, StreamId};
+use crate::watch::{Bell, CatchUp, End, Feed, Hub, Outbox, Slice, Spec, Stats, StreamId};
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
@@ -37,12 +38,14 @@ pub const SLICE_BYTES_MAX: usize = 256 << 10;
 const SHORT_SLICE_BYTES_MAX: usize = 64 << 10;
 /// Revisions whose previous values are looked for at once, in an index that apply needs too.
 const LINKED_PER_LOOK: usize = 32;
-/// Turns made in one visit to the blocking threads.
+/// Turns made at once.
 const TURNS_PER_VISIT: usize = 16;
 /// While others write, a turn is followed by a rest so many times as long, up to a most: who is late by a million revisions can
 /// wait better than a put. (What is left of a processor still sends several times as much as anybody writes.)
 const RESTS_PER_TURN: u32 = 4;
 const REST_MAX: Duration = Duration::from_millis(10);
+/// How much more others are to have of a processor.
+const NICE: i32 = 10;
 /// So long after somebody wrote, others are taken to write.
 const WRITING_FOR: Duration = Duration::from_millis(100);
 /// Notices that a hub hears before others run on its thread, and messages it offers to outboxes.
@@ -165,36 +168,56 @@ fn hand_out(shard: &Shard, slice: &Slice) {
     }
 }
 
-/// Catches up watchers whenever there are any.
+/// Catches up watchers whenever there are any, on a thread of its own that makes way for others.
 pub async fn run<S>(shard: Arc<Shard>, state: Arc<S>) -> storage::Result<()>
 where
     S: StoreAccess + Send + Sync + 'static,
 {
     let bell = shard.lock().bell();
-    let mut pace = Pace::default();
+    let (visit, visits) = std::sync::mpsc::channel();
+    let (done, mut outcomes) = mpsc::unbounded_channel();
+    let ringing = bell.clone();
+    let thread = thread::Builder::new().name("catch-up".into()).spawn(move || {
+        make_way();
+        let mut pace = Pace::default();
+        // Until nobody asks any more.
+        while let Ok(()) = visits.recv()
+            && done.send(catch_up(&shard, &*state, &mut pace, &ringing)).is_ok()
+        {}
+    });
+    let thread = thread.map_err(|error| storage::Error::Engine(format!("starting a thread: {error}")))?;
     loop {
         bell.rung().await;
-        let (shard, state, bell) = (shard.clone(), state.clone(), bell.clone());
-        let visit = tokio::task::spawn_blocking(move || -> storage::Result<Pace> {
-            for _ in 0..TURNS_PER_VISIT {
-                let began = Instant::now();
-                let slice_bytes = pace.slice_bytes(began);
-                if !turn(&shard, &*state, slice_bytes)? {
-                    return Ok(pace);
-                }
-                let published = shard.lock().published();
-                thread::sleep(pace.rest(published, began, Instant::now()));
-            }
-            bell.ring();
-            Ok(pace)
-        });
-        match visit.await {
-            Ok(done) => pace = done?,
-            // The runtime is going down.
-            Err(error) if error.is_cancelled() => return Ok(()),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        // A thread that has ended has panicked.
+        let sent = visit.send(());
+        match outcomes.recv().await.filter(|_| sent.is_ok()) {
+            Some(outcome) => outcome?,
+            None => match thread.join() {
+                Ok(()) => return Ok(()),
+                Err(panic) => std::panic::resume_unwind(panic),
+            },
         }
     }
+}
+
+/// A few turns.
+fn catch_up(shard: &Shard, state: &impl StoreAccess, pace: &mut Pace, bell: &Bell) -> storage::Result<()> {
+    for _ in 0..TURNS_PER_VISIT {
+        let began = Instant::now();
+        if !turn(shard, state, pace.slice_bytes(began))? {
+            return Ok(());
+        }
+        let published = shard.lock().published();
+        thread::sleep(pace.rest(published, began, Instant::now()));
+    }
+    bell.ring();
+    Ok(())
+}
+
+/// Others run first: those who answer requests on a processor that is busy do not wait until a slice has been read.
+fn make_way() {
+    // (On Linux it is the thread's own. Where it is not allowed, all wait alike.)
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
 }
 
 /// Says how much who catches up reads at once, and how long it rests then: the processors are for those who write, if there are any.
