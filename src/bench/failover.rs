@@ -8,6 +8,7 @@ use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
+use super::ask::Ask;
 use super::load::{Keys, Load, Until};
 use super::options::Options;
 use super::report::{Latencies, Report, has_ended};
@@ -64,7 +65,7 @@ pub(super) async fn run(options: &Options, signal: Signal, report: &mut Report) 
         return Err(format!("only {} of {all} streams were opened", counts.created.load(Ordering::Relaxed)));
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let writer = tokio::spawn(async move { load.run(Until::Told(stopped), false).await });
+    let writer = tokio::spawn(async move { load.run(Until::Told(stopped), Ask::Put).await });
     if settled(&counts.told, all).await < all {
         return Err(format!("only {} of {all} streams were told anything", counts.told.load(Ordering::Relaxed)));
     }
@@ -81,7 +82,7 @@ pub(super) async fn run(options: &Options, signal: Signal, report: &mut Report) 
     // Something more to miss.
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.send_replace(true);
-    let mut puts = writer.await.map_err(|error| error.to_string())?;
+    let puts = writer.await.map_err(|error| error.to_string())?;
     // They end when they have all that was written.
     end.send_replace(revision(&others).await?);
     let gone = gone.await.map_err(|error| error.to_string())?;
@@ -108,9 +109,9 @@ pub(super) async fn run(options: &Options, signal: Signal, report: &mut Report) 
     report.add("streams_back", back as f64);
     report.add("ended_unavailable", unavailable as f64);
     report.add("process_gone_s", gone.as_secs_f64());
-    report.latencies("noticed_after_signal", &mut noticing);
-    report.latencies("running_after_noticed", &mut running);
-    report.latencies("event_after_noticed", &mut serving);
+    report.latencies("noticed_after_signal", &noticing);
+    report.latencies("running_after_noticed", &running);
+    report.latencies("event_after_noticed", &serving);
     puts.report("puts", report);
     report.add("events_wrong", wrong as f64);
     report.add("streams_unfinished", unfinished as f64);

@@ -5,27 +5,44 @@
 //! requests slow, and not one (what is called coordinated omission). A client that slept until then counts from when it
 //! woke: how exact a timer is says nothing of a server.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::ask::{Ask, Asker};
 use super::options::Options;
-use super::report::{Latencies, Report, Spent};
+use super::report::{Latencies, Report, Spent, mebibytes};
 use crate::client::Client;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 
-/// `put` and `range`.
-pub(super) async fn run(options: &Options, report: &mut Report) -> Result<(), String> {
+/// Requests of one kind.
+pub(super) async fn run(options: &Options, ask: Ask, report: &mut Report) -> Result<(), String> {
     let load = Load::new(options, Keys::Scattered("bench/".to_owned()))?;
     load.warm_up().await?;
+    if options.fill {
+        eprintln!("everwatch-bench: writing {} keys", options.keys);
+        let filling = Load { keys: Keys::InOrder("bench/".to_owned()), rate: 0, ..load.clone() };
+        let spent = Spent::meter(report.servers());
+        let filled = filling.run(Until::Requests(options.keys), Ask::Put).await;
+        report.costs("fill", spent(), options.keys);
+        filled.report("fill", report);
+        let memory = report.servers().settled().await;
+        report.memory("filled", memory);
+    }
+    report.servers().forget_peak();
     let spent = Spent::meter(report.servers());
-    let mut seen = load.run(Until::Requests(options.total), options.command == "range").await;
-    report.costs("requests", spent(), seen.latencies.len() as u64);
+    let seen = load.run(Until::Requests(options.total), ask).await;
+    report.costs("requests", spent(), seen.latencies.len());
     seen.report("requests", report);
-    Ok(())
+    report.memory("after", report.servers().memory());
+    report.add("peak_resident_mib", mebibytes(report.servers().peak_resident()));
+    match seen.errors {
+        0 => Ok(()),
+        errors => Err(format!("{errors} requests failed")),
+    }
 }
 
 /// Which keys are written.
@@ -33,8 +50,19 @@ pub(super) async fn run(options: &Options, report: &mut Report) -> Result<(), St
 pub(super) enum Keys {
     /// Many, under this prefix, in a scattered order that is the same in every run.
     Scattered(String),
+    /// The same, each once, in order.
+    InOrder(String),
     /// This one.
     One(String),
+}
+
+impl Keys {
+    /// All of them begin with it.
+    fn prefix(&self) -> &str {
+        match self {
+            Keys::Scattered(prefix) | Keys::InOrder(prefix) | Keys::One(prefix) => prefix,
+        }
+    }
 }
 
 /// When a load ends.
@@ -54,13 +82,13 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn append(&mut self, mut other: Seen) {
-        self.latencies.append(&mut other.latencies);
+    pub(super) fn append(&mut self, other: &Seen) {
+        self.latencies.append(&other.latencies);
         self.errors += other.errors;
     }
 
-    pub(super) fn report(&mut self, name: &str, report: &mut Report) {
-        report.latencies(name, &mut self.latencies);
+    pub(super) fn report(&self, name: &str, report: &mut Report) {
+        report.latencies(name, &self.latencies);
         report.add(format!("{name}_errors"), self.errors as f64);
     }
 }
@@ -108,17 +136,18 @@ impl Load {
     }
 
     /// Sends requests, from all clients.
-    pub(super) async fn run(&self, until: Until, range: bool) -> Seen {
+    pub(super) async fn run(&self, until: Until, ask: Ask) -> Seen {
         let (taken, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
+        let all = Arc::new(Mutex::new(Seen::default()));
         let clients: Vec<_> = (0..self.clients)
-            .map(|number| tokio::spawn(self.clone().one(number, taken.clone(), began, until.clone(), range)))
+            .map(|number| tokio::spawn(self.clone().one(number, taken.clone(), began, until.clone(), ask, all.clone())))
             .collect();
-        let mut all = Seen::default();
         for client in clients {
             // A client that panicked counts as an error.
-            all.append(client.await.unwrap_or_else(|_| Seen { errors: 1, ..Seen::default() }));
+            let ended = client.await;
+            lock(&all).errors += u64::from(ended.is_err());
         }
-        all
+        std::mem::take(&mut *lock(&all))
     }
 
     /// Puts once, from the first client.
@@ -130,19 +159,22 @@ impl Load {
     }
 
     /// One client: takes the next number until the end.
-    async fn one(self, number: usize, taken: Arc<AtomicU64>, began: Instant, mut until: Until, range: bool) -> Seen {
-        let mut seen = Seen::default();
+    async fn one(
+        self,
+        number: usize,
+        taken: Arc<AtomicU64>,
+        began: Instant,
+        mut until: Until,
+        ask: Ask,
+        all: Arc<Mutex<Seen>>,
+    ) {
         let endpoints = self.client.endpoints();
-        let mut kv = KvClient::new(self.client.channel(number % endpoints, number / endpoints));
+        let mut asker = Asker::new(ask, self.client.channel(number % endpoints, number / endpoints));
         loop {
             let number = taken.fetch_add(1, Ordering::Relaxed);
-            let Some(sent) = self.due(number, began, &mut until).await else { return seen };
-            let key = self.key(number);
-            let outcome = if range {
-                kv.range(RangeRequest { key, ..Default::default() }).await.map(drop)
-            } else {
-                kv.put(PutRequest { key, value: self.value(sent), ..Default::default() }).await.map(drop)
-            };
+            let Some(sent) = self.due(number, began, &mut until).await else { return };
+            let outcome = asker.once(number, self.key(number), self.value(sent), self.keys.prefix()).await;
+            let mut seen = lock(&all);
             match outcome {
                 Ok(()) => seen.latencies.add(sent.elapsed()),
                 Err(status) => {
@@ -184,6 +216,7 @@ impl Load {
     fn key(&self, number: u64) -> Bytes {
         match &self.keys {
             Keys::One(key) => Bytes::copy_from_slice(key.as_bytes()),
+            Keys::InOrder(prefix) => Bytes::from(format!("{prefix}{:010}", number % self.key_space)),
             // Multiplying by a large odd number.
             Keys::Scattered(prefix) => {
                 let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.key_space;
@@ -199,6 +232,11 @@ impl Load {
         value[..TIME_BYTES].copy_from_slice(&nanos.to_be_bytes());
         Bytes::from(value)
     }
+}
+
+/// It is never held while others run.
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of a value that say when it was sent.

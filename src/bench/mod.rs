@@ -2,7 +2,7 @@
 //!
 //! | command           | what it does                                                                                        |
 //! |-------------------|-----------------------------------------------------------------------------------------------------|
-//! | `put` `range`     | as fast as answers come, or at a rate                                                                |
+//! | `put` `range` `page` `count` `list` `txn` `mixed` `cas` `lease-grant` `lease-keepalive` | requests of one kind, as fast as answers come, or at a rate |
 //! | `watch-fanout`    | watchers of one key, over streams; how soon and at what cost does a put reach all of them             |
 //! | `watch-idle`      | puts beside watchers of other keys, and without them, in turn                                         |
 //! | `watch-memory`    | what one more stream, and one more watcher, keeps in memory                                           |
@@ -16,9 +16,10 @@
 //! subtracts the put's reply.) With `--pids` the processor time and the memory of the servers are told as well. Figures go to
 //! stdout, one a line or all of them as one line of JSON; what goes on meanwhile to stderr.
 //!
-//! Deliberately missing: mixed workloads, and any judgement of the figures. `scripts/watch-figures.sh` runs the cases
-//! against etcd and Everwatch, and judges.
+//! Deliberately missing: any judgement of the figures. `scripts/watch-figures.sh` and `scripts/compare.sh` run the cases against
+//! etcd and Everwatch, and judge.
 
+mod ask;
 mod failover;
 mod lean;
 mod load;
@@ -27,6 +28,7 @@ mod report;
 mod streams;
 mod watch;
 
+use ask::Ask;
 pub use options::{Options, USAGE};
 use report::Report;
 
@@ -35,7 +37,16 @@ pub async fn run(options: Options) -> Result<(), String> {
     raise_limit_of_files();
     let mut report = Report::new(&options);
     let outcome = match options.command.as_str() {
-        "put" | "range" => load::run(&options, &mut report).await,
+        "put" => load::run(&options, Ask::Put, &mut report).await,
+        "range" => load::run(&options, Ask::Range { serializable: options.serializable }, &mut report).await,
+        "page" => load::run(&options, Ask::Page { limit: options.limit.into() }, &mut report).await,
+        "count" => load::run(&options, Ask::Count, &mut report).await,
+        "list" => load::run(&options, Ask::List, &mut report).await,
+        "txn" => load::run(&options, Ask::Txn, &mut report).await,
+        "mixed" => load::run(&options, Ask::Mixed, &mut report).await,
+        "cas" => load::run(&options, Ask::Swap, &mut report).await,
+        "lease-grant" => load::run(&options, Ask::Grant, &mut report).await,
+        "lease-keepalive" => load::run(&options, Ask::KeepAlive, &mut report).await,
         "watch-fanout" => watch::fanout(&options, &mut report).await,
         "watch-idle" => watch::idle(&options, &mut report).await,
         "watch-memory" => watch::memory(&options, &mut report).await,

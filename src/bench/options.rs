@@ -6,7 +6,8 @@ use std::time::Duration;
 /// How it is used.
 pub const USAGE: &str = "\
 everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256] [--json] [--settle-ms=3000]
-  put | range      [--clients=1000] [--total=100000] [--key-space=100000] [--rate=0]
+  put | range | page | count | list | txn | mixed | cas | lease-grant | lease-keepalive
+                   [--clients=1000] [--total=100000] [--key-space=100000] [--fill] [--serializable] [--limit=1000] [--rate=0]
   watch-fanout     [--streams=100] [--watchers=10000] [--clients=1] [--total=1000] [--rate=0] [--lockstep]
   watch-idle       [--streams=100] [--watchers=100000] [--watch=own] [--rounds=2] and what put takes
   watch-memory     [--streams=100] [--more-streams=10000] [--watchers=1000000] [--watch=own]
@@ -15,8 +16,9 @@ everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [-
   watch-failover   [--streams=10000] [--rate=5] --kill=PID      the process of the first endpoint
   watch-drain      [--streams=1000] [--rate=5] --kill=PID       the same, asked to stop
   watch-progress   [--watchers=1] [--total=1000]
+--fill: writes every key of the key space once before; --limit: keys of a page; range reads one key
 --watchers counts all of them; --watch: each its own key, or all one key, or all one prefix
---rate is puts per second of all clients together, 0: as fast as they are answered
+--rate is requests per second of all clients together, 0: as fast as they are answered
 --lockstep: the next put waits until the one before has reached every watcher
 --json: figures as one line of JSON; --pids: the servers, whose processor time and memory are told then
 --settle-ms: memory is read when it has not changed for so long";
@@ -42,11 +44,16 @@ pub struct Options {
     pub(super) total: u64,
     pub(super) value_bytes: usize,
     pub(super) keys: u64,
+    /// Every key is written before.
+    pub(super) fill: bool,
+    pub(super) serializable: bool,
+    /// Keys of a page.
+    pub(super) limit: u32,
     pub(super) streams: usize,
     pub(super) more_streams: usize,
     pub(super) watchers: usize,
     pub(super) watched: Watched,
-    /// Puts per second; 0: no limit.
+    /// Requests per second; 0: no limit.
     pub(super) rate: u64,
     pub(super) lockstep: bool,
     pub(super) rounds: usize,
@@ -73,6 +80,9 @@ impl Options {
             total: 100_000,
             value_bytes: 256,
             keys: 100_000,
+            fill: false,
+            serializable: false,
+            limit: 1000,
             streams: 100,
             more_streams: 10_000,
             watchers: 100_000,
@@ -97,6 +107,9 @@ impl Options {
                 "--total" => options.total = number(name, value)?,
                 "--val-size" => options.value_bytes = number(name, value)?,
                 "--key-space" => options.keys = number(name, value)?,
+                "--fill" => options.fill = true,
+                "--serializable" => options.serializable = true,
+                "--limit" => options.limit = number(name, value)?,
                 "--streams" => options.streams = number(name, value)?,
                 "--more-streams" => options.more_streams = number(name, value)?,
                 "--watchers" => options.watchers = number(name, value)?,

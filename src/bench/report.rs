@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use super::options::Options;
@@ -38,9 +39,9 @@ impl Report {
     }
 
     /// `NAME_p50_ms` and its relatives.
-    pub(super) fn latencies(&mut self, name: &str, latencies: &mut Latencies) {
+    pub(super) fn latencies(&mut self, name: &str, latencies: &Latencies) {
         self.add(format!("{name}_count"), latencies.len() as f64);
-        for (share, label) in [(0.5, "p50"), (0.99, "p99"), (0.999, "p999"), (1.0, "max")] {
+        for (share, label) in [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p999"), (1.0, "max")] {
             self.add(format!("{name}_{label}_ms"), latencies.at(share));
         }
     }
@@ -85,35 +86,35 @@ impl Report {
     }
 }
 
-/// Latencies, each kept.
-#[derive(Debug, Default)]
-pub(super) struct Latencies {
-    all: Vec<Duration>,
-    sorted: bool,
+/// What takes longer is taken to take so long.
+const LATENCY_NANOS_MAX: u64 = 3600 * 1_000_000_000;
+
+/// Latencies, to three digits.
+#[derive(Debug)]
+pub(super) struct Latencies(Histogram<u64>);
+
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies(Histogram::new_with_bounds(1, LATENCY_NANOS_MAX, 3).expect("bounds that make sense"))
+    }
 }
 
 impl Latencies {
     pub(super) fn add(&mut self, latency: Duration) {
-        self.all.push(latency);
-        self.sorted = false;
+        self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    pub(super) fn append(&mut self, other: &mut Latencies) {
-        self.all.append(&mut other.all);
-        self.sorted = false;
+    pub(super) fn append(&mut self, other: &Latencies) {
+        self.0.add(&other.0).expect("all have the same bounds");
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.all.len()
+    pub(super) fn len(&self) -> u64 {
+        self.0.len()
     }
 
     /// Milliseconds that this share of them did not exceed.
-    pub(super) fn at(&mut self, share: f64) -> f64 {
-        if !std::mem::replace(&mut self.sorted, true) {
-            self.all.sort_unstable();
-        }
-        let rank = (self.all.len() as f64 * share).ceil() as usize;
-        self.all.get(rank.saturating_sub(1)).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+    pub(super) fn at(&self, share: f64) -> f64 {
+        self.0.value_at_quantile(share) as f64 / 1e6
     }
 }
 
@@ -280,7 +281,9 @@ mod tests {
     fn a_share_of_latencies_does_not_exceed_what_is_told() {
         let mut latencies = Latencies::default();
         (1..=100).rev().for_each(|ms| latencies.add(Duration::from_millis(ms)));
-        assert_eq!([0.5, 0.99, 0.999, 1.0].map(|share| latencies.at(share)), [50.0, 99.0, 100.0, 100.0]);
+        for (share, expected) in [(0.5, 50.0), (0.99, 99.0), (0.999, 100.0), (1.0, 100.0)] {
+            assert!((latencies.at(share) - expected).abs() <= expected / 1000.0, "{share}: {}", latencies.at(share));
+        }
         assert_eq!(Latencies::default().at(0.99), 0.0);
     }
 }

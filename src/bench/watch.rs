@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::ask::Ask;
 use super::load::{Keys, Load, Seen, Until};
 use super::options::{Options, Watched};
 use super::report::{Latencies, Progress, Report, Spent, mebibytes};
@@ -84,12 +85,12 @@ pub(super) async fn fanout(options: &Options, report: &mut Report) -> Result<(),
     let readers: Vec<_> =
         streams.into_iter().map(|stream| tokio::spawn(arrived.clone().read(stream, first, load.epoch))).collect();
     let spent = Spent::meter(report.servers());
-    let mut puts = if options.lockstep {
+    let puts = if options.lockstep {
         in_turn(&load, options.total, watchers, &arrived.events).await?
     } else {
-        load.run(Until::Requests(options.total), false).await
+        load.run(Until::Requests(options.total), Ask::Put).await
     };
-    let wanted = puts.latencies.len() as u64 * watchers;
+    let wanted = puts.latencies.len() * watchers;
     let received = settled(&arrived.events, wanted).await;
     report.costs("events", spent(), received);
     readers.iter().for_each(tokio::task::JoinHandle::abort);
@@ -99,7 +100,7 @@ pub(super) async fn fanout(options: &Options, report: &mut Report) -> Result<(),
     let revisions = std::mem::take(&mut *arrived.revisions.lock().unwrap_or_else(PoisonError::into_inner));
     let mut reached = Latencies::default();
     revisions.iter().for_each(|(_, slowest)| reached.add(*slowest));
-    report.latencies("reached_all", &mut reached);
+    report.latencies("reached_all", &reached);
     puts.report("puts", report);
     report.add("peak_resident_mib", mebibytes(report.servers().peak_resident()));
     report.memory("after", report.servers().settled().await);
@@ -131,7 +132,7 @@ pub(super) async fn idle(options: &Options, report: &mut Report) -> Result<(), S
     let load = scattered(options)?;
     load.warm_up().await?;
     // What is slow only once, such as new keys, is not for those who come first.
-    load.run(Until::Requests(options.keys.min(options.total)), false).await;
+    load.run(Until::Requests(options.keys.min(options.total)), Ask::Put).await;
     let (mut without, mut with) = (Measured::default(), Measured::default());
     without.take(&load, options, report).await;
     for round in 0..options.rounds {
@@ -146,7 +147,7 @@ pub(super) async fn idle(options: &Options, report: &mut Report) -> Result<(), S
         without.take(&load, options, report).await;
     }
     for (name, measured) in [("without", &mut without), ("with", &mut with)] {
-        report.costs(name, measured.spent, measured.seen.latencies.len() as u64);
+        report.costs(name, measured.spent, measured.seen.latencies.len());
         measured.seen.report(name, report);
     }
     Ok(())
@@ -162,7 +163,7 @@ struct Measured {
 impl Measured {
     async fn take(&mut self, load: &Load, options: &Options, report: &Report) {
         let spent = Spent::meter(report.servers());
-        self.seen.append(load.run(Until::Requests(options.total), false).await);
+        self.seen.append(&load.run(Until::Requests(options.total), Ask::Put).await);
         self.spent = self.spent.plus(spent());
     }
 }
@@ -215,14 +216,14 @@ pub(super) async fn stalled(options: &Options, report: &mut Report) -> Result<()
     // Nobody reads them from here on. Latencies count from when they have stalled, memory from before.
     let stalling = Until::Requests((STALLING_BYTES / options.value_bytes.max(1)) as u64);
     let writing = async {
-        let mut written = load.run(stalling, false).await.latencies.len() as u64;
+        let mut written = load.run(stalling, Ask::Put).await.latencies.len();
         let spent = Spent::meter(report.servers());
-        let seen = load.run(Until::Requests(options.total), false).await;
-        written += seen.latencies.len() as u64;
+        let seen = load.run(Until::Requests(options.total), Ask::Put).await;
+        written += seen.latencies.len();
         (written, seen, spent())
     };
-    let ((written, mut seen, spent), peak_anonymous) = report.servers().peak_anonymous(writing).await;
-    report.costs("puts", spent, seen.latencies.len() as u64);
+    let ((written, seen, spent), peak_anonymous) = report.servers().peak_anonymous(writing).await;
+    report.costs("puts", spent, seen.latencies.len());
     seen.report("puts", report);
     report.add("written_mib", mebibytes(written * options.value_bytes as u64));
     let peak = report.servers().peak_resident();
@@ -247,13 +248,13 @@ pub(super) async fn behind(options: &Options, report: &mut Report) -> Result<(),
     let first = revision(options).await? + 1;
     let filling = Options { clients: 500, rate: 0, ..options.clone() };
     eprintln!("everwatch-bench: writing {} revisions", options.history);
-    let mut filled = scattered(&filling)?.run(Until::Requests(options.history), false).await;
+    let filled = scattered(&filling)?.run(Until::Requests(options.history), Ask::Put).await;
     filled.report("history", report);
     report.servers().settled().await;
 
     let load = scattered(options)?;
     load.warm_up().await?;
-    let mut alone = load.run(Until::Elapsed(options.duration), false).await;
+    let alone = load.run(Until::Elapsed(options.duration), Ask::Put).await;
     alone.report("puts_alone", report);
 
     let last = revision(options).await?;
@@ -277,7 +278,7 @@ pub(super) async fn behind(options: &Options, report: &mut Report) -> Result<(),
         let _ = done.send(outcome);
     });
     let spent = Spent::meter(report.servers());
-    let mut beside = load.run(Until::Told(stopped), false).await;
+    let beside = load.run(Until::Told(stopped), Ask::Put).await;
     let (times, took) = finished.await.map_err(|_| "the watcher's thread panicked".to_owned())??;
     let revisions = (last - first + 1) as u64;
     report.costs("catching_up", spent(), revisions * u64::from(times));
@@ -324,6 +325,6 @@ pub(super) async fn progress(options: &Options, report: &mut Report) -> Result<(
         latencies.add(asked.elapsed());
     }
     report.costs("progress", spent(), options.total);
-    report.latencies("progress", &mut latencies);
+    report.latencies("progress", &latencies);
     Ok(())
 }

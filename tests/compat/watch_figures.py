@@ -10,21 +10,16 @@ import datetime
 import json
 import os
 import pathlib
-import platform
-import shlex
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import urllib.request
 
-from server import Server, free_ports
+from figures import awake, cluster, generate, heading, number, shown
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 ROUNDS = int(os.environ.get("ROUNDS", 1 if QUICK else 2))
-STEP_S_MAX = 3600
 KINDS = ("etcd", "everwatch")
 # A quota that nothing here reaches.
 FLAGS = ("--quota-backend-bytes", str(16 << 30))
@@ -174,50 +169,15 @@ def leads(member):
 
 def measure(step, command, bench):
     """Figures of one run against fresh servers."""
-    ports, base = free_ports(2 * step.members), tempfile.mkdtemp(prefix="everwatch-figures-")
-    clients, peers = ports[:step.members], ports[step.members:]
-    cluster = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, peer in enumerate(peers))
-    members = [Server(command, f"m{i}", client, peer, cluster, FLAGS, base)
-               for i, (client, peer) in enumerate(zip(clients, peers))]
     try:
-        for member in members:
-            member.spawn()
-        for member in members:
-            member.wait()
-            # What is measured is the process itself, not something that has started it.
-            program = os.path.basename(os.readlink(f"/proc/{member.process.pid}/exe"))
-            if not program.startswith(("etcd", "everwatch")):
-                raise SystemExit(f"{command} runs as {program}: name the binary itself")
-        more = []
-        if step.victim:
-            members.sort(key=leads, reverse=step.victim == "leader")
-            more = [f"--kill={members[0].process.pid}"]
-        run = subprocess.run(
-            [bench, *step.arguments, "--json", f"--settle-ms={SETTLE_MS}", *more,
-             "--endpoints=" + ",".join(f"http://{m.endpoint}" for m in members),
-             "--pids=" + ",".join(str(member.process.pid) for member in members)],
-            stdout=subprocess.PIPE, text=True, timeout=STEP_S_MAX)
-        return json.loads(run.stdout) if run.stdout else {"failed": f"the generator ended with code {run.returncode}"}
+        with cluster(command, step.members, FLAGS) as members:
+            more = []
+            if step.victim:
+                members.sort(key=leads, reverse=step.victim == "leader")
+                more = [f"--kill={members[0].process.pid}"]
+            return generate(bench, members, *step.arguments, f"--settle-ms={SETTLE_MS}", *more)
     except (subprocess.TimeoutExpired, ValueError) as error:
         return {"failed": str(error)}
-    finally:
-        for member in members:
-            member.kill()
-        shutil.rmtree(base, ignore_errors=True)
-
-
-def number(value):
-    if value is None:
-        return "–"
-    if value == 0 or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def shown(values):
-    if len(values) < 2 or min(values) == max(values):
-        return number(statistics.median(values) if values else None)
-    return f"{number(statistics.median(values))} ({number(min(values))} – {number(max(values))})"
 
 
 def table(results, steps):
@@ -241,48 +201,6 @@ def table(results, steps):
         yield f"| {row.case} | {row.what} | {shown(values['etcd'])} | {shown(values['everwatch'])} | {ratio} | {row.target} | {word} |"
 
 
-def output_of(*command):
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout.strip()
-
-
-def version(command, program):
-    """What a server says of itself: Everwatch has a line for the etcd that it is like, and one for itself."""
-    said = output_of(*shlex.split(command), "--version")
-    return next((line.split(": ")[1] for line in said.splitlines() if line.startswith(f"{program} Version: ")), said)
-
-
-def heading(commands):
-    """What was measured, where and when."""
-    with open("/proc/cpuinfo") as info:
-        model = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), platform.machine())
-    changed = " (changed)" if output_of("git", "status", "--porcelain", "--untracked-files=no") else ""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%F %H:%M UTC"),
-        "machine": f"{os.cpu_count()} × {model}, {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB, "
-                   f"Linux {platform.release()}",
-        "load before": f"{os.getloadavg()[0]:.2f}",
-        "etcd": version(commands["etcd"], "etcd"),
-        "Everwatch": version(commands["everwatch"], "everwatch"),
-        "commit": output_of("git", "rev-parse", "--short", "HEAD") + changed,
-        "rounds": f"{ROUNDS} (c and d: 1)" + (", QUICK: no figures to rely on" if QUICK else ""),
-        "kept awake": "yes" if os.environ.get("AWAKE") else "no",
-    }
-
-
-@contextlib.contextmanager
-def awake():
-    """Work of idle priority, if that is asked for: a processor that sleeps notices interrupts late on some machines."""
-    if not os.environ.get("AWAKE"):
-        yield
-        return
-    busy = subprocess.Popen(["chrt", "--idle", "0", sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        busy.kill()
-        busy.wait()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--etcd", default="etcd")
@@ -300,7 +218,10 @@ def main():
     commands = {"etcd": arguments.etcd, "everwatch": arguments.everwatch}
     kinds = [kind for kind in KINDS if arguments.only in (None, kind)]
     steps = [step for step in STEPS if not arguments.cases or {step.name, step.name[0]} & set(arguments.cases)]
-    head = heading(commands)
+    head = heading(commands) | {
+        "rounds": f"{ROUNDS} (c and d: 1)" + (", QUICK: no figures to rely on" if QUICK else ""),
+        "kept awake": "yes" if os.environ.get("AWAKE") else "no",
+    }
     directory = pathlib.Path("target/watch-figures")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}.jsonl"
