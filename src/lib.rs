@@ -96,7 +96,8 @@
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
 //! | `client`          | `pb`                                                                                       | no   |
 //! | `bench`           | `client` `pb`                                                                              | no   |
-//! | `bin`             | `bench`                                                                                    | no   |
+//! | `ctl`             | `client` `pb`                                                                              | no   |
+//! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries
 //! its messages; the database only in `storage`; gRPC in `peer`, `api`, `listen`, `member` and the tools, so that no loop of `server`
@@ -127,5 +128,6 @@ pub mod member;
 pub mod bench;
 pub mod client;
 pub mod config;
+pub mod ctl;
 pub mod logging;
 pub mod metrics;

@@ -6,6 +6,8 @@
 
 mod processes;
 
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -134,6 +136,87 @@ async fn version(client: &Client, member: usize) -> i64 {
     let range = RangeRequest { key: KEY.into(), ..Default::default() };
     let stored = KvClient::new(client.channel(member, 0)).range(range).await;
     stored.expect("a majority is there").into_inner().kvs[0].version
+}
+
+/// The control tool, watching.
+struct Printing {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Keys and values that it has printed.
+    seen: Vec<(String, String)>,
+}
+
+impl Printing {
+    fn start(arguments: &[&str]) -> Printing {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_everwatchctl"));
+        let mut process = command.args(arguments).stdout(Stdio::piped()).spawn().expect("the binary runs");
+        let lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        Printing { process, lines, seen: Vec::new() }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().expect("it goes on").expect("text")
+    }
+
+    /// Reads on to the first put of a key.
+    fn read_to(&mut self, key: &str) {
+        while self.seen.last().is_none_or(|(last, _)| last != key) {
+            assert_eq!(self.line(), "PUT");
+            let event = (self.line(), self.line());
+            self.seen.push(event);
+        }
+    }
+}
+
+impl Drop for Printing {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_control_tool_prints_every_change_once_whatever_becomes_of_members() {
+    let (cluster, mut members, runtime, client) = founded();
+    let endpoints = format!("--endpoints={}", cluster.clients.join(","));
+    let mut printing = Printing::start(&["watch", "--prefix", KEY, "--rev=1", &endpoints]);
+    let key = |n: usize| format!("{KEY}/{n:02}");
+    for n in 0..30 {
+        // It begins with the first member and goes on with the second, and then with whoever is there. What follows is written
+        // while there is nobody to tell it.
+        if n == 10 {
+            printing.read_to(&key(8));
+            drop(members.remove(0));
+        } else if n == 20 {
+            members.insert(0, cluster.start(0));
+            members[0].says(READY);
+            printing.read_to(&key(18));
+            drop(members.remove(1));
+        }
+        runtime.block_on(put(&client, 2, &key(n), &format!("value {n}")));
+    }
+    printing.read_to(&key(29));
+    // A put that was not answered was tried again: there may be more than thirty.
+    let history = runtime.block_on(async {
+        let alone = Client::new(&cluster.clients[2..], 1).expect("an address");
+        let mut watch = Watch::new(
+            alone,
+            [Want { key: KEY.into(), range_end: prefix(KEY).range_end, start_revision: 1, ..Want::default() }],
+            0,
+            0,
+        );
+        let mut history: Vec<(String, String)> = Vec::new();
+        while history.last().is_none_or(|(last, _)| *last != key(29)) {
+            if let News::Events(events) = news(&mut watch).await {
+                let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).expect("text");
+                history
+                    .extend(events.into_iter().filter_map(|event| event.kv).map(|kv| (text(kv.key), text(kv.value))));
+            }
+        }
+        history
+    });
+    assert!(history.len() >= 30);
+    assert_eq!(printing.seen[..], history[..printing.seen.len().min(history.len())]);
 }
 
 /// Every key from this one on that begins with it.

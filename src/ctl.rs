@@ -1,0 +1,196 @@
+//! `everwatchctl`: what etcdctl does not do, or not so. So far one thing: a watch that goes on where it was when its member goes
+//! away, at the next endpoint, with nothing lost and nothing twice.
+//!
+//! Its output is etcdctl's, so that scripts can take either; what becomes of the connection is said on stderr.
+//!
+//! Deliberately missing: everything that etcdctl does well with this server.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+
+use crate::client::resume::News;
+use crate::client::{Client, Heard, Want, Watch};
+use crate::pb::mvccpb::event::EventType;
+use crate::pb::mvccpb::{Event, KeyValue};
+
+/// How it is used.
+pub const USAGE: &str = "\
+everwatchctl watch KEY [RANGE_END] [--endpoints=127.0.0.1:2379[,..]]
+    --prefix            all keys that begin with KEY
+    --from-key          all keys from KEY on
+    --rev=N             from this revision on; without it, what comes from now on
+    --prev-kv           with what was there before each change
+    --progress-notify   with a word from time to time how far it is
+Prints changes as etcdctl does, until it is interrupted or compaction has removed what comes next.";
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    endpoints: Vec<String>,
+    want: Want,
+}
+
+impl Options {
+    /// Reads the arguments, without the program's name.
+    pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut endpoints = vec!["127.0.0.1:2379".to_owned()];
+        let (mut words, mut want) = (Vec::new(), Want::default());
+        let (mut prefix, mut from_key) = (false, false);
+        for argument in arguments {
+            let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
+            match name {
+                "--endpoints" => endpoints = value.split(',').map(str::to_owned).collect(),
+                "--prefix" => prefix = true,
+                "--from-key" => from_key = true,
+                "--rev" => {
+                    let revision = value.parse().ok().filter(|revision| *revision >= 0);
+                    want.start_revision = revision.ok_or(format!("--rev wants a revision, not {value:?}"))?;
+                }
+                "--prev-kv" => want.prev_kv = true,
+                "--progress-notify" => want.progress_notify = true,
+                name if name.starts_with("--") => return Err(format!("unknown flag: {name}")),
+                _ => words.push(argument),
+            }
+        }
+        let mut words = words.into_iter();
+        match words.next() {
+            Some(command) if command == "watch" => {}
+            Some(command) => return Err(format!("unknown command {command:?} for \"everwatchctl\"")),
+            None => return Err("a command is needed".to_owned()),
+        }
+        want.key = words.next().ok_or("watch wants a key")?.into();
+        let range_end: Option<Bytes> = words.next().map(Bytes::from);
+        if let Some(word) = words.next() {
+            return Err(format!("{word:?} is one word too many"));
+        }
+        want.range_end = match (prefix, from_key, range_end) {
+            (true, false, None) => behind_prefix(&want.key),
+            (false, true, None) => Bytes::from_static(b"\0"),
+            (false, false, range_end) => range_end.unwrap_or_default(),
+            _ => return Err("only one of --prefix, --from-key and RANGE_END can be given".to_owned()),
+        };
+        // The least key there is.
+        if want.key.is_empty() {
+            want.key = Bytes::from_static(b"\0");
+        }
+        // Large responses are handed out whole all the same.
+        want.fragment = true;
+        Ok(Options { endpoints, want })
+    }
+}
+
+/// The first key behind all that begin so; a zero byte: there is none.
+fn behind_prefix(prefix: &[u8]) -> Bytes {
+    let kept = prefix.iter().rposition(|byte| *byte != 0xff);
+    kept.map_or(Bytes::from_static(b"\0"), |last| {
+        let mut end = prefix[..=last].to_vec();
+        end[last] += 1;
+        end.into()
+    })
+}
+
+/// Does what is asked for.
+pub async fn run(options: Options) -> Result<(), String> {
+    let client = Client::new(&options.endpoints, 1).map_err(|error| error.to_string())?;
+    let mut watch = Watch::new(client, [options.want], 0, 0);
+    let mut stdout = io::stdout().lock();
+    let mut lost = false;
+    while let Some(heard) = watch.next().await.map_err(|error| error.to_string())? {
+        let written = match heard {
+            Heard::Of(_, News::Events(events)) => write_events(&mut stdout, &events),
+            Heard::Of(_, News::Progress { revision }) => writeln!(stdout, "progress notify: {revision}"),
+            Heard::Of(_, News::Created { .. }) => Ok(()),
+            Heard::Of(_, News::Compacted { at }) => {
+                return Err(format!(
+                    "watch was canceled: what comes next was compacted; revision {at} is the oldest there is"
+                ));
+            }
+            Heard::Of(_, News::Ended { reason }) => return Err(format!("watch was canceled ({reason})")),
+            Heard::Lost(status) => {
+                // Endpoints that are gone are tried in turn: once is enough.
+                if !lost {
+                    eprintln!("everwatchctl: {}", status.message());
+                }
+                lost = true;
+                Ok(())
+            }
+            Heard::Moved(endpoint) => {
+                if lost {
+                    eprintln!("everwatchctl: watching at {}", options.endpoints[endpoint % options.endpoints.len()]);
+                }
+                lost = false;
+                Ok(())
+            }
+        };
+        match written.and_then(|()| stdout.flush()) {
+            Ok(()) => {}
+            // Whoever read it has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+fn write_events(out: &mut impl Write, events: &[Event]) -> io::Result<()> {
+    for event in events {
+        let kind = if event.r#type == EventType::Delete as i32 { "DELETE" } else { "PUT" };
+        writeln!(out, "{kind}")?;
+        for kv in event.prev_kv.iter().chain(&event.kv) {
+            let KeyValue { key, value, .. } = kv;
+            out.write_all(&[key, &b"\n"[..], value, b"\n"].concat())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn ranges_are_what_etcdctl_makes_of_them() {
+        let range = |line: &str| {
+            let want = parse(line).expect(line).want;
+            (want.key, want.range_end)
+        };
+        assert_eq!(range("watch a"), ("a".into(), "".into()));
+        assert_eq!(range("watch a b"), ("a".into(), "b".into()));
+        assert_eq!(range("watch --prefix a"), ("a".into(), "b".into()));
+        assert_eq!(range("watch a --from-key"), ("a".into(), "\0".into()));
+        assert_eq!(behind_prefix(b"a\xff\xff")[..], b"b"[..]);
+        assert_eq!(behind_prefix(b"\xff")[..], b"\0"[..]);
+        assert_eq!(behind_prefix(b"")[..], b"\0"[..]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "",
+            "get a",
+            "watch",
+            "watch a b c",
+            "watch a --rev=x",
+            "watch a --rev=-1",
+            "watch a b --prefix",
+            "watch a --nope",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn events_are_printed_as_etcdctl_prints_them() {
+        let kv = |value: &str| KeyValue { key: "k".into(), value: Bytes::from(value.to_owned()), ..Default::default() };
+        let put = Event { kv: Some(kv("new")), prev_kv: Some(kv("old")), ..Default::default() };
+        let delete = Event { r#type: EventType::Delete as i32, kv: Some(kv("")), ..Default::default() };
+        let mut out = Vec::new();
+        write_events(&mut out, &[put, delete]).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "PUT\nk\nold\nk\nnew\nDELETE\nk\n\n");
+    }
+}
