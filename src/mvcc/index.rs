@@ -3,21 +3,23 @@
 //! Most keys have one revision, so that one lies inline: 40 bytes and the key. Older ones hang off a pointer, 16 bytes
 //! each. Generations are not stored as such: a tombstone among the places ends one, the next place begins another.
 //!
-//! Everything that knows how keys are ordered in memory is in this file. What others see is: one key, a walk over a
-//! range in slices, and compaction in slices; a tree that also counts its subtrees could replace the map without their
-//! noticing.
+//! The keys are in a [tree](super::tree) that counts those that exist, so that how many of a range do is known without a walk. (etcd
+//! walks the whole range even for a page of it.) What others see is: one key, how many there are, a walk over a range in slices,
+//! and compaction in slices.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::revision::RevisionKey;
-use crate::types::{KeyRange, Revision};
+use super::tree::{Key, Tree, Weigh};
+use crate::types::{KeyRange, RangeEnd, Revision};
 
 /// Keys and where their revisions lie.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    keys: BTreeMap<Box<[u8]>, Entry>,
-    live: usize,
+    /// A key that exists counts one.
+    keys: Tree<Entry>,
+    /// The newest revision of any key.
+    newest: Revision,
 }
 
 /// The revisions of one key. The newest is inline.
@@ -80,7 +82,15 @@ impl Compacted {
 impl Index {
     /// How many keys exist now.
     pub(super) fn live(&self) -> usize {
-        self.live
+        self.keys.weight()
+    }
+
+    /// How many keys of a range exist at a revision, unless that takes a walk: it is known of the newest.
+    pub(super) fn count(&self, range: &KeyRange, revision: Revision) -> Option<usize> {
+        if revision < self.newest {
+            return None;
+        }
+        Some(if range.is_empty() { 0 } else { self.keys.weigh(range.bounds()) })
     }
 
     /// The newest revision of a key that exists.
@@ -96,28 +106,20 @@ impl Index {
     /// Adds a put. `put.place` is above every place of the key.
     pub(super) fn put(&mut self, key: &[u8], put: Latest) {
         let newest = if put.leased { Newest::Leased } else { Newest::Live };
-        self.live += 1;
-        let Some(entry) = self.keys.get_mut(key) else {
-            let RevisionKey { main, sub } = put.place;
-            let entry = Entry { main, sub, create: put.create, version: put.version, newest, older: None };
-            self.keys.insert(key.into(), entry);
-            return;
-        };
-        self.live -= entry.is_live() as usize;
-        entry.push(put.place, newest, put.create, put.version);
+        let RevisionKey { main, sub } = put.place;
+        self.add(key, Entry { main, sub, create: put.create, version: put.version, newest, older: None });
     }
 
     /// Adds a tombstone, above every place of the key. (A key without revisions has one when only its deletion survived
     /// a compaction.)
     pub(super) fn delete(&mut self, key: &[u8], place: RevisionKey) {
-        let Some(entry) = self.keys.get_mut(key) else {
-            let RevisionKey { main, sub } = place;
-            let entry = Entry { main, sub, create: 0, version: 0, newest: Newest::Tombstone, older: None };
-            self.keys.insert(key.into(), entry);
-            return;
-        };
-        self.live -= entry.is_live() as usize;
-        entry.push(place, Newest::Tombstone, 0, 0);
+        let RevisionKey { main, sub } = place;
+        self.add(key, Entry { main, sub, create: 0, version: 0, newest: Newest::Tombstone, older: None });
+    }
+
+    fn add(&mut self, key: &[u8], entry: Entry) {
+        self.newest = self.newest.max(entry.place().revision());
+        self.keys.upsert(key, entry, Entry::push);
     }
 
     /// Visits at most `keys_max` keys of the range in order, beginning after `after`, until `visit` returns false. Keys
@@ -127,22 +129,30 @@ impl Index {
         range: &KeyRange,
         after: Option<&[u8]>,
         keys_max: usize,
-        mut visit: impl FnMut(&[u8], &Entry) -> bool,
+        mut visit: impl FnMut(Key<'_>, &Entry) -> bool,
     ) -> Option<Box<[u8]>> {
         if range.is_empty() {
             return None;
         }
+        if let RangeEnd::Single = range.end {
+            let entry = self.keys.get(&range.start).filter(|_| after.is_none());
+            entry.map(|entry| visit(Key::of(&range.start), entry));
+            return None;
+        }
         let (start, end) = range.bounds();
         let start = after.map_or(start, Bound::Excluded);
-        for (n, (key, entry)) in (1..).zip(self.keys.range::<[u8], _>((start, end))) {
+        let (mut visited, mut last) = (0, None);
+        self.keys.walk((start, end), &mut |key, entry| {
             if !visit(key, entry) {
-                return None;
+                return false;
             }
-            if n >= keys_max {
-                return Some(key.clone());
+            visited += 1;
+            if visited >= keys_max {
+                last = Some(key.whole().into());
             }
-        }
-        None
+            last.is_none()
+        });
+        last
     }
 
     /// Drops revisions that a compaction at `at` makes unreachable, and tells `drop` each with whether it is a
@@ -157,28 +167,36 @@ impl Index {
     ) -> bool {
         let start = finished.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut work = work_max.max(1);
-        let mut last = None;
+        let (mut any, mut last) = (false, Vec::new());
         let mut emptied = Vec::new();
         let mut more = false;
-        for (key, entry) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)) {
+        self.keys.walk_mut((start, Bound::Unbounded), &mut |key, entry| {
             let compacted = if work == 0 { Compacted::NOTHING_YET } else { entry.compact(at, work, drop) };
             if !compacted.done {
                 more = true;
-                break;
+                return false;
             }
             work = work.saturating_sub(1 + compacted.dropped);
-            last = Some(key);
+            any = true;
+            key.write(&mut last);
             if compacted.empty {
-                emptied.push(key.clone());
+                emptied.push(key.whole());
             }
-        }
-        if let Some(last) = last.cloned() {
-            *finished = Some(last);
+            true
+        });
+        if any {
+            *finished = Some(last.into());
         }
         for key in emptied {
             self.keys.remove(&key);
         }
         more
+    }
+}
+
+impl Weigh for Entry {
+    fn weight(&self) -> usize {
+        usize::from(self.is_live())
     }
 }
 
@@ -212,15 +230,16 @@ impl Entry {
         (!found.tombstone).then_some(RevisionKey { main: found.main, sub: found.sub })
     }
 
-    fn push(&mut self, place: RevisionKey, newest: Newest, create: i64, version: i64) {
-        debug_assert!(place > self.place(), "revisions of a key only grow");
+    /// The key has one more revision, with which `newer` was made.
+    fn push(&mut self, newer: Entry) {
+        debug_assert!(newer.place() > self.place(), "revisions of a key only grow");
         let old = OlderRevision { main: self.main, sub: self.sub, tombstone: !self.is_live() };
-        match &mut self.older {
+        let mut older = self.older.take();
+        match &mut older {
             Some(older) => older.0.push(old),
-            None => self.older = Some(Box::new(Older(vec![old]))),
+            None => older = Some(Box::new(Older(vec![old]))),
         }
-        (self.main, self.sub) = (place.main, place.sub);
-        (self.newest, self.create, self.version) = (newest, create, version);
+        *self = Entry { older, ..newer };
     }
 
     /// See [`Index::compact`]. Of the revisions up to `at` the newest stays if it is a put, or a tombstone of exactly

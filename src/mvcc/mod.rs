@@ -50,6 +50,7 @@ mod recent;
 mod record;
 pub mod revision;
 pub mod store;
+mod tree;
 pub mod txn;
 
 pub use hash::{HashKv, HashScan};

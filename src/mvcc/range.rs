@@ -47,6 +47,8 @@ pub struct Scan {
     after: Option<Box<[u8]>>,
     found: Vec<Found>,
     count: i64,
+    /// That is all of them, whether they were visited or not.
+    counted: bool,
     /// As it was at the last slice: it has every place that was not in memory then.
     reader: Arc<dyn Reader>,
 }
@@ -95,7 +97,8 @@ impl Store {
             if !scan.newest {
                 return Err(Error::Compacted { at: self.compacted });
             }
-            (scan.revision, scan.began, scan.after, scan.count) = (self.revision, self.revision, None, 0);
+            (scan.revision, scan.began, scan.after) = (self.revision, self.revision, None);
+            (scan.count, scan.counted) = (0, false);
             scan.found.clear();
         }
         Ok(self.scan_slice(scan, keys_max, &|_| None))
@@ -149,6 +152,7 @@ impl Store {
             after: None,
             found: Vec::new(),
             count: 0,
+            counted: false,
             reader: self.reader.clone(),
         })
     }
@@ -160,17 +164,27 @@ impl Store {
         keys_max: usize,
         own: &dyn Fn(RevisionKey) -> Option<Bytes>,
     ) -> bool {
-        let Scan { range, revision, found_max, after, found, count, .. } = scan;
-        *after = self.index.walk(range, after.as_deref(), keys_max, |_, entry| {
-            if let Some(place) = entry.at(*revision) {
-                *count += 1;
-                if found.len() < *found_max {
-                    let record = self.recent.record(place).cloned().or_else(|| own(place));
-                    found.push(Found { place, record });
+        let Scan { range, revision, found_max, after, found, count, counted, .. } = scan;
+        if after.is_none()
+            && let Some(all) = self.index.count(range, *revision)
+        {
+            (*count, *counted) = (all as i64, true);
+        }
+        // Whoever knows the count goes no further than for what is collected.
+        let enough = |found: &Vec<Found>, counted| counted && found.len() >= *found_max;
+        *after = match enough(found, *counted) {
+            true => None,
+            false => self.index.walk(range, after.as_deref(), keys_max, |_, entry| {
+                if let Some(place) = entry.at(*revision) {
+                    *count += i64::from(!*counted);
+                    if found.len() < *found_max {
+                        let record = self.recent.record(place).cloned().or_else(|| own(place));
+                        found.push(Found { place, record });
+                    }
                 }
-            }
-            true
-        });
+                !enough(found, *counted)
+            }),
+        };
         scan.reader = self.reader.clone();
         scan.after.is_some()
     }

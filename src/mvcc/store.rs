@@ -239,7 +239,7 @@ impl<'a> Write<'a> {
         let range = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
         let mut doomed = Vec::new();
         self.store.index.walk(&range, None, usize::MAX, |key, entry| {
-            doomed.extend(entry.latest().map(|latest| (record::encode_tombstone(key), latest)));
+            doomed.extend(entry.latest().map(|latest| (record::encode_tombstone(&key.whole()), latest)));
             true
         });
         let deleted = doomed.len() as i64;
