@@ -4,6 +4,7 @@ use bytes::Bytes;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::lean;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::lease_client::LeaseClient;
@@ -43,6 +44,7 @@ pub(super) enum Ask {
 /// One client.
 pub(super) struct Asker {
     ask: Ask,
+    channel: Channel,
     kv: KvClient<Channel>,
     lease: LeaseClient<Channel>,
     /// The client's own.
@@ -52,7 +54,7 @@ pub(super) struct Asker {
 impl Asker {
     pub(super) fn new(ask: Ask, channel: Channel) -> Asker {
         let kv = KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-        Asker { ask, kv, lease: LeaseClient::new(channel), lease_id: None }
+        Asker { ask, kv, lease: LeaseClient::new(channel.clone()), channel, lease_id: None }
     }
 
     /// Asks once. `number` is that of the request; of `prefix` are all keys.
@@ -64,15 +66,13 @@ impl Asker {
         };
         match self.ask {
             Ask::Put => self.kv.put(put(&key)).await.map(drop),
-            Ask::Range { serializable } => {
-                self.kv.range(RangeRequest { key, serializable, ..Default::default() }).await.map(drop)
-            }
+            Ask::Range { serializable } => self.read(RangeRequest { key, serializable, ..Default::default() }).await,
             Ask::Page { limit } => {
                 let page = RangeRequest { limit, ..Default::default() };
-                self.kv.range(RangeRequest { key, ..all(page) }).await.map(drop)
+                self.read(RangeRequest { key, ..all(page) }).await
             }
-            Ask::Count => self.kv.range(all(RangeRequest { count_only: true, ..Default::default() })).await.map(drop),
-            Ask::List => self.kv.range(all(RangeRequest::default())).await.map(drop),
+            Ask::Count => self.read(all(RangeRequest { count_only: true, ..Default::default() })).await,
+            Ask::List => self.read(all(RangeRequest::default())).await,
             Ask::Mixed if number % 2 == 1 => {
                 let first = all(RangeRequest { limit: 1, ..Default::default() });
                 self.kv.txn(txn(Vec::new(), Request::RequestRange(first))).await.map(drop)
@@ -108,6 +108,10 @@ impl Asker {
                 }
             }
         }
+    }
+
+    async fn read(&self, request: RangeRequest) -> Result<(), Status> {
+        lean::range(self.channel.clone(), request).await.map(drop)
     }
 
     async fn grant(&mut self) -> Result<i64, Status> {

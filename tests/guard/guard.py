@@ -1,0 +1,63 @@
+"""Holds the instructions that hot paths take against a committed baseline: scripts/bench-guard.sh.
+
+Instructions are counted by callgrind: no time is measured, and nothing depends on what else the machine does. They do depend on
+the compiler and a little on the C library, so a baseline names the compiler, and another one only warns.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+BASELINE = pathlib.Path("tests/guard/baseline.txt")
+# Of the baseline, either way: less is a reason for a new baseline.
+TOLERANCE = 0.05
+COUNTS = (1_000, 3_000)
+
+
+def instructions(program, path, count):
+    run = subprocess.run(
+        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", program, path, str(count)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    found = re.search(r"Collected : (\d+)", run.stderr)
+    if run.returncode or not found:
+        raise SystemExit(f"{path}: valgrind failed\n{run.stderr[-2000:]}")
+    return int(found[1])
+
+
+def cost(program, path):
+    few, many = (instructions(program, path, count) for count in COUNTS)
+    return round((many - few) / (COUNTS[1] - COUNTS[0]))
+
+
+def main():
+    program, compiler, *more = sys.argv[1:]
+    paths = subprocess.run([program], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    with ThreadPoolExecutor(2) as pool:
+        seen = dict(zip(paths, pool.map(lambda path: cost(program, path), paths)))
+    if more == ["--write"]:
+        lines = [f"# Instructions of one turn of each path; {compiler}.", *(f"{path} {count}" for path, count in seen.items())]
+        BASELINE.write_text("\n".join(lines) + "\n")
+    head, *lines = BASELINE.read_text().splitlines()
+    baseline = {path: int(count) for path, count in (line.split() for line in lines)}
+    off = []
+    for path, count in seen.items():
+        was = baseline.pop(path, None)
+        change = None if was is None else count / was - 1
+        print(f"{path:18} {count:10,}" + ("  is not in the baseline" if was is None else f"  {change:+.1%}"))
+        if change is None or abs(change) > TOLERANCE:
+            off.append(path)
+    off += [f"{path} (gone)" for path in baseline]
+    if not off:
+        return
+    print(f"not within {TOLERANCE:.0%} of {BASELINE}: {', '.join(off)}")
+    if compiler not in head:
+        print(f"but this is {compiler}, which the baseline is not of: nothing is known")
+        return
+    print("a change that is wanted: scripts/bench-guard.sh --write, and say why in the commit")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
