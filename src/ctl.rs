@@ -41,14 +41,14 @@ impl Options {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
             match name {
                 "--endpoints" => endpoints = value.split(',').map(str::to_owned).collect(),
-                "--prefix" => prefix = true,
-                "--from-key" => from_key = true,
+                "--prefix" => prefix = flag(&argument)?,
+                "--from-key" => from_key = flag(&argument)?,
                 "--rev" => {
                     let revision = value.parse().ok().filter(|revision| *revision >= 0);
                     want.start_revision = revision.ok_or(format!("--rev wants a revision, not {value:?}"))?;
                 }
-                "--prev-kv" => want.prev_kv = true,
-                "--progress-notify" => want.progress_notify = true,
+                "--prev-kv" => want.prev_kv = flag(&argument)?,
+                "--progress-notify" => want.progress_notify = flag(&argument)?,
                 name if name.starts_with("--") => return Err(format!("unknown flag: {name}")),
                 _ => words.push(argument),
             }
@@ -77,6 +77,15 @@ impl Options {
         // Large responses are handed out whole all the same.
         want.fragment = true;
         Ok(Options { endpoints, want })
+    }
+}
+
+/// The value of a flag that may stand alone.
+fn flag(argument: &str) -> Result<bool, String> {
+    match argument.split_once('=') {
+        None | Some((_, "true")) => Ok(true),
+        Some((_, "false")) => Ok(false),
+        Some((name, value)) => Err(format!("{name} is true or false, not {value:?}")),
     }
 }
 
@@ -160,7 +169,7 @@ mod tests {
             (want.key, want.range_end)
         };
         assert_eq!(range("watch a"), ("a".into(), "".into()));
-        assert_eq!(range("watch a b"), ("a".into(), "b".into()));
+        assert_eq!(range("watch a b --prefix=false"), ("a".into(), "b".into()));
         assert_eq!(range("watch --prefix a"), ("a".into(), "b".into()));
         assert_eq!(range("watch a --from-key"), ("a".into(), "\0".into()));
         assert_eq!(behind_prefix(b"a\xff\xff")[..], b"b"[..]);

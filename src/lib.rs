@@ -67,7 +67,7 @@
 //! | machines | [`raft`], the order · [`state`], the consequences |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health and metrics · [`listen`], sockets · [`member`], all of it put together |
-//! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] · [`client`] and [`mod@bench`], for our own tools |
+//! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
 //!

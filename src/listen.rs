@@ -40,7 +40,7 @@ pub const GRACE: Duration = Duration::from_secs(3);
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// What may wait on one stream for a client that could take it and a connection that cannot. The default of 400 KiB is most of what a
-/// member takes in memory when many streams are busy, and gains nothing: a connection sends about this much at once.
+/// member takes in memory when many streams are busy, and gains nothing: two frames are under way while the next is made.
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
 /// Calls of one connection that were cancelled before we looked at them. Beyond this the connection is closed as hostile;

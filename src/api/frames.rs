@@ -19,10 +19,10 @@ use crate::types::Revision;
 use crate::watch::{Events, Outgoing};
 
 /// Bytes gathered before they are handed to the connection: a frame of HTTP/2 as most clients take them, and not a little more, which
-/// would be a frame of its own. A connection that is busy keeps three such pieces, and that is most of what it takes in memory.
+/// would be a frame of its own. A stream that is busy keeps three such pieces, and that is most of what it takes in memory.
 pub(super) const WRITE_BYTES: usize = 16 << 10;
-/// The largest event that is copied.
-const COPIED_MAX: usize = 16 << 10;
+/// The largest event that is copied: with its head it is one piece.
+const COPIED_MAX: usize = WRITE_BYTES - 512;
 /// First size of a piece. Most streams are asked to write a little now and then.
 const PIECE_BYTES: usize = 512;
 /// What gRPC puts before a message: whether it is compressed, and its length.

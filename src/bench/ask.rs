@@ -57,6 +57,14 @@ impl Asker {
         Asker { ask, kv, lease: LeaseClient::new(channel.clone()), channel, lease_id: None }
     }
 
+    /// Gets what is asked with.
+    pub(super) async fn prepare(&mut self) -> Result<(), Status> {
+        if self.ask == Ask::KeepAlive {
+            self.lease_id = Some(self.grant().await?);
+        }
+        Ok(())
+    }
+
     /// Asks once. `number` is that of the request; of `prefix` are all keys.
     pub(super) async fn once(&mut self, number: u64, key: Bytes, value: Bytes, prefix: &str) -> Result<(), Status> {
         let put = |key: &Bytes| PutRequest { key: key.clone(), value: value.clone(), ..Default::default() };
@@ -95,11 +103,7 @@ impl Asker {
             },
             Ask::Grant => self.grant().await.map(drop),
             Ask::KeepAlive => {
-                let id = match self.lease_id {
-                    Some(id) => id,
-                    None => self.grant().await?,
-                };
-                self.lease_id = Some(id);
+                let id = self.lease_id.ok_or_else(|| Status::not_found("it was not prepared"))?;
                 let requests = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
                 let mut renewed = self.lease.lease_keep_alive(requests).await?.into_inner();
                 match renewed.message().await? {

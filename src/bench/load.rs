@@ -29,12 +29,16 @@ pub(super) async fn run(options: &Options, ask: Ask, report: &mut Report) -> Res
         let filled = filling.run(Until::Requests(options.keys), Ask::Put).await;
         report.costs("fill", spent(), options.keys);
         filled.report("fill", report);
+        if filled.errors > 0 {
+            return Err(format!("{} keys were not written", filled.errors));
+        }
         let memory = report.servers().settled().await;
         report.memory("filled", memory);
     }
+    let askers = load.prepared(ask).await?;
     report.servers().forget_peak();
     let spent = Spent::meter(report.servers());
-    let seen = load.run(Until::Requests(options.total), ask).await;
+    let seen = load.run_with(askers, Until::Requests(options.total)).await;
     report.costs("requests", spent(), seen.latencies.len());
     seen.report("requests", report);
     report.memory("after", report.servers().memory());
@@ -137,10 +141,30 @@ impl Load {
 
     /// Sends requests, from all clients.
     pub(super) async fn run(&self, until: Until, ask: Ask) -> Seen {
+        self.run_with((0..self.clients).map(|number| self.asker(number, ask)).collect(), until).await
+    }
+
+    fn asker(&self, number: usize, ask: Ask) -> Asker {
+        let endpoints = self.client.endpoints();
+        Asker::new(ask, self.client.channel(number % endpoints, number / endpoints))
+    }
+
+    /// Clients with what they need for their first request.
+    async fn prepared(&self, ask: Ask) -> Result<Vec<Asker>, String> {
+        let mut askers = Vec::with_capacity(self.clients);
+        for number in 0..self.clients {
+            let mut asker = self.asker(number, ask);
+            asker.prepare().await.map_err(|status| status.to_string())?;
+            askers.push(asker);
+        }
+        Ok(askers)
+    }
+
+    async fn run_with(&self, askers: Vec<Asker>, until: Until) -> Seen {
         let (taken, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
         let all = Arc::new(Mutex::new(Seen::default()));
-        let clients: Vec<_> = (0..self.clients)
-            .map(|number| tokio::spawn(self.clone().one(number, taken.clone(), began, until.clone(), ask, all.clone())))
+        let clients: Vec<_> = (askers.into_iter())
+            .map(|asker| tokio::spawn(self.clone().one(asker, taken.clone(), began, until.clone(), all.clone())))
             .collect();
         for client in clients {
             // A client that panicked counts as an error.
@@ -161,15 +185,12 @@ impl Load {
     /// One client: takes the next number until the end.
     async fn one(
         self,
-        number: usize,
+        mut asker: Asker,
         taken: Arc<AtomicU64>,
         began: Instant,
         mut until: Until,
-        ask: Ask,
         all: Arc<Mutex<Seen>>,
     ) {
-        let endpoints = self.client.endpoints();
-        let mut asker = Asker::new(ask, self.client.channel(number % endpoints, number / endpoints));
         loop {
             let number = taken.fetch_add(1, Ordering::Relaxed);
             let Some(sent) = self.due(number, began, &mut until).await else { return };

@@ -250,6 +250,6 @@ mod tests {
         assert_eq!((received.len(), sent.iter().sum()), (bytes, bytes));
         let most = *sent.iter().max().unwrap();
         // What is under way is written whole.
-        assert!((SENT_AT_ONCE_MAX..SENT_AT_ONCE_MAX + GATHERED_MAX).contains(&most), "{most}");
+        assert!(most < SENT_AT_ONCE_MAX + GATHERED_MAX && sent.len() > 1, "{most} in one of {} turns", sent.len());
     }
 }

@@ -21,7 +21,7 @@ use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::pb::mvccpb::KeyValue;
 use crate::storage;
 use crate::storage::backend::{Bucket, Reader};
-use crate::types::{KeyRange, Revision};
+use crate::types::{KeyRange, RangeEnd, Revision};
 
 /// A range being read.
 pub struct Scan {
@@ -98,7 +98,7 @@ impl Store {
                 return Err(Error::Compacted { at: self.compacted });
             }
             (scan.revision, scan.began, scan.after) = (self.revision, self.revision, None);
-            (scan.count, scan.counted) = (0, false);
+            (scan.count, scan.counted) = self.counted(&scan.range, self.revision);
             scan.found.clear();
         }
         Ok(self.scan_slice(scan, keys_max, &|_| None))
@@ -137,9 +137,13 @@ impl Store {
             (target, SortOrder::None) => Some((target, SortOrder::Ascend)),
             sort => Some(sort),
         };
+        let range = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
+        let revision = if request.revision > 0 { asked } else { newest };
+        // Now, while this revision is the newest.
+        let (count, counted) = self.counted(&range, revision);
         Ok(Scan {
-            range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()),
-            revision: if request.revision > 0 { asked } else { newest },
+            range,
+            revision,
             newest: request.revision <= 0,
             began: newest,
             limit,
@@ -151,10 +155,19 @@ impl Store {
             found_max,
             after: None,
             found: Vec::new(),
-            count: 0,
-            counted: false,
+            count,
+            counted,
             reader: self.reader.clone(),
         })
+    }
+
+    /// How many keys of a range exist, and whether that is known without a walk. One key is found as soon as it is counted.
+    fn counted(&self, range: &KeyRange, revision: Revision) -> (i64, bool) {
+        let count = match range.end {
+            RangeEnd::Single => None,
+            _ => self.index.count(range, revision),
+        };
+        count.map_or((0, false), |count| (count as i64, true))
     }
 
     /// Collects from at most `keys_max` more keys; `own` has the records of a write under way.
@@ -165,11 +178,6 @@ impl Store {
         own: &dyn Fn(RevisionKey) -> Option<Bytes>,
     ) -> bool {
         let Scan { range, revision, found_max, after, found, count, counted, .. } = scan;
-        if after.is_none()
-            && let Some(all) = self.index.count(range, *revision)
-        {
-            (*count, *counted) = (all as i64, true);
-        }
         // Whoever knows the count goes no further than for what is collected.
         let enough = |found: &Vec<Found>, counted| counted && found.len() >= *found_max;
         *after = match enough(found, *counted) {

@@ -8,7 +8,8 @@
 
 use std::ops::{Bound, Range};
 
-/// Keys in a leaf at most, and how many bytes they may have before it is split for that: whoever inserts moves the others.
+/// Keys in a leaf at most, and how many bytes they may have before it is split for that: whoever inserts moves the others. (A part
+/// with a long key may still have more.)
 const LEAF_KEYS_MAX: usize = 64;
 const LEAF_BYTES_MAX: usize = 16 << 10;
 /// So many keys a leaf makes room for at once. (Twice as many as there are would leave a third of all room empty.)
@@ -399,7 +400,8 @@ impl<V: Weigh> Leaf<V> {
             self.ends.reserve_exact(LEAF_ROOM);
         }
         if self.rests.capacity() - self.rests.len() < rest.len() {
-            self.rests.reserve_exact(rest.len() * LEAF_ROOM);
+            let more = (rest.len() * LEAF_ROOM).min(LEAF_BYTES_MAX.saturating_sub(self.rests.len()));
+            self.rests.reserve_exact(more.max(rest.len()));
         }
         self.rests.splice(start..start, rest.iter().copied());
         self.ends[at..].iter_mut().for_each(|end| *end += len);
@@ -432,13 +434,19 @@ impl<V: Weigh> Leaf<V> {
         self.values.remove(at).weight()
     }
 
-    /// Splits the leaf if it has become too large by what was inserted at a place: in the middle, or there if that is its end.
+    /// Splits the leaf if it has become too large by what was inserted at a place: in the middle of its keys or of its bytes, or there
+    /// if that is its end.
     fn split(&mut self, inserted: usize) -> Option<Child<V>> {
         let keys = self.values.len();
         if keys < 2 || keys <= LEAF_KEYS_MAX && self.bytes() <= LEAF_BYTES_MAX {
             return None;
         }
-        let at = if inserted + 1 == keys { inserted } else { keys / 2 };
+        let half = self.rests.len() / 2;
+        let at = match inserted + 1 == keys {
+            true => inserted,
+            false if keys > LEAF_KEYS_MAX => keys / 2,
+            false => self.ends.partition_point(|end| (*end as usize) < half).clamp(1, keys - 1),
+        };
         // What tells the two parts apart is enough.
         let (left, next) = (self.key(at - 1).whole(), self.key(at).whole());
         let shared = left.iter().zip(&next).take_while(|(a, b)| a == b).count();
@@ -503,8 +511,9 @@ mod tests {
             Node::Leaf(leaf) => {
                 assert!(root || !leaf.values.is_empty());
                 assert!(leaf.values.len() <= LEAF_KEYS_MAX && leaf.ends.len() == leaf.values.len());
-                assert!(leaf.values.len() < 2 || leaf.bytes() <= LEAF_BYTES_MAX);
                 let keys: Vec<Vec<u8>> = (0..leaf.values.len()).map(|at| leaf.key(at).whole()).collect();
+                let longest = keys.iter().map(Vec::len).max().unwrap_or(0);
+                assert!(leaf.bytes() <= LEAF_BYTES_MAX + longest, "{} bytes", leaf.bytes());
                 assert!(keys.windows(2).all(|pair| pair[0] < pair[1]));
                 assert!(keys.iter().all(|key| low.is_none_or(|low| low <= &key[..])));
                 assert!(keys.iter().all(|key| high.is_none_or(|high| &key[..] < high)));

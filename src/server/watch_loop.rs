@@ -21,7 +21,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use crate::mvcc::change::SharedChanges;
 use crate::mvcc::revision::RevisionKey;
@@ -29,7 +28,7 @@ use crate::mvcc::{History, Store};
 use crate::storage;
 use crate::storage::backend::Bucket;
 use crate::types::{ClusterId, Index, MemberId, Revision, Term};
-use crate::watch::{Bell, CatchUp, End, Feed, Hub, Outbox, Slice, Spec, Stats, StreamId};
+use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Round, Slice, Spec, Stats, StreamId};
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
@@ -38,14 +37,14 @@ pub const SLICE_BYTES_MAX: usize = 256 << 10;
 const SHORT_SLICE_BYTES_MAX: usize = 64 << 10;
 /// Revisions whose previous values are looked for at once, in an index that apply needs too.
 const LINKED_PER_LOOK: usize = 32;
-/// Turns made at once.
+/// Turns made in one visit to the blocking threads.
 const TURNS_PER_VISIT: usize = 16;
 /// While others write, a turn is followed by a rest so many times as long, up to a most: who is late by a million revisions can
-/// wait better than a put. (What is left of a processor still sends several times as much as anybody writes.)
+/// wait better than a put. (Unless he gets no nearer that way.)
 const RESTS_PER_TURN: u32 = 4;
 const REST_MAX: Duration = Duration::from_millis(10);
-/// How much more others are to have of a processor.
-const NICE: i32 = 10;
+/// Who is no further behind than this rests as well: he is late because he reads slowly.
+const BEHIND_LITTLE: i64 = 10_000;
 /// So long after somebody wrote, others are taken to write.
 const WRITING_FOR: Duration = Duration::from_millis(100);
 /// Notices that a hub hears before others run on its thread, and messages it offers to outboxes.
@@ -143,23 +142,27 @@ pub trait StoreAccess {
 /// One round of catching up, with so much of history ([`SLICE_BYTES_MAX`]; less shows what happens when it is cut). Returns
 /// whether there was anything to do; an error stops the member.
 pub fn turn(shard: &Shard, state: &impl StoreAccess, slice_bytes: usize) -> storage::Result<bool> {
-    let Some(job) = shard.lock().next_catch_up() else { return Ok(false) };
+    Ok(serve_next(shard, state, slice_bytes)?.is_some())
+}
+
+/// The same, and who was served.
+fn serve_next(shard: &Shard, state: &impl StoreAccess, slice_bytes: usize) -> storage::Result<Option<CatchUp>> {
+    let Some(job) = shard.lock().next_catch_up() else { return Ok(None) };
     match read(&job, state, slice_bytes)? {
         Ok(slice) => hand_out(shard, &slice),
         // It is about to hear the same.
         Err(Removed { at }) => shard.lock().removed(at),
     }
     shard.feed.needs(shard.lock().needed());
-    Ok(true)
+    Ok(Some(job))
 }
 
 /// Hands a piece of history to everybody who stands inside it. The hub's lock is held to look, and to queue what is ready.
 fn hand_out(shard: &Shard, slice: &Slice) {
-    loop {
-        let orders = shard.lock().orders(slice);
-        if orders.is_empty() {
-            return;
-        }
+    let mut round = Some(Round::default());
+    while let Some(here) = round {
+        let (orders, next) = shard.lock().orders(slice, here);
+        round = next;
         for order in orders {
             let parcel = order.pack(slice);
             let readers = shard.lock().deliver(&parcel);
@@ -168,56 +171,40 @@ fn hand_out(shard: &Shard, slice: &Slice) {
     }
 }
 
-/// Catches up watchers whenever there are any, on a thread of its own that makes way for others.
+/// Catches up watchers whenever there are any.
 pub async fn run<S>(shard: Arc<Shard>, state: Arc<S>) -> storage::Result<()>
 where
     S: StoreAccess + Send + Sync + 'static,
 {
     let bell = shard.lock().bell();
-    let (visit, visits) = std::sync::mpsc::channel();
-    let (done, mut outcomes) = mpsc::unbounded_channel();
-    let ringing = bell.clone();
-    let thread = thread::Builder::new().name("catch-up".into()).spawn(move || {
-        make_way();
-        let mut pace = Pace::default();
-        // Until nobody asks any more.
-        while let Ok(()) = visits.recv()
-            && done.send(catch_up(&shard, &*state, &mut pace, &ringing)).is_ok()
-        {}
-    });
-    let thread = thread.map_err(|error| storage::Error::Engine(format!("starting a thread: {error}")))?;
+    let mut pace = Pace::default();
     loop {
         bell.rung().await;
-        // A thread that has ended has panicked.
-        let sent = visit.send(());
-        match outcomes.recv().await.filter(|_| sent.is_ok()) {
-            Some(outcome) => outcome?,
-            None => match thread.join() {
-                Ok(()) => return Ok(()),
-                Err(panic) => std::panic::resume_unwind(panic),
-            },
+        let (shard, state, bell) = (shard.clone(), state.clone(), bell.clone());
+        let visit = tokio::task::spawn_blocking(move || -> storage::Result<Pace> {
+            pace.begin(shard.lock().published());
+            for _ in 0..TURNS_PER_VISIT {
+                let began = cpu_time();
+                let slice_bytes = pace.slice_bytes(Instant::now());
+                let Some(job) = serve_next(&shard, &*state, slice_bytes)? else { return Ok(pace) };
+                thread::sleep(pace.rest(&job, cpu_time().saturating_sub(began), Instant::now()));
+            }
+            bell.ring();
+            Ok(pace)
+        });
+        match visit.await {
+            Ok(done) => pace = done?,
+            // The runtime is going down.
+            Err(error) if error.is_cancelled() => return Ok(()),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
 }
 
-/// A few turns.
-fn catch_up(shard: &Shard, state: &impl StoreAccess, pace: &mut Pace, bell: &Bell) -> storage::Result<()> {
-    for _ in 0..TURNS_PER_VISIT {
-        let began = Instant::now();
-        if !turn(shard, state, pace.slice_bytes(began))? {
-            return Ok(());
-        }
-        let published = shard.lock().published();
-        thread::sleep(pace.rest(published, began, Instant::now()));
-    }
-    bell.ring();
-    Ok(())
-}
-
-/// Others run first: those who answer requests on a processor that is busy do not wait until a slice has been read.
-fn make_way() {
-    // (On Linux it is the thread's own. Where it is not allowed, all wait alike.)
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+/// What the thread has used of a processor.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Says how much who catches up reads at once, and how long it rests then: the processors are for those who write, if there are any.
@@ -226,17 +213,26 @@ struct Pace {
     published: Revision,
     /// When it was last seen that somebody had written.
     written: Option<Instant>,
+    /// By how much those who were served were behind at most, since the present visit began; and in the one before.
+    behind: i64,
+    behind_before: i64,
 }
 
 impl Pace {
-    /// After a turn that began at a time and ended now.
-    fn rest(&mut self, published: Revision, began: Instant, now: Instant) -> Duration {
-        let before = mem::replace(&mut self.published, published);
-        if published > before {
+    /// A visit begins. What was written while nobody was late does not count.
+    fn begin(&mut self, published: Revision) {
+        self.published = published;
+        self.behind_before = mem::take(&mut self.behind);
+    }
+
+    /// After a turn that has taken so much of a processor. Who only falls further behind is not made to wait.
+    fn rest(&mut self, served: &CatchUp, took: Duration, now: Instant) -> Duration {
+        if mem::replace(&mut self.published, served.to) < served.to {
             self.written = Some(now);
         }
-        match self.others_write(now) {
-            true => ((now - began) * RESTS_PER_TURN).min(REST_MAX),
+        self.behind = self.behind.max(served.to.0 - served.from.0);
+        match self.others_write(now) && self.behind <= self.behind_before.max(BEHIND_LITTLE) {
+            true => (took * RESTS_PER_TURN).min(REST_MAX),
             false => Duration::ZERO,
         }
     }
@@ -508,22 +504,24 @@ mod tests {
     #[test]
     fn who_catches_up_makes_way_for_those_who_write() {
         let mut pace = Pace::default();
-        let start = Instant::now();
+        let (start, took) = (Instant::now(), Duration::from_millis(1));
         let ms = |n: u64| start + Duration::from_millis(n);
-        // There is a first time to see a revision, and nobody need have written then.
-        pace.rest(Revision(7), ms(0), ms(1));
-        assert_eq!(
-            (pace.rest(Revision(7), ms(500), ms(501)), pace.slice_bytes(ms(501))),
-            (Duration::ZERO, SLICE_BYTES_MAX)
-        );
-        let rests = Duration::from_millis(u64::from(RESTS_PER_TURN));
-        assert_eq!(
-            (pace.rest(Revision(8), ms(502), ms(503)), pace.slice_bytes(ms(503))),
-            (rests, SHORT_SLICE_BYTES_MAX)
-        );
-        assert_eq!(pace.rest(Revision(8), ms(504), ms(505)), rests, "a moment ago");
-        assert_eq!(pace.rest(Revision(8), ms(505), ms(565)), REST_MAX, "a long turn");
-        assert_eq!(pace.rest(Revision(8), ms(700), ms(701)), Duration::ZERO);
+        let served = |from, to| CatchUp { from: Revision(from), to: Revision(to), prev_kv: false };
+        let rests = took * RESTS_PER_TURN;
+        pace.begin(Revision(100_000));
+        assert_eq!(pace.rest(&served(1, 100_000), took, ms(1)), Duration::ZERO, "nobody writes");
+        assert_eq!(pace.slice_bytes(ms(1)), SLICE_BYTES_MAX);
+        pace.begin(Revision(100_000));
+        assert_eq!(pace.rest(&served(500, 100_001), took, ms(2)), rests);
+        assert_eq!(pace.slice_bytes(ms(2)), SHORT_SLICE_BYTES_MAX);
+        assert_eq!(pace.rest(&served(900, 100_001), took, ms(3)), rests, "a moment ago");
+        assert_eq!(pace.rest(&served(901, 100_001), took * 60, ms(3)), REST_MAX, "a long turn");
+        assert_eq!(pace.rest(&served(950, 100_001), took, ms(200)), Duration::ZERO);
+        // Who is late is now later than before.
+        pace.begin(Revision(200_000));
+        assert_eq!(pace.rest(&served(1000, 200_001), took, ms(201)), Duration::ZERO);
+        pace.begin(Revision(200_001));
+        assert_eq!(pace.rest(&served(2000, 200_001), took, ms(202)), rests);
     }
 
     #[test]

@@ -13,8 +13,10 @@ use super::outbox::{EventList, Events, Full};
 use super::slice::{Place, Slice};
 use crate::types::Revision;
 
-/// Cohorts ordered for in one call of [`Hub::orders`]; the rest is for the next one.
+/// Cohorts ordered for in one call of [`Hub::orders`], streams looked at, and bytes of keys copied; the rest is for the next one.
 const COHORTS_PER_CALL: usize = 512;
+const STREAMS_PER_CALL: usize = 512;
+const KEY_BYTES_PER_CALL: usize = 64 << 10;
 
 /// What the watch loop is to read: history from `from`, to `to` at most, as much as fits one slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,12 @@ pub struct CatchUp {
     pub to: Revision,
     /// Somebody wants previous values.
     pub prev_kv: bool,
+}
+
+/// How far handing out a piece of history has come: the place of the stream that is next.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Round {
+    stream: u32,
 }
 
 /// What some cohorts want that want the same: they are of one group, and stand at one revision.
@@ -78,24 +86,37 @@ impl Hub {
         Some(CatchUp { from, to: self.published, prev_kv: self.late_prev_kv > 0 })
     }
 
-    /// Who stands inside a piece of history and has room for some of it; nobody, when all of them have been served. To be packed,
-    /// delivered, and asked for again.
-    pub fn orders(&self, slice: &Slice) -> Vec<Order> {
+    /// Some of those who stand inside a piece of history and have room for what it has for them, and where to go on when they have
+    /// been served; nowhere, when all have been asked.
+    pub fn orders(&self, slice: &Slice, round: Round) -> (Vec<Order>, Option<Round>) {
         let inside = (slice.from(), GroupKey::FIRST)..=(slice.covered(), GroupKey::LAST);
-        let standing = self.ready.iter().flat_map(|stream| {
-            let home = &self.streams[*stream];
-            home.behind.range(inside.clone()).map(|((next, group), _)| (home.id, *next, *group))
-        });
-        let served = standing.filter(|(.., group)| slice.has_previous() || !self.index[*group].wish().prev_kv);
         let mut orders: BTreeMap<(Revision, GroupKey), Order> = BTreeMap::new();
-        for (stream, next, group) in served.take(COHORTS_PER_CALL) {
-            let order = orders.entry((next, group)).or_insert_with(|| {
-                let (keys, wish) = (self.index[group].span().into(), self.index[group].wish());
-                Order { group, next, keys, wish, streams: Vec::new(), message_bytes: self.message_bytes }
-            });
-            order.streams.push(stream);
+        let (mut streams, mut cohorts, mut key_bytes) = (0, 0, 0);
+        for stream in self.ready.range(round.stream..).copied() {
+            if streams == STREAMS_PER_CALL {
+                return (orders.into_values().collect(), Some(Round { stream }));
+            }
+            streams += 1;
+            let home = &self.streams[stream];
+            for (next, group) in home.behind.range(inside.clone()).map(|(standing, _)| *standing) {
+                let (span, wish) = (self.index[group].span(), self.index[group].wish());
+                if wish.prev_kv && !slice.has_previous() {
+                    continue;
+                }
+                // Those of this stream who have been served are not inside any more.
+                if cohorts == COHORTS_PER_CALL || key_bytes >= KEY_BYTES_PER_CALL {
+                    return (orders.into_values().collect(), Some(Round { stream }));
+                }
+                cohorts += 1;
+                let order = orders.entry((next, group)).or_insert_with(|| {
+                    key_bytes += span.start.len() + span.end.len();
+                    let message_bytes = self.message_bytes;
+                    Order { group, next, keys: span.into(), wish, streams: Vec::new(), message_bytes }
+                });
+                order.streams.push(home.id);
+            }
         }
-        orders.into_values().collect()
+        (orders.into_values().collect(), None)
     }
 
     /// Hands a parcel to those who still wait for it. They are to be woken once the lock is free: on another thread they run at

@@ -21,7 +21,7 @@
 //!
 //! | promise      | meaning                                             | kept by                                                     |
 //! | ------------ | --------------------------------------------------- | ----------------------------------------------------------- |
-//! | ordered      | revisions never go down                             | `Watcher::advance` refuses; one queue per stream             |
+//! | ordered      | revisions never go down                             | `Hub::advance` refuses; one queue per stream                 |
 //! | unique       | no change twice                                     | publish and catch-up both start at the watcher's position    |
 //! | atomic       | the changes of a revision come in one message       | both push whole revisions; only the edge may cut, marked; it may join what follows     |
 //! | reliable     | nothing between two changes is left out             | `Full` changes the position, never skips; synced only when the position lies behind `published` |
@@ -39,8 +39,8 @@
 //! revision lose nothing. A catch-up that fits one message says the same as etcd.
 //!
 //! Deliberately missing: a third state for events that found no room (etcd's "victims"), a task per watcher,
-//! generations of ids (a cancelled watcher is gone from every structure before its cancel is answered, and catch-up
-//! carries revisions, not watchers), and knowledge of where history is kept.
+//! generations of ids (a cancelled watcher is gone from every structure before its cancel is answered; what catch-up carries names
+//! a stream, a group and a revision, and is handed out only where these three still stand for the same), and knowledge of where history is kept.
 //!
 //! etcd: `server/storage/mvcc/watchable_store.go`, `watcher.go`, `watcher_group.go`.
 
@@ -59,7 +59,7 @@ mod stream;
 mod trie;
 pub mod watcher;
 
-pub use catch_up::{CatchUp, Order, Parcel};
+pub use catch_up::{CatchUp, Order, Parcel, Round};
 pub use feed::{Feed, Feeds, Notice};
 pub use hub::{Hub, StreamId};
 pub use outbox::{Bell, End, EventList, Events, Ids, Next, Outbox, Outgoing, Refusal};

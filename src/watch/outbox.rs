@@ -9,7 +9,7 @@
 //! the server because every watcher has one at most.
 //!
 //! The hub pushes, the stream's task pops. Once a full outbox is half empty again, the task rings the [`Bell`] and the watch
-//! loop sees to the stream. This file holds the only lock and the only wakers of `watch`.
+//! loop sees to the stream. Beside the feed's this file holds the only lock of `watch`.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;

@@ -206,16 +206,16 @@ impl World {
         for _ in 0..self.dice.below(3) {
             self.step(false);
         }
-        loop {
-            let orders = self.hub.orders(&slice);
-            if orders.is_empty() {
-                return true;
-            }
+        let mut round = Some(Round::default());
+        while let Some(here) = round {
+            let (orders, next) = self.hub.orders(&slice, here);
+            round = next;
             for order in orders {
                 self.step(false);
                 drop(self.hub.deliver(&order.pack(&slice)));
             }
         }
+        true
     }
 
     fn compact(&mut self) {
@@ -363,7 +363,7 @@ impl World {
                 }
             }
             let slice = Slice::new(&CatchUp { prev_kv: true, ..job }, sets);
-            for order in self.hub.orders(&slice) {
+            for order in self.hub.orders(&slice, Round::default()).0 {
                 drop(self.hub.deliver(&order.pack(&slice)));
             }
             self.read(3, usize::MAX);

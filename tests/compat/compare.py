@@ -16,6 +16,7 @@ import sys
 import urllib.request
 
 from figures import awake, cluster, generate, heading, number
+from server import ServerFailed
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 ROUNDS = int(os.environ.get("ROUNDS", 1 if QUICK else 2))
@@ -25,7 +26,8 @@ KEYS = int(os.environ.get("KEYS", 2_000 if QUICK else 100_000))
 
 
 class Workload:
-    """`total` requests of a command; `goal`: what times of etcd's rate is wanted, and which part of its processor time."""
+    """`total` requests of a command. Goals: `rate`, how many times etcd's rate; `cpu`, microseconds of the servers' processors for
+    each, on machines like the one on which etcd's own figures in the project's goals were taken."""
 
     def __init__(self, name, what, members, command, total, *more, clients=1000, rate=None, cpu=None):
         self.name, self.what, self.members = name, what, members
@@ -79,12 +81,13 @@ def measure(workload, command, bench):
             before = synced(members), written(members)
             figures = generate(bench, members, *workload.arguments, "--settle-ms=1000")
             after = synced(members), written(members)
-            done = figures.get("requests_count", 0) + figures.get("fill_count", 0)
-            if done:
+            done = figures.get("requests_count", 0)
+            # What filling wrote says nothing of reading.
+            if done and "--fill" not in workload.arguments:
                 figures["syncs_each"] = (after[0] - before[0]) / done
                 figures["written_bytes_each"] = (after[1] - before[1]) / done
             return figures
-    except (subprocess.TimeoutExpired, ValueError, OSError) as error:
+    except (subprocess.TimeoutExpired, ValueError, OSError, ServerFailed) as error:
         return {"failed": str(error)}
 
 
@@ -102,7 +105,7 @@ FIGURES = [
 
 
 def median(runs, name):
-    values = [run[name] for run in runs if name in run]
+    values = [run[name] for run in runs if name in run and not run["failed"]]
     return statistics.median(values) if values else None
 
 
@@ -176,7 +179,11 @@ def main():
     commands = {"etcd": arguments.etcd, "everwatch": arguments.everwatch}
     kinds = [kind for kind in KINDS if arguments.only in (None, kind)]
     workloads = [workload for workload in WORKLOADS if not arguments.workloads or workload.name in arguments.workloads]
-    head = heading(commands) | {"rounds": f"{ROUNDS}" + (", QUICK: no figures to rely on" if QUICK else "")}
+    head = heading(commands) | {
+        "rounds": f"{ROUNDS}" + (", QUICK: no figures to rely on" if QUICK else ""),
+        "keys": f"{KEYS:,}",
+        "kept awake": "yes" if os.environ.get("AWAKE") else "no",
+    }
     directory = pathlib.Path("target/compare")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}.jsonl"

@@ -35,6 +35,10 @@ def free_ports(count):
     return ports
 
 
+class ServerFailed(SystemExit):
+    """Ends a script that does not expect it."""
+
+
 class Server:
     """One process; its data directory outlives kill() and start(), and goes with close()."""
 
@@ -75,7 +79,7 @@ class Server:
                 return self
             time.sleep(0.05)
         tail = self.log.read_text(errors="replace")[-2000:]
-        raise SystemExit(f"{self.command} ({self.name}) does not serve; end of its log:\n{tail}")
+        raise ServerFailed(f"{self.command} ({self.name}) does not serve; end of its log:\n{tail}")
 
     def healthy(self):
         try:

@@ -1,10 +1,12 @@
 """Holds the instructions that hot paths take against a committed baseline: scripts/bench-guard.sh.
 
 Instructions are counted by callgrind: no time is measured, and nothing depends on what else the machine does. They do depend on
-the compiler and a little on the C library, so a baseline names the compiler, and another one only warns.
+the compiler, the architecture and a little on the C library: a baseline names the first two, and where others are used nothing
+is refused.
 """
 
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -33,6 +35,7 @@ def cost(program, path):
 
 def main():
     program, compiler, *more = sys.argv[1:]
+    compiler = f"{compiler}, {platform.machine()}"
     paths = subprocess.run([program], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     with ThreadPoolExecutor(2) as pool:
         seen = dict(zip(paths, pool.map(lambda path: cost(program, path), paths)))
