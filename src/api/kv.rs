@@ -4,10 +4,11 @@ use tonic::{Request, Response, Status};
 
 use super::check;
 use super::status::status;
-use crate::mvcc::{txn_is_read_only, txn_is_serializable};
+use crate::mvcc::{RangeResult, txn_is_read_only, txn_is_serializable};
 use crate::pb::etcdserverpb as pb;
-use crate::pb::etcdserverpb::kv_server::Kv;
 use crate::pb::etcdserverpb::request_op;
+use crate::pb::everwatchpb::EncodedRangeResponse;
+use crate::pb::serving::kv_server::Kv;
 use crate::server::error::Error;
 use crate::server::handle::Handle;
 use crate::state::applied::Reply;
@@ -47,17 +48,15 @@ pub(super) fn unexpected(reply: &Reply) -> Status {
 
 #[tonic::async_trait]
 impl Kv for KvService {
-    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<EncodedRangeResponse>, Status> {
         let request = request.into_inner();
         check::range(&request)?;
         if !request.serializable {
             self.handle.linearize().await.map_err(status)?;
         }
-        let (revision, result) = self.handle.range(&request).await.map_err(status)?;
+        let (revision, RangeResult { kvs, more, count }) = self.handle.range(&request).await.map_err(status)?;
         self.handle.metrics().ranges.inc();
-        let mut response = result.into_response(revision);
-        response.header = Some(self.handle.header(revision));
-        Ok(Response::new(response))
+        Ok(Response::new(EncodedRangeResponse { header: Some(self.handle.header(revision)), kvs, more, count }))
     }
 
     type RangeStreamStream = tokio_stream::Empty<Result<pb::RangeStreamResponse, Status>>;

@@ -10,9 +10,9 @@ use tonic::service::Routes;
 use crate::config::Config;
 use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
-use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::pb::serving::kv_server::KvServer;
 use crate::server::handle::Handle;
 
 mod auth;
