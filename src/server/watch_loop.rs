@@ -41,7 +41,7 @@ const LINKED_PER_LOOK: usize = 32;
 const TURNS_PER_VISIT: usize = 16;
 /// While others write, a turn is followed by a rest so many times as long, up to a most: who is late by a million revisions can
 /// wait better than a put. (Unless he gets no nearer that way.)
-const RESTS_PER_TURN: u32 = 4;
+const RESTS_PER_TURN: u32 = 5;
 const REST_MAX: Duration = Duration::from_millis(10);
 /// Who is no further behind than this rests as well: he is late because he reads slowly.
 const BEHIND_LITTLE: i64 = 10_000;
