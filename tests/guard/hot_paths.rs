@@ -135,7 +135,7 @@ fn spec(range: KeyRange, start: Revision) -> Spec {
 /// What as many writes change as anybody counts with: however many of them are used, making them takes the same.
 fn changes(store: &mut Store) -> Vec<SharedChanges> {
     let mut change = |number| store.put(&put_request(number)).expect("a put").changes.expect("something changed");
-    (0..COUNT_MAX).map(|number| change(number)).collect()
+    (0..COUNT_MAX).map(&mut change).collect()
 }
 
 fn drain(outbox: &Outbox) {
