@@ -144,12 +144,12 @@ fn drain(outbox: &Outbox) {
     }
 }
 
-/// Every key has its own watcher.
+/// Every key that is written has its own watcher.
 fn publish_to_one(count: u64) {
     let mut store = store();
     let mut hub = Hub::new(store.revision(), Revision(-1));
     let (stream, outbox) = hub.open_stream();
-    for number in 0..KEYS {
+    for number in 0..COUNT_MAX {
         hub.create(stream, spec(KeyRange::single(key(number)), Revision(0)));
     }
     drain(&outbox);
