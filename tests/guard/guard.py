@@ -1,8 +1,8 @@
 """Holds the instructions that hot paths take against a committed baseline: scripts/bench-guard.sh.
 
 Instructions are counted by callgrind: no time is measured, and nothing depends on what else the machine does. They do depend on
-the compiler, the architecture and a little on the C library: a baseline names the first two, and where others are used nothing
-is refused.
+the compiler and, by the C library's choice of how to copy and compare, on the processor: a baseline names both, and where others
+are used nothing is refused.
 """
 
 import pathlib
@@ -33,9 +33,15 @@ def cost(program, path):
     return round((many - few) / (COUNTS[1] - COUNTS[0]))
 
 
+def processor():
+    with open("/proc/cpuinfo") as info:
+        names = (line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+        return next(names, platform.machine())
+
+
 def main():
     program, compiler, *more = sys.argv[1:]
-    compiler = f"{compiler}, {platform.machine()}"
+    compiler = f"{compiler}, {processor()}"
     paths = subprocess.run([program], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     with ThreadPoolExecutor(2) as pool:
         seen = dict(zip(paths, pool.map(lambda path: cost(program, path), paths)))
