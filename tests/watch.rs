@@ -6,9 +6,10 @@
 
 mod processes;
 
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -141,7 +142,7 @@ async fn version(client: &Client, member: usize) -> i64 {
 /// The control tool, watching.
 struct Printing {
     process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: Receiver<String>,
     /// Keys and values that it has printed.
     seen: Vec<(String, String)>,
 }
@@ -150,12 +151,15 @@ impl Printing {
     fn start(arguments: &[&str]) -> Printing {
         let mut command = Command::new(env!("CARGO_BIN_EXE_everwatchctl"));
         let mut process = command.args(arguments).stdout(Stdio::piped()).spawn().expect("the binary runs");
-        let lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let stdout = BufReader::new(process.stdout.take().expect("it is piped"));
+        let (told, lines) = channel();
+        // It ends with the process, or with the test.
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
         Printing { process, lines, seen: Vec::new() }
     }
 
     fn line(&mut self) -> String {
-        self.lines.next().expect("it goes on").expect("text")
+        self.lines.recv_timeout(PATIENCE).expect("it goes on")
     }
 
     /// Reads on to the first put of a key.

@@ -187,6 +187,7 @@ where
                 let began = cpu_time();
                 let slice_bytes = pace.slice_bytes(Instant::now());
                 let Some(job) = serve_next(&shard, &*state, slice_bytes)? else { return Ok(pace) };
+                // Mostly less than a millisecond, which is the least that the runtime's timers know.
                 thread::sleep(pace.rest(&job, cpu_time().saturating_sub(began), Instant::now()));
             }
             bell.ring();

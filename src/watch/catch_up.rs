@@ -133,9 +133,6 @@ impl Hub {
     fn deliver_to(&mut self, stream: StreamId, parcel: &Parcel, readers: &mut Vec<Waker>) {
         let Parcel { order, messages, covered } = parcel;
         let Some(home) = self.stream(stream) else { return };
-        if home.stalled {
-            return;
-        }
         let Some(&key) = home.behind.get(&(order.next, order.group)) else { return };
         // A group that has gone leaves its number to another.
         let group = &self.index[order.group];

@@ -449,6 +449,30 @@ fn a_client_that_does_not_read_costs_a_revision_and_nobody_else_anything() {
 }
 
 #[test]
+fn history_goes_only_to_those_for_whom_it_was_packed() {
+    let mut hub = Hub::new(Revision(3), Revision(-1));
+    let (stream, outbox) = hub.open_stream();
+    let behind = |key: &'static str| Spec { start: Revision(2), ..spec(KeyRange::single(key.into())) };
+    hub.create(stream, behind("a"));
+    let slice = Slice::new(&hub.next_catch_up().expect("it is late"), vec![put(2, "a", 1), put(3, "b", 1)]);
+    let (orders, _) = hub.orders(&slice, Round::default());
+    // Its group goes meanwhile, and another one gets the number, for a watcher that stands at the same place.
+    hub.cancel(stream, 0);
+    hub.create(stream, behind("b"));
+    drain(&outbox);
+    orders.into_iter().for_each(|order| drop(hub.deliver(&order.pack(&slice))));
+    assert_eq!(drain(&outbox), []);
+    for order in hub.orders(&slice, Round::default()).0 {
+        drop(hub.deliver(&order.pack(&slice)));
+    }
+    let revisions: Vec<Revision> = drain(&outbox)
+        .iter()
+        .filter_map(|message| if let Outgoing::Events(events) = message { Some(events.revision) } else { None })
+        .collect();
+    assert_eq!(revisions, [Revision(3)]);
+}
+
+#[test]
 fn an_installed_snapshot_cancels_only_those_who_lack_something() {
     let mut hub = Hub::new(Revision(10), Revision(-1));
     let (stream, outbox) = hub.open_stream();
