@@ -305,6 +305,8 @@ async fn connection<G: Answer, H: Answer>(
     builder
         .http2()
         .timer(TokioTimer::new())
+        // gRPC has no use for it.
+        .auto_date_header(false)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.concurrent_streams_max)

@@ -14,10 +14,6 @@ pub mod authpb {
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }
-/// The KV server that answers ranges with what is stored; see `build.rs`.
-pub mod serving {
-    include!(concat!(env!("OUT_DIR"), "/serving/etcdserverpb.rs"));
-}
 /// The lock recipe.
 pub mod v3lockpb {
     tonic::include_proto!("v3lockpb");

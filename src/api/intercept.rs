@@ -14,19 +14,24 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tonic::codegen::Service;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
+use super::kv::{Call, KvService};
 use super::status::{Intercepted, no_leader};
+use super::unary::{Body, GRPC_STATUS};
 use crate::metrics::{METHODS, Method, Metrics};
 use crate::server::handle::Handle;
 
-const STATUS: &str = "grpc-status";
-const MESSAGE: &str = "grpc-message";
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
+const HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
+const TOKEN: HeaderName = HeaderName::from_static("token");
 
 /// Methods whose calls etcd refuses when they carry a token while auth is off: what goes through the log, and reads of keys.
 const TOKEN_CHECKED: [&str; 8] = [
@@ -45,6 +50,8 @@ const STREAMS: [&str; 2] = ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/Le
 
 struct Known {
     method: Method,
+    /// It goes past the router.
+    kv: Option<Call>,
     token_checked: bool,
     stream: bool,
 }
@@ -55,6 +62,7 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
         let method = Method::of_path(&path)?;
         let known = Known {
             method,
+            kv: Call::of_path(&path),
             token_checked: TOKEN_CHECKED.contains(&path.as_str()),
             stream: STREAMS.contains(&path.as_str()),
         };
@@ -66,26 +74,27 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
 /// All services of a member, with what is true of every call around them.
 #[derive(Clone)]
 pub struct Intercept {
+    kv: KvService,
     inner: Routes,
     handle: Handle,
 }
 
 impl Intercept {
-    /// Around `inner`.
-    pub(super) fn new(inner: Routes, handle: Handle) -> Intercept {
-        Intercept { inner, handle }
+    /// Around `kv` and all the others.
+    pub(super) fn new(kv: KvService, inner: Routes, handle: Handle) -> Intercept {
+        Intercept { kv, inner, handle }
     }
 
     fn refusal(&self, known: &Known, headers: &HeaderMap) -> Option<Status> {
-        if headers.get("client-api-version").is_some_and(|value| str::from_utf8(value.as_bytes()).is_err()) {
+        if headers.get(CLIENT_API_VERSION).is_some_and(|value| str::from_utf8(value.as_bytes()).is_err()) {
             return Some(Intercepted::ClientVersion.into());
         }
-        let needs_leader = !known.stream && headers.get("hasleader").is_some_and(|value| value == "true");
+        let needs_leader = !known.stream && headers.get(HAS_LEADER).is_some_and(|value| value == "true");
         if needs_leader && self.handle.leader().is_none() {
             return Some(no_leader());
         }
         let has_token =
-            || ["token", "authorization"].iter().any(|name| headers.get(*name).is_some_and(|v| !v.is_empty()));
+            || [TOKEN, AUTHORIZATION].iter().any(|name| headers.get(name).is_some_and(|value| !value.is_empty()));
         (known.token_checked && has_token()).then(|| Intercepted::Token.into())
     }
 }
@@ -109,26 +118,30 @@ impl Service<Request<Incoming>> for Intercept {
             Count { metrics, method: known.method, began: Instant::now(), code: None }
         });
         if let Some(refusal) = known.and_then(|known| self.refusal(known, request.headers())) {
-            let response = refusal.into_http();
+            let response = refusal.into_http().map(Body::Tonic);
             return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
+        }
+        if let Some(call) = known.and_then(|known| known.kv) {
+            let kv = self.kv.clone();
+            return Box::pin(async move { Ok(Counted::around(kv.answer(call, request).await, count)) });
         }
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;
             correct_too_long(response.headers_mut());
-            Ok(Counted::around(response, count))
+            Ok(Counted::around(response.map(Body::Tonic), count))
         })
     }
 }
 
 /// tonic says OutOfRange where Go's gRPC says ResourceExhausted, and neither client nor test would recognise its words.
 fn correct_too_long(headers: &mut HeaderMap) {
-    if headers.get(STATUS).is_none_or(|code| code != "11") {
+    if headers.get(GRPC_STATUS).is_none_or(|code| code != "11") {
         return;
     }
     let corrected = Status::from_header_map(headers).and_then(|status| too_long(&status));
     if let Some(status) = corrected {
-        headers.insert(STATUS, HeaderValue::from_static("8"));
+        headers.insert(GRPC_STATUS, HeaderValue::from_static("8"));
         // Digits, dots, letters and parentheses only: nothing that would have to be escaped.
         if let Ok(message) = HeaderValue::from_str(status.message()) {
             headers.insert(MESSAGE, message);
@@ -157,7 +170,7 @@ struct Count {
 
 impl Count {
     fn note(&mut self, headers: &HeaderMap) {
-        let code = headers.get(STATUS).and_then(|code| code.to_str().ok()).and_then(|code| code.parse().ok());
+        let code = headers.get(GRPC_STATUS).and_then(|code| code.to_str().ok()).and_then(|code| code.parse().ok());
         self.code = self.code.or(code);
     }
 }
@@ -173,12 +186,12 @@ impl Drop for Count {
 
 /// A response that is counted when it ends.
 pub struct Counted {
-    inner: tonic::body::Body,
+    inner: Body,
     count: Option<Count>,
 }
 
 impl Counted {
-    fn around(response: Response<tonic::body::Body>, mut count: Option<Count>) -> Response<Counted> {
+    fn around(response: Response<Body>, mut count: Option<Count>) -> Response<Counted> {
         if let Some(count) = &mut count {
             count.note(response.headers());
         }
@@ -186,20 +199,29 @@ impl Counted {
     }
 }
 
-impl Body for Counted {
+impl http_body::Body for Counted {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let in_pieces = matches!(self.inner, Body::Message(_));
         if let Some(count) = &mut self.count {
+            let metrics = &count.metrics;
             match &frame {
-                Some(Ok(frame)) => match frame.trailers_ref() {
-                    Some(trailers) => count.note(trailers),
-                    None => {
-                        let metrics = &count.metrics;
-                        metrics.grpc[count.method].sent.inc();
-                        metrics.client_sent_bytes.add(frame.data_ref().map_or(0, |data| data.len() as u64));
+                Some(Ok(frame)) => match (frame.trailers_ref(), frame.data_ref()) {
+                    (Some(trailers), _) => {
+                        // With them a message that may have had several frames is sent.
+                        if in_pieces {
+                            metrics.grpc[count.method].sent.inc();
+                        }
+                        count.note(trailers);
+                    }
+                    (None, data) => {
+                        if !in_pieces {
+                            metrics.grpc[count.method].sent.inc();
+                        }
+                        metrics.client_sent_bytes.add(data.map_or(0, |data| data.len() as u64));
                     }
                 },
                 Some(Err(_)) => count.code = Some(Code::Internal as i32),

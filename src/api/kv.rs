@@ -1,14 +1,15 @@
 //! The KV service: check, call, stamp.
 
-use tonic::{Request, Response, Status};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::Status;
 
 use super::check;
 use super::status::status;
-use crate::mvcc::{RangeResult, txn_is_read_only, txn_is_serializable};
+use super::unary::{self, Body, Rest, receive};
+use crate::mvcc::{txn_is_read_only, txn_is_serializable};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::request_op;
-use crate::pb::everwatchpb::EncodedRangeResponse;
-use crate::pb::serving::kv_server::Kv;
 use crate::server::error::Error;
 use crate::server::handle::Handle;
 use crate::state::applied::Reply;
@@ -22,12 +23,14 @@ const PUT_OVERHEAD_BYTES: usize = 256;
 #[derive(Clone)]
 pub(super) struct KvService {
     handle: Handle,
+    /// Of one message.
+    request_bytes_max: usize,
 }
 
 impl KvService {
-    /// Over a member.
-    pub(super) fn new(handle: Handle) -> KvService {
-        KvService { handle }
+    /// Over a member. Requests may have so many bytes.
+    pub(super) fn new(handle: Handle, request_bytes_max: usize) -> KvService {
+        KvService { handle, request_bytes_max }
     }
 
     /// The header of a reply that was computed at `inner`'s revision.
@@ -46,61 +49,83 @@ pub(super) fn unexpected(reply: &Reply) -> Status {
     Status::internal("reply of another kind")
 }
 
-#[tonic::async_trait]
-impl Kv for KvService {
-    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<EncodedRangeResponse>, Status> {
-        let request = request.into_inner();
+/// The methods that are called here; others of the service are not there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Call {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+    Compact,
+}
+
+impl Call {
+    /// The method of this path.
+    pub(super) fn of_path(path: &str) -> Option<Call> {
+        Some(match path.strip_prefix("/etcdserverpb.KV/")? {
+            "Range" => Call::Range,
+            "Put" => Call::Put,
+            "DeleteRange" => Call::DeleteRange,
+            "Txn" => Call::Txn,
+            "Compact" => Call::Compact,
+            _ => return None,
+        })
+    }
+}
+
+impl KvService {
+    /// Answers a call.
+    pub(super) async fn answer(self, call: Call, request: Request<Incoming>) -> Response<Body> {
+        unary::respond(self.outcome(call, request).await)
+    }
+
+    async fn outcome(&self, call: Call, request: Request<Incoming>) -> Result<Rest, Status> {
+        let bytes_max = self.request_bytes_max;
+        match call {
+            Call::Range => self.range(receive(request, bytes_max).await?).await,
+            Call::Put => Rest::message(&self.put(receive(request, bytes_max).await?).await?),
+            Call::DeleteRange => Rest::message(&self.delete_range(receive(request, bytes_max).await?).await?),
+            Call::Txn => Rest::message(&self.txn(receive(request, bytes_max).await?).await?),
+            Call::Compact => Rest::message(&self.compact(receive(request, bytes_max).await?).await?),
+        }
+    }
+
+    async fn range(&self, request: pb::RangeRequest) -> Result<Rest, Status> {
         check::range(&request)?;
         if !request.serializable {
             self.handle.linearize().await.map_err(status)?;
         }
-        let (revision, RangeResult { kvs, more, count }) = self.handle.range(&request).await.map_err(status)?;
+        let (revision, result) = self.handle.range(&request).await.map_err(status)?;
         self.handle.metrics().ranges.inc();
-        Ok(Response::new(EncodedRangeResponse { header: Some(self.handle.header(revision)), kvs, more, count }))
+        Rest::range(self.handle.header(revision), result)
     }
 
-    type RangeStreamStream = tokio_stream::Empty<Result<pb::RangeStreamResponse, Status>>;
-
-    async fn range_stream(&self, _: Request<pb::RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(super::not_there())
-    }
-
-    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        let request = request.into_inner();
+    async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
         self.handle.admit(PUT_OVERHEAD_BYTES + request.key.len() + request.value.len()).await.map_err(status)?;
         check::put(&request)?;
         match self.propose(Kind::Put(request)).await? {
-            Reply::Put(mut response) => {
-                response.header = self.stamp(response.header);
-                Ok(Response::new(response))
-            }
+            Reply::Put(response) => Ok(pb::PutResponse { header: self.stamp(response.header), ..response }),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn delete_range(
-        &self,
-        request: Request<pb::DeleteRangeRequest>,
-    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        let request = request.into_inner();
+    async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Status> {
         check::delete_range(&request)?;
         match self.propose(Kind::DeleteRange(request)).await? {
-            Reply::DeleteRange(mut response) => {
-                response.header = self.stamp(response.header);
-                Ok(Response::new(response))
+            Reply::DeleteRange(response) => {
+                Ok(pb::DeleteRangeResponse { header: self.stamp(response.header), ..response })
             }
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        let request = request.into_inner();
+    async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         let cost = cost(&request);
         if cost > 0 {
             self.handle.admit(cost).await.map_err(status)?;
         }
         check::txn(&request, self.handle.limits().txn_ops_max)?;
-        let mut response = if txn_is_read_only(&request) {
+        let response = if txn_is_read_only(&request) {
             if !txn_is_serializable(&request) {
                 self.handle.linearize().await.map_err(status)?;
             }
@@ -112,23 +137,17 @@ impl Kv for KvService {
             }
         };
         self.handle.metrics().txns.inc();
-        response.header = self.stamp(response.header);
-        Ok(Response::new(response))
+        Ok(pb::TxnResponse { header: self.stamp(response.header), ..response })
     }
 
-    async fn compact(
-        &self,
-        request: Request<pb::CompactionRequest>,
-    ) -> Result<Response<pb::CompactionResponse>, Status> {
-        let request = request.into_inner();
+    async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Status> {
         let physical = request.physical;
         match self.propose(Kind::Compaction(request)).await? {
-            Reply::Compaction(mut response) => {
+            Reply::Compaction(response) => {
                 if physical {
                     self.handle.compacted().await;
                 }
-                response.header = self.stamp(response.header);
-                Ok(Response::new(response))
+                Ok(pb::CompactionResponse { header: self.stamp(response.header) })
             }
             other => Err(unexpected(&other)),
         }

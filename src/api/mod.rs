@@ -12,7 +12,6 @@ use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
-use crate::pb::serving::kv_server::KvServer;
 use crate::server::handle::Handle;
 
 mod auth;
@@ -25,6 +24,7 @@ mod lease;
 mod maintenance;
 mod requests;
 mod status;
+mod unary;
 pub mod watch;
 
 pub use intercept::Intercept;
@@ -45,15 +45,14 @@ pub fn routes(handle: Handle, config: &Config) -> Intercept {
             $server.max_decoding_message_size(decode_max).max_encoding_message_size(encode_max)
         };
     }
-    let routes = Routes::new(sized!(KvServer::new(kv::KvService::new(handle.clone()))))
-        .add_service(watch::WatchService::new(handle.watch(), watch_options))
+    let routes = Routes::new(watch::WatchService::new(handle.watch(), watch_options))
         .add_service(sized!(LeaseServer::new(lease::LeaseService::new(handle.clone()))))
         .add_service(sized!(ClusterServer::new(cluster::ClusterService::new(handle.clone()))))
         .add_service(sized!(MaintenanceServer::new(maintenance::MaintenanceService::new(handle.clone()))))
         .add_service(sized!(AuthServer::new(auth::AuthService::new(handle.clone()))))
         .add_service(tonic_health::server::health_reporter().1)
         .prepare();
-    Intercept::new(routes, handle)
+    Intercept::new(kv::KvService::new(handle.clone(), decode_max), routes, handle)
 }
 
 /// The answer of a method that is not there yet.

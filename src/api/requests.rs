@@ -1,4 +1,4 @@
-//! The requests of a watch stream, from the bytes of a gRPC call.
+//! The requests of a call, from the bytes of its body.
 //!
 //! tonic's own reader keeps, for as long as the stream is open, the room that the largest burst of requests took. Of a stream that
 //! created a hundred watchers at once and then sits there for days, that is the larger part of what it costs. This one keeps what is
@@ -7,15 +7,13 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::Body as _;
+use http_body::Body;
 use prost::Message;
 use tonic::Status;
-use tonic::body::Body;
 
 use super::status::Intercepted;
-use crate::pb::etcdserverpb::WatchRequest;
 
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -23,16 +21,16 @@ const PREFIX_BYTES: usize = 5;
 const ENCODING: &str = "grpc-encoding";
 
 /// See the module.
-pub(super) struct Requests {
-    body: Body,
+pub(super) struct Requests<B> {
+    body: B,
     /// What has come and is not a whole message yet.
     rest: BytesMut,
     message_bytes_max: usize,
 }
 
-impl Requests {
+impl<B: Body<Data = Bytes> + Unpin> Requests<B> {
     /// The requests of a call, each of `message_bytes_max` at most. Compressed ones are not understood.
-    pub(super) fn new(headers: &HeaderMap, body: Body, message_bytes_max: usize) -> Result<Requests, Status> {
+    pub(super) fn new(headers: &HeaderMap, body: B, message_bytes_max: usize) -> Result<Requests<B>, Status> {
         match headers.get(ENCODING) {
             Some(encoding) if encoding != "identity" => {
                 let encoding = encoding.as_bytes().escape_ascii();
@@ -42,17 +40,25 @@ impl Requests {
         }
     }
 
+    /// What is left of the body.
+    pub(super) fn into_body(self) -> B {
+        self.body
+    }
+
     /// The next one. `None`: the client sends no more. An error ends the call.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WatchRequest, Status>>> {
+    pub(super) fn poll_next<M: Message + Default>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<M, Status>>> {
         loop {
             if let Some(request) = self.decode().transpose() {
                 return Poll::Ready(Some(request));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.rest.extend_from_slice(&data);
+                    let Ok(data) = frame.into_data() else { continue };
+                    // Most come whole, and alone.
+                    if self.rest.is_empty() && self.message_in(&data)? == Some(data.len()) {
+                        return Poll::Ready(Some(decoded(&data[PREFIX_BYTES..])));
                     }
+                    self.rest.extend_from_slice(&data);
                 }
                 // The client has gone, or has reset the stream.
                 Some(Err(_)) => return Poll::Ready(Some(Err(Status::cancelled("etcdserver: watch canceled")))),
@@ -66,8 +72,19 @@ impl Requests {
     }
 
     /// The first message of what has come, if it has come whole.
-    fn decode(&mut self) -> Result<Option<WatchRequest>, Status> {
-        let Some((prefix, _)) = self.rest.split_first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
+    fn decode<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        let Some(len) = self.message_in(&self.rest)?.filter(|len| *len <= self.rest.len()) else { return Ok(None) };
+        let mut message = self.rest.split_to(len);
+        message.advance(PREFIX_BYTES);
+        if self.rest.is_empty() {
+            self.rest = BytesMut::new();
+        }
+        decoded(&message).map(Some)
+    }
+
+    /// The length of the message that begins here, with its prefix; nothing while there is not even that.
+    fn message_in(&self, bytes: &[u8]) -> Result<Option<usize>, Status> {
+        let Some((prefix, _)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
         let [compressed, length @ ..] = *prefix;
         if compressed != 0 {
             return Err(Status::internal("a message says that it is compressed, and the call does not say how"));
@@ -77,31 +94,26 @@ impl Requests {
             let (found, limit) = (length.to_string(), self.message_bytes_max.to_string());
             return Err(Intercepted::TooLong { found, limit }.into());
         }
-        if self.rest.len() < PREFIX_BYTES + length {
-            return Ok(None);
-        }
-        self.rest.advance(PREFIX_BYTES);
-        // A copy of its own: keys are kept for long, and shall not keep what came beside them.
-        let message = self.rest.split_to(length);
-        let request = WatchRequest::decode(&message[..]).map_err(|error| Status::internal(error.to_string()))?;
-        if self.rest.is_empty() {
-            self.rest = BytesMut::new();
-        }
-        Ok(Some(request))
+        Ok(Some(PREFIX_BYTES + length))
     }
+}
+
+/// A copy of its own: keys are kept for long, and shall not keep what came beside them.
+fn decoded<M: Message + Default>(message: &[u8]) -> Result<M, Status> {
+    M::decode(message).map_err(|error| Status::internal(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
 
-    use bytes::Bytes;
     use http_body_util::{BodyExt, StreamBody};
     use tonic::Code;
+    use tonic::body::Body;
 
     use super::*;
     use crate::pb::etcdserverpb::watch_request::RequestUnion;
-    use crate::pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest};
+    use crate::pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchRequest};
 
     fn create(key: &str) -> WatchRequest {
         let create = WatchCreateRequest { key: key.to_owned().into(), ..Default::default() };

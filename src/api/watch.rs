@@ -159,7 +159,7 @@ struct Responses {
     handle: WatchHandle,
     stream: WatchStream,
     /// `None` once the client has half-closed.
-    requests: Option<Requests>,
+    requests: Option<Requests<Body>>,
     /// Requests that were read, in order. One that needs to know what "now" is keeps those behind it waiting.
     waiting: VecDeque<WatchRequest>,
     waiting_bytes: usize,
@@ -293,7 +293,7 @@ impl Responses {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
                 Poll::Ready(Some(request)) => {
-                    let request = request?;
+                    let request: WatchRequest = request?;
                     self.waiting_bytes += request.encoded_len();
                     self.waiting.push_back(request);
                 }

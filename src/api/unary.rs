@@ -1,0 +1,242 @@
+//! Unary calls, from the frames of HTTP/2 to the message and back, for what clients do most.
+//!
+//! Between a connection and a handler tonic has a router, a codec, a stream of messages and a boxed body, each with its buffers and
+//! allocations: more than a put of a few hundred bytes costs otherwise. Here a request is decoded from the frame in which it came,
+//! and a response is one piece and its trailers. A long range is written piece by piece as the client takes it, so that it is not
+//! in memory a second time.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+use tonic::Status;
+
+use super::requests::Requests;
+use crate::mvcc::RangeResult;
+use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
+
+/// How gRPC says how a call ended.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// What gRPC puts before a message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+/// About how much of a long response is encoded at a time.
+const PIECE_BYTES: usize = 64 << 10;
+/// The largest message that Go's gRPC sends, and so the largest that clients can expect.
+const MESSAGE_MAX: usize = i32::MAX as usize;
+/// Field 1 of `RangeResponse`, length-delimited.
+const HEADER_TAG: u8 = 1 << 3 | 2;
+/// Field 2 of `RangeResponse`, length-delimited.
+const KVS_TAG: u8 = 2 << 3 | 2;
+
+/// The body of a response.
+pub(super) enum Body {
+    /// As tonic makes it.
+    Tonic(tonic::body::Body),
+    /// One message, or what is left of it, and the word that all is well.
+    Message(Rest),
+}
+
+/// What is still to be sent.
+pub(super) enum Rest {
+    Whole(Bytes),
+    Range(RangePieces),
+    Trailers,
+    Nothing,
+}
+
+/// A response to a range that is being written.
+pub(super) struct RangePieces {
+    /// What comes before the keys and is not written yet.
+    head: Vec<u8>,
+    kvs: std::vec::IntoIter<Bytes>,
+    /// What comes after them.
+    tail: Vec<u8>,
+}
+
+/// The request of a call. `bytes_max` is its largest length.
+pub(super) async fn receive<M: Message + Default>(request: Request<Incoming>, bytes_max: usize) -> Result<M, Status> {
+    let (parts, body) = request.into_parts();
+    let mut requests = Requests::new(&parts.headers, body, bytes_max)?;
+    let message = poll_fn(|cx| requests.poll_next(cx)).await;
+    let message = message.unwrap_or_else(|| Err(Status::internal("missing request message")))?;
+    // The call is not whole before the client has said that there is no more.
+    let mut body = requests.into_body();
+    while !body.is_end_stream() && poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some() {}
+    Ok(message)
+}
+
+/// The response with this message, or with the status of a call that failed.
+pub(super) fn respond(outcome: Result<Rest, Status>) -> Response<Body> {
+    match outcome {
+        Ok(message) => {
+            let mut response = Response::new(Body::Message(message));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+        }
+        Err(status) => status.into_http().map(Body::Tonic),
+    }
+}
+
+impl Rest {
+    /// A message in one piece.
+    pub(super) fn message(message: &impl Message) -> Result<Rest, Status> {
+        let len = message.encoded_len();
+        let mut out = Vec::with_capacity(PREFIX_BYTES + len);
+        put_prefix(&mut out, len)?;
+        message.encode_raw(&mut out);
+        Ok(Rest::Whole(out.into()))
+    }
+
+    /// A `RangeResponse` of key-values as they are stored.
+    pub(super) fn range(header: ResponseHeader, result: RangeResult) -> Result<Rest, Status> {
+        let RangeResult { kvs, more, count } = result;
+        let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
+        let tail = RangeResponse { more, count, ..Default::default() }.encode_to_vec();
+        let len = field(header.encoded_len()) + kvs.iter().map(|kv| field(kv.len())).sum::<usize>() + tail.len();
+        let mut head = Vec::new();
+        put_prefix(&mut head, len)?;
+        head.push(HEADER_TAG);
+        header.encode_length_delimited(&mut head).expect("it grows");
+        Ok(Rest::Range(RangePieces { head, kvs: kvs.into_iter(), tail }))
+    }
+
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        match std::mem::replace(self, Rest::Trailers) {
+            Rest::Whole(bytes) => Some(Frame::data(bytes)),
+            Rest::Range(mut pieces) => {
+                let piece = pieces.next();
+                if !pieces.is_done() {
+                    *self = Rest::Range(pieces);
+                }
+                Some(Frame::data(piece))
+            }
+            Rest::Trailers => {
+                *self = Rest::Nothing;
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
+                Some(Frame::trailers(trailers))
+            }
+            Rest::Nothing => {
+                *self = Rest::Nothing;
+                None
+            }
+        }
+    }
+}
+
+impl RangePieces {
+    fn next(&mut self) -> Bytes {
+        let field = |kv: &Bytes| 1 + encoded_len_varint(kv.len() as u64) + kv.len();
+        let mut room = self.head.len() + self.tail.len();
+        let fit = self.kvs.as_slice().iter().take_while(|kv| {
+            let fits = room < PIECE_BYTES;
+            room += if fits { field(kv) } else { 0 };
+            fits
+        });
+        let count = fit.count();
+        let mut piece = BytesMut::with_capacity(room);
+        piece.put_slice(&std::mem::take(&mut self.head));
+        for kv in self.kvs.by_ref().take(count) {
+            piece.put_u8(KVS_TAG);
+            encode_varint(kv.len() as u64, &mut piece);
+            piece.put_slice(&kv);
+        }
+        if self.is_done() {
+            piece.put_slice(&self.tail);
+        }
+        piece.freeze()
+    }
+
+    fn is_done(&self) -> bool {
+        self.kvs.as_slice().is_empty()
+    }
+}
+
+fn put_prefix(out: &mut Vec<u8>, len: usize) -> Result<(), Status> {
+    let Some(shown) = u32::try_from(len).ok().filter(|_| len <= MESSAGE_MAX) else {
+        let text = format!("grpc: trying to send message larger than max ({len} vs. {MESSAGE_MAX})");
+        return Err(Status::resource_exhausted(text));
+    };
+    out.push(0);
+    out.extend_from_slice(&shown.to_be_bytes());
+    Ok(())
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut *self {
+            Body::Tonic(body) => Pin::new(body).poll_frame(cx),
+            Body::Message(rest) => Poll::Ready(rest.next().map(Ok)),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Tonic(body) => body.is_end_stream(),
+            Body::Message(rest) => matches!(rest, Rest::Nothing),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::mvccpb::KeyValue;
+
+    /// What is sent before the trailers, in its pieces.
+    fn pieces(mut rest: Rest) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        loop {
+            match rest.next().expect("trailers come last").into_data() {
+                Ok(data) => pieces.push(data),
+                Err(trailers) => {
+                    assert_eq!(trailers.trailers_ref().unwrap()[GRPC_STATUS], "0");
+                    assert!(rest.next().is_none());
+                    return pieces;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_in_pieces_is_the_message() {
+        let header = ResponseHeader { cluster_id: 1, member_id: 2, revision: 300, raft_term: 4 };
+        for (count, value_bytes) in [(0, 0), (1, 0), (1, PIECE_BYTES * 2), (3000, 100), (10, PIECE_BYTES)] {
+            let kv = |n: usize| KeyValue {
+                key: format!("key{n}").into(),
+                value: vec![n as u8; value_bytes].into(),
+                mod_revision: n as i64,
+                ..Default::default()
+            };
+            let kvs: Vec<KeyValue> = (0..count).map(kv).collect();
+            let response = RangeResponse { header: Some(header), kvs, more: count % 2 == 1, count: count as i64 };
+            let encoded = response.kvs.iter().map(|kv| kv.encode_to_vec().into()).collect();
+            let result = RangeResult { kvs: encoded, more: response.more, count: response.count };
+            let pieces = pieces(Rest::range(header, result).unwrap());
+            assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES + value_bytes + 100));
+            assert_eq!(pieces.concat(), pieces_of(&response).concat(), "{count} keys of {value_bytes} bytes");
+        }
+    }
+
+    fn pieces_of(message: &impl Message) -> Vec<Bytes> {
+        pieces(Rest::message(message).unwrap())
+    }
+
+    #[test]
+    fn a_message_that_no_client_would_take_is_refused() {
+        let kv = Bytes::from(vec![0; 1 << 20]);
+        let result = RangeResult { kvs: vec![kv; 2048], more: false, count: 2048 };
+        let status = Rest::range(ResponseHeader::default(), result).err().unwrap();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    }
+}
