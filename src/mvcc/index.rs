@@ -103,7 +103,22 @@ impl Index {
         self.keys.get(key)?.at(revision)
     }
 
-    /// Adds a put. `put.place` is above every place of the key.
+    /// Adds a put of a key, and gives its newest revision before that, if it existed. `place` is above every place of the key.
+    pub(super) fn write(&mut self, key: &[u8], place: RevisionKey, leased: bool) -> Option<Latest> {
+        let newest = if leased { Newest::Leased } else { Newest::Live };
+        let RevisionKey { main, sub } = place;
+        self.newest = self.newest.max(place.revision());
+        let mut before = None;
+        let entry = Entry { main, sub, create: main, version: 1, newest, older: None };
+        self.keys.upsert(key, entry, |old, new| {
+            before = old.latest();
+            let lives_on = before.map_or((new.create, new.version), |latest| (latest.create, latest.version + 1));
+            old.push(Entry { create: lives_on.0, version: lives_on.1, ..new });
+        });
+        before
+    }
+
+    /// Adds a put that was made before, with what it says of the key. `put.place` is above every place of the key.
     pub(super) fn put(&mut self, key: &[u8], put: Latest) {
         let newest = if put.leased { Newest::Leased } else { Newest::Live };
         let RevisionKey { main, sub } = put.place;

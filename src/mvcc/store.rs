@@ -205,16 +205,15 @@ impl<'a> Write<'a> {
     /// there is nothing; refusing that is for the caller, before the write begins.
     pub(super) fn put(&mut self, request: &PutRequest) -> Result<PutResponse, Error> {
         let place = self.next_place();
-        let latest = self.store.index.latest(&request.key);
-        let previous = match latest {
-            Some(latest) if request.prev_kv || request.ignore_value || request.ignore_lease => {
-                Some(self.key_value(latest.place)?)
-            }
-            _ => None,
+        let previous = match request.prev_kv || request.ignore_value || request.ignore_lease {
+            true => self.store.index.latest(&request.key).map(|latest| self.key_value(latest.place)).transpose()?,
+            false => None,
         };
         let kept = previous.as_ref();
         let value = if request.ignore_value { kept.map(|kv| &kv.value) } else { Some(&request.value) };
         let lease = if request.ignore_lease { kept.map_or(0, |kv| kv.lease) } else { request.lease };
+        let leased = lease != LeaseId::NONE.0;
+        let latest = self.store.index.write(&request.key, place, leased);
         let (create, version) = latest.map_or((place.main, 1), |latest| (latest.create, latest.version + 1));
         let record = record::encode(&KeyValue {
             key: request.key.clone(),
@@ -225,11 +224,9 @@ impl<'a> Write<'a> {
             lease,
         });
         let key = key_of(&record);
-        let leased = lease != LeaseId::NONE.0;
         if leased || latest.is_some_and(|latest| latest.leased) {
             self.attachments.push((key.clone(), LeaseId(lease)));
         }
-        self.store.index.put(&key, Latest { place, create, version, leased });
         self.changes.push(Change::new(key, ChangeKind::Put, record, latest.map(|latest| latest.place)));
         Ok(PutResponse { header: header(self.revision()), prev_kv: previous.filter(|_| request.prev_kv) })
     }

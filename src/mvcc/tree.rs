@@ -40,8 +40,18 @@ impl<V: Weigh> Default for Tree<V> {
 #[derive(Debug)]
 enum Node<V> {
     Leaf(Leaf<V>),
-    /// At least one.
-    Inner(Vec<Child<V>>),
+    Inner(Inner<V>),
+}
+
+/// At least one child. What is compared on the way down lies together, and not with each child: a key is found without following
+/// a pointer for every comparison here, too.
+#[derive(Debug)]
+struct Inner<V> {
+    children: Vec<Child<V>>,
+    /// What the lows of all but the first begin with is so long.
+    shared: usize,
+    /// Of each but the first: what follows that in its low, as far as it goes into a number.
+    heads: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -98,7 +108,7 @@ impl<V: Weigh> Tree<V> {
         let mut node = &self.root;
         loop {
             match node {
-                Node::Inner(children) => node = &children[child_of(children, key)].node,
+                Node::Inner(inner) => node = &inner.children[inner.child_of(key)].node,
                 Node::Leaf(leaf) => return leaf.find(key).ok().map(|at| &leaf.values[at]),
             }
         }
@@ -109,19 +119,18 @@ impl<V: Weigh> Tree<V> {
         let (change, split) = self.root.upsert(key, value, merge);
         self.weight = self.weight.wrapping_add_signed(change);
         let Some(right) = split else { return };
-        let left = std::mem::replace(&mut self.root, Node::Inner(Vec::with_capacity(2)));
-        let Node::Inner(children) = &mut self.root else { unreachable!("just made") };
-        children.push(Child { low: Box::default(), weight: self.weight - right.weight, node: Box::new(left) });
-        children.push(right);
+        let left = std::mem::replace(&mut self.root, Node::Leaf(Leaf::empty()));
+        let left = Child { low: Box::default(), weight: self.weight - right.weight, node: Box::new(left) };
+        self.root = Node::Inner(Inner::new(vec![left, right]));
     }
 
     /// Forgets a key.
     pub(super) fn remove(&mut self, key: &[u8]) {
         self.weight -= self.root.remove(key);
-        while let Node::Inner(children) = &mut self.root
-            && children.len() == 1
+        while let Node::Inner(inner) = &mut self.root
+            && inner.children.len() == 1
         {
-            self.root = *children.remove(0).node;
+            self.root = *inner.children.remove(0).node;
         }
     }
 
@@ -145,8 +154,8 @@ impl<V: Weigh> Tree<V> {
         let (mut node, mut weight) = (&self.root, 0);
         loop {
             match node {
-                Node::Inner(children) => {
-                    let at = child_of(children, key);
+                Node::Inner(inner) => {
+                    let (children, at) = (&inner.children, inner.child_of(key));
                     weight += children[..at].iter().map(|child| child.weight).sum::<usize>();
                     node = &children[at].node;
                 }
@@ -177,9 +186,49 @@ impl<V: Weigh> Tree<V> {
     }
 }
 
-/// The child below which a key is, if anywhere.
-fn child_of<V>(children: &[Child<V>], key: &[u8]) -> usize {
-    children[1..].partition_point(|child| *child.low <= *key)
+impl<V> Inner<V> {
+    fn new(children: Vec<Child<V>>) -> Inner<V> {
+        let mut inner = Inner { children, shared: 0, heads: Vec::new() };
+        inner.compare_anew();
+        inner
+    }
+
+    /// After children have come or gone.
+    fn compare_anew(&mut self) {
+        let lows = self.children.get(1..).unwrap_or_default();
+        self.heads.clear();
+        let Some((first, last)) = lows.first().zip(lows.last()) else { return };
+        // They are in order: what these two share all of them do.
+        self.shared = first.low.iter().zip(&last.low).take_while(|(a, b)| a == b).count();
+        self.heads.extend(lows.iter().map(|child| head(&child.low[self.shared..])));
+    }
+
+    /// The child below which a key is, if anywhere.
+    fn child_of(&self, key: &[u8]) -> usize {
+        let Some(lows) = self.children.get(1..).filter(|lows| !lows.is_empty()) else { return 0 };
+        let prefix = &lows[0].low[..self.shared];
+        let Some(rest) = key.strip_prefix(prefix) else { return if key < prefix { 0 } else { lows.len() } };
+        let head = head(rest);
+        let below = self.heads.partition_point(|low| *low < head);
+        let same = self.heads[below..].iter().take_while(|low| **low == head).count();
+        below + lows[below..below + same].partition_point(|child| *child.low <= *key)
+    }
+
+    /// The first child that has a key of a range, or may have.
+    fn first_child(&self, start: Bound<&[u8]>) -> usize {
+        match start {
+            Bound::Unbounded => 0,
+            Bound::Included(key) | Bound::Excluded(key) => self.child_of(key),
+        }
+    }
+}
+
+/// The first bytes, as a number: of two byte strings the lesser one's is not the greater.
+fn head(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk() {
+        Some(chunk) => u64::from_be_bytes(*chunk),
+        None => bytes.iter().zip([56, 48, 40, 32, 24, 16, 8]).map(|(byte, shift)| u64::from(*byte) << shift).sum(),
+    }
 }
 
 impl<V: Weigh> Node<V> {
@@ -199,16 +248,17 @@ impl<V: Weigh> Node<V> {
                     (weight as isize, leaf.split(at))
                 }
             },
-            Node::Inner(children) => {
-                let at = child_of(children, key);
-                let child = &mut children[at];
+            Node::Inner(inner) => {
+                let at = inner.child_of(key);
+                let child = &mut inner.children[at];
                 let (change, split) = child.node.upsert(key, value, merge);
                 child.weight = child.weight.wrapping_add_signed(change);
-                if let Some(right) = split {
-                    child.weight -= right.weight;
-                    children.insert(at + 1, right);
-                }
-                (change, split_children(children, at + 1))
+                let Some(right) = split else { return (change, None) };
+                child.weight -= right.weight;
+                inner.children.insert(at + 1, right);
+                let split = split_children(&mut inner.children, at + 1);
+                inner.compare_anew();
+                (change, split)
             }
         }
     }
@@ -217,11 +267,14 @@ impl<V: Weigh> Node<V> {
     fn remove(&mut self, key: &[u8]) -> usize {
         match self {
             Node::Leaf(leaf) => leaf.find(key).map_or(0, |at| leaf.remove(at)),
-            Node::Inner(children) => {
-                let at = child_of(children, key);
-                let weight = children[at].node.remove(key);
-                children[at].weight -= weight;
-                unite(children, at);
+            Node::Inner(inner) => {
+                let at = inner.child_of(key);
+                let child = &mut inner.children[at];
+                let weight = child.node.remove(key);
+                child.weight -= weight;
+                if unite(&mut inner.children, at) {
+                    inner.compare_anew();
+                }
                 weight
             }
         }
@@ -231,7 +284,7 @@ impl<V: Weigh> Node<V> {
     fn is_empty(&self) -> bool {
         match self {
             Node::Leaf(leaf) => leaf.values.is_empty(),
-            Node::Inner(children) => children.is_empty(),
+            Node::Inner(inner) => inner.children.is_empty(),
         }
     }
 
@@ -242,8 +295,8 @@ impl<V: Weigh> Node<V> {
                 let ends_here = within.end < leaf.values.len();
                 within.into_iter().all(|at| see(leaf.key(at), &leaf.values[at])) && !ends_here
             }
-            Node::Inner(children) => {
-                let first = first_child(children, start);
+            Node::Inner(inner) => {
+                let (children, first) = (&inner.children, inner.first_child(start));
                 // Only the first one may have keys before the start.
                 (first..children.len()).all(|at| {
                     let start = if at == first { start } else { Bound::Unbounded };
@@ -269,21 +322,15 @@ impl<V: Weigh> Node<V> {
                     see(key, &mut values[at])
                 }) && !ends_here
             }
-            Node::Inner(children) => {
-                let first = first_child(children, start);
+            Node::Inner(inner) => {
+                let first = inner.first_child(start);
+                let children = &mut inner.children;
                 (first..children.len()).all(|at| {
                     let start = if at == first { start } else { Bound::Unbounded };
                     children[at].node.walk_mut(start, end, see)
                 })
             }
         }
-    }
-}
-
-fn first_child<V>(children: &[Child<V>], start: Bound<&[u8]>) -> usize {
-    match start {
-        Bound::Unbounded => 0,
-        Bound::Included(key) | Bound::Excluded(key) => child_of(children, key),
     }
 }
 
@@ -297,28 +344,33 @@ fn split_children<V: Weigh>(children: &mut Vec<Child<V>>, grown: usize) -> Optio
     let weight = right.iter().map(|child| child.weight).sum();
     // The first one's is not looked at any more, and tells the parent where this node begins.
     let low = right[0].low.clone();
-    Some(Child { low, weight, node: Box::new(Node::Inner(right)) })
+    Some(Child { low, weight, node: Box::new(Node::Inner(Inner::new(right))) })
 }
 
 /// After something below a child has gone: the child goes if it is empty, and becomes one with its neighbour if both are small.
-fn unite<V: Weigh>(children: &mut Vec<Child<V>>, at: usize) {
+/// Whether either has happened.
+fn unite<V: Weigh>(children: &mut Vec<Child<V>>, at: usize) -> bool {
     if children[at].node.is_empty() {
         children.remove(at);
-        return;
+        return true;
     }
-    let Some(left) = [at, at.wrapping_sub(1)].into_iter().find(|left| fit_together(children, *left)) else { return };
+    let Some(left) = [at, at.wrapping_sub(1)].into_iter().find(|left| fit_together(children, *left)) else {
+        return false;
+    };
     let right = children.remove(left + 1);
     let into = &mut children[left];
     into.weight += right.weight;
     match (&mut *into.node, *right.node) {
         (Node::Leaf(leaf), Node::Leaf(more)) => leaf.append(more),
-        (Node::Inner(children), Node::Inner(mut more)) => {
+        (Node::Inner(inner), Node::Inner(mut more)) => {
             // It is no first child any more.
-            more[0].low = right.low;
-            children.append(&mut more);
+            more.children[0].low = right.low;
+            inner.children.append(&mut more.children);
+            inner.compare_anew();
         }
         _ => unreachable!("all leaves are equally deep"),
     }
+    true
 }
 
 /// Whether a child and the next one leave room when they are one.
@@ -329,7 +381,7 @@ fn fit_together<V: Weigh>(children: &[Child<V>], left: usize) -> bool {
             let bytes = a.bytes() + b.bytes();
             a.values.len() + b.values.len() <= LEAF_KEYS_MAX / 2 && bytes <= LEAF_BYTES_MAX / 2
         }
-        (Node::Inner(a), Node::Inner(b)) => a.len() + b.len() <= CHILDREN_MAX / 2,
+        (Node::Inner(a), Node::Inner(b)) => a.children.len() + b.children.len() <= CHILDREN_MAX / 2,
         _ => unreachable!("all leaves are equally deep"),
     }
 }
@@ -519,7 +571,8 @@ mod tests {
                 assert!(keys.iter().all(|key| high.is_none_or(|high| &key[..] < high)));
                 (0, leaf.values.iter().map(u32::weight).sum())
             }
-            Node::Inner(children) => {
+            Node::Inner(Inner { children, heads, .. }) => {
+                assert_eq!(heads.len(), children.len() - 1);
                 assert!(!children.is_empty() && children.len() <= CHILDREN_MAX && (!root || children.len() > 1));
                 let mut depths = Vec::new();
                 let mut sum = 0;
@@ -627,7 +680,7 @@ mod tests {
         while let Some(node) = nodes.pop() {
             match node {
                 Node::Leaf(leaf) => leaves.push(leaf),
-                Node::Inner(children) => nodes.extend(children.iter().map(|child| &*child.node)),
+                Node::Inner(inner) => nodes.extend(inner.children.iter().map(|child| &*child.node)),
             }
         }
         assert_eq!(leaves.len(), 6400 / LEAF_KEYS_MAX);
