@@ -8,6 +8,7 @@
 //! Called by apply alone. Who deletes a revoked lease's keys is `state::apply::lease`'s business.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroU64;
 
 use bytes::Bytes;
 use prost::Message;
@@ -32,25 +33,28 @@ pub struct Lease {
     /// Its length in seconds, as granted.
     pub ttl: i64,
     /// What was left when a leader last recorded it, in milliseconds; `None`: all of it.
-    pub rest_ms: Option<u64>,
+    pub rest_ms: Option<NonZeroU64>,
     /// The entry that granted it. It tells it from one of the same id before it.
     pub granted: Index,
-    keys: BTreeSet<Bytes>,
+    /// Not empty. There may be a million leases, and most have no key yet, or one.
+    keys: Option<Box<BTreeSet<Bytes>>>,
 }
+
+const _: () = assert!(size_of::<Lease>() <= 32);
 
 impl Lease {
     /// The keys that go with it, in byte order.
-    pub fn keys(&self) -> impl ExactSizeIterator<Item = &Bytes> {
-        self.keys.iter()
+    pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
+        self.keys.iter().flat_map(|keys| keys.iter())
     }
 }
 
 impl Table {
     /// Takes a lease from its row, at start. Its keys follow by [`attach`](Table::attach).
     pub fn restore(&mut self, record: LeaseRecord) {
-        let rest_ms = (record.remaining_ms > 0).then_some(record.remaining_ms);
+        let rest_ms = NonZeroU64::new(record.remaining_ms);
         let granted = Index(record.granted);
-        self.leases.insert(LeaseId(record.id), Lease { ttl: record.ttl, rest_ms, granted, keys: BTreeSet::new() });
+        self.leases.insert(LeaseId(record.id), Lease { ttl: record.ttl, rest_ms, granted, keys: None });
     }
 
     /// Adds a lease of `ttl` seconds, granted by this entry.
@@ -61,7 +65,7 @@ impl Table {
         if self.exists(id) {
             return Err(Error::Exists);
         }
-        let lease = Lease { ttl, rest_ms: None, granted, keys: BTreeSet::new() };
+        let lease = Lease { ttl, rest_ms: None, granted, keys: None };
         put_row(id, &lease, batch);
         self.leases.insert(id, lease);
         Ok(())
@@ -71,16 +75,17 @@ impl Table {
     pub fn revoke(&mut self, id: LeaseId, batch: &mut Batch) -> Result<Vec<Bytes>, Error> {
         let lease = self.leases.remove(&id).ok_or(Error::NotFound)?;
         batch.delete(Bucket::Lease, row_key(id));
-        for key in &lease.keys {
+        let keys = lease.keys.map_or_else(Vec::new, |keys| keys.into_iter().collect());
+        for key in &keys {
             self.lease_of.remove(key);
         }
-        Ok(lease.keys.into_iter().collect())
+        Ok(keys)
     }
 
     /// Records what is left of a lease; `None`: all of it.
     pub fn set_rest(&mut self, id: LeaseId, rest_ms: Option<u64>, batch: &mut Batch) -> Result<(), Error> {
         let lease = self.leases.get_mut(&id).ok_or(Error::NotFound)?;
-        lease.rest_ms = rest_ms.filter(|ms| *ms > 0);
+        lease.rest_ms = rest_ms.and_then(NonZeroU64::new);
         put_row(id, lease, batch);
         Ok(())
     }
@@ -97,12 +102,15 @@ impl Table {
         }
         if before != LeaseId::NONE {
             self.lease_of.remove(key);
-            self.leases.get_mut(&before).expect("a key hangs only on a lease that exists").keys.remove(key);
+            let lease = self.leases.get_mut(&before).expect("a key hangs only on a lease that exists");
+            lease.keys.as_mut().map(|keys| keys.remove(key));
+            lease.keys.take_if(|keys| keys.is_empty());
         }
         if id != LeaseId::NONE {
             // A copy: the caller's bytes may be a slice of a whole log entry, which must not live as long as the lease.
             let key = Bytes::copy_from_slice(key);
-            self.leases.get_mut(&id).expect("existence was checked above").keys.insert(key.clone());
+            let lease = self.leases.get_mut(&id).expect("existence was checked above");
+            lease.keys.get_or_insert_default().insert(key.clone());
             self.lease_of.insert(key, id);
         }
         Ok(())
@@ -149,7 +157,7 @@ fn row_key(id: LeaseId) -> Bytes {
 }
 
 fn put_row(id: LeaseId, lease: &Lease, batch: &mut Batch) {
-    let remaining_ms = lease.rest_ms.unwrap_or(0);
+    let remaining_ms = lease.rest_ms.map_or(0, NonZeroU64::get);
     let record = LeaseRecord { id: id.0, ttl: lease.ttl, remaining_ms, granted: lease.granted.0 };
     batch.put(Bucket::Lease, row_key(id), record.encode_to_vec().into());
 }

@@ -6,8 +6,8 @@
 //! answered. It never waits, and knows neither clock, disk nor socket: all of that is its [`Outside`], which the server and the
 //! simulator each have their own of.
 //!
-//! Everything it does in one turn is bounded: committed entries by their bytes, compaction by keys per step, lease expiry by leases
-//! per tick. What is left over is said by the turn's outcome, and done in the next.
+//! Everything it does in one turn is bounded: committed entries by their bytes, compaction by keys per step, lease expiry by leases on
+//! their way. What is left over is said by the turn's outcome, and done in the next.
 //!
 //! The order of effects is the promise of this file: messages that need no disk leave before anything is carried out; a committed
 //! entry's rows go to the backend before watchers hear of them, watchers hear before the applied index rises, and that rises before
@@ -53,7 +53,7 @@ use crate::watch::{Feeds, Notice};
 /// memory until then.
 const COMPACTION_STEPS_MAX: u32 = 10;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
-const LOG_BYTES_KEPT: u64 = 64 << 20;
+const LOG_BYTES_KEPT: u64 = 32 << 20;
 /// Ticks after which attributes are proposed again that nobody has applied: the proposal may have been lost with a leader.
 const PUBLISH_TICKS: u64 = 10;
 
@@ -365,12 +365,25 @@ impl Core {
             out.lags(self.monitor.lags());
         }
         if self.node.is_leader() {
+            self.expire_leases(true, out);
             let seen = self.state().applied();
-            let commands = lease_loop::turn(&mut self.lessor, self.node.term(), seen, now);
-            for command in commands {
+            for command in lease_loop::record(&mut self.lessor, self.node.term(), seen, now) {
                 self.put_pending(&command, out);
             }
         }
+    }
+
+    /// Leases that ran out end, some of them.
+    fn expire_leases(&mut self, again: bool, out: &dyn Outside) {
+        let seen = self.state().applied();
+        for command in lease_loop::expire(&mut self.lessor, self.node.term(), seen, out.now(), again) {
+            self.put_pending(&command, out);
+        }
+    }
+
+    /// Whether there are leases that should end now.
+    fn leases_expire(&self, out: &dyn Outside) -> bool {
+        self.node.is_leader() && lease_loop::expires(&self.lessor, out.now())
     }
 
     /// One turn: proposals and questions to raft, raft's answers to where they belong, until raft has nothing more to say. Whether
@@ -378,6 +391,9 @@ impl Core {
     pub fn turn(&mut self, out: &mut dyn Outside) -> bool {
         // First: what they need goes out in this turn.
         self.renewals(out);
+        if self.leases_expire(out) {
+            self.expire_leases(false, out);
+        }
         self.propose_pending(out);
         self.propose_changes(out);
         let Core { node, reads, .. } = self;
@@ -425,6 +441,7 @@ impl Core {
         self.reads.applied(self.node.applied());
         unfinished |= self.renewals(out);
         unfinished |= self.compact(out);
+        unfinished |= self.leases_expire(out);
         out.turned(self.node.committed(), self.waiters.len());
         unfinished || !self.committed.is_empty()
     }

@@ -7,29 +7,46 @@ use crate::lease::Lessor;
 use crate::pb::everwatchpb::lease_remaining::Remaining;
 use crate::state::applied::LeaseChange;
 use crate::state::command::{Command, Kind, LeaseExpire, LeaseRemaining};
-use crate::types::{Index, Term};
+use crate::types::{Index, LeaseId, Term};
 
-/// Leases that one tick lets expire. The rest comes with the next tick: a mass expiry must not hold up writes.
-const EXPIRED_PER_TICK: usize = 2000;
 /// Leases in one command.
 const LEASES_PER_COMMAND: usize = 250;
+/// Leases whose end may be on its way. Carrying that out takes about a millisecond, for which writes wait; the next follow when these
+/// are gone, as fast as the log takes them.
+const ENDING_MAX: usize = 500;
 /// Rests that one tick records.
 const RECORDED_PER_TICK: usize = 2000;
 
-/// What the lessor wants in the log now. It knows of everything up to `seen`.
-pub fn turn(lessor: &mut Lessor, term: Term, seen: Index, now: Duration) -> Vec<Command> {
-    let (term, seen) = (term.0, seen.0);
-    let expired = lessor.expired(now, EXPIRED_PER_TICK);
-    let expired = expired
-        .chunks(LEASES_PER_COMMAND)
-        .map(|ids| Kind::LeaseExpire(LeaseExpire { term, ids: ids.iter().map(|id| id.0).collect(), seen }));
-    let rests = lessor.checkpoints(now, RECORDED_PER_TICK);
-    let rests = rests.chunks(LEASES_PER_COMMAND).map(|rests| {
-        let leases =
-            rests.iter().map(|(id, remaining_ms)| Remaining { id: id.0, remaining_ms: *remaining_ms }).collect();
-        Kind::LeaseRemaining(LeaseRemaining { term, leases, seen })
+/// The leases that end now, as commands. It knows of everything up to `seen`. With `again` some are given however many are on their way:
+/// what was given before may be lost.
+pub fn expire(lessor: &mut Lessor, term: Term, seen: Index, now: Duration, again: bool) -> Vec<Command> {
+    let room = ENDING_MAX.saturating_sub(lessor.ending()).max(if again { LEASES_PER_COMMAND } else { 0 });
+    let expired = lessor.expired(now, room);
+    let commands = expired.chunks(LEASES_PER_COMMAND).map(|ids| {
+        let ids = ids.iter().map(|id| id.0).collect();
+        Kind::LeaseExpire(LeaseExpire { term: term.0, ids, seen: seen.0 })
     });
-    expired.chain(rests).map(|kind| Command { kind: Some(kind), ..Command::default() }).collect()
+    commands.map(command).collect()
+}
+
+/// Whether [`expire`] may have something to give.
+pub fn expires(lessor: &Lessor, now: Duration) -> bool {
+    lessor.ending() < ENDING_MAX && lessor.is_due(now)
+}
+
+/// The rests that are to be in the log now. As above.
+pub fn record(lessor: &mut Lessor, term: Term, seen: Index, now: Duration) -> Vec<Command> {
+    let rests = lessor.checkpoints(now, RECORDED_PER_TICK);
+    let commands = rests.chunks(LEASES_PER_COMMAND).map(|rests| {
+        let rest = |(id, remaining_ms): &(LeaseId, u64)| Remaining { id: id.0, remaining_ms: *remaining_ms };
+        let leases = rests.iter().map(rest).collect();
+        Kind::LeaseRemaining(LeaseRemaining { term: term.0, leases, seen: seen.0 })
+    });
+    commands.map(command).collect()
+}
+
+fn command(kind: Kind) -> Command {
+    Command { kind: Some(kind), ..Command::default() }
 }
 
 /// Tells the lessor what apply did.
