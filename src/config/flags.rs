@@ -148,6 +148,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "Threads that serve connections; 0 chooses by the number of CPUs. Not in etcd.",
             ),
             flag(
+                "backend-cache-bytes",
+                Unsigned,
+                "33554432",
+                Works,
+                "Bytes of the backend's file that are kept in memory. Not in etcd.",
+            ),
+            flag(
                 "watch-compaction-grace",
                 Time,
                 "1m0s",

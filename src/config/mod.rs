@@ -78,6 +78,8 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// Most revisions that one step of compaction removes.
     pub compaction_batch_max: usize,
+    /// Bytes of the backend's file that are kept in memory.
+    pub backend_cache_bytes: usize,
     /// How long compacted history is kept for watches that are reading it.
     pub watch_compaction_grace: Duration,
     /// Whether `/metrics` has histograms of gRPC calls.
@@ -220,6 +222,7 @@ impl Config {
             .max(PROGRESS_INTERVAL_MIN),
             warning_apply_duration: values.duration("warning-apply-duration"),
             compaction_batch_max: size(values.integer("compaction-batch-limit"), 1000),
+            backend_cache_bytes: usize::try_from(values.unsigned("backend-cache-bytes")).unwrap_or(usize::MAX),
             watch_compaction_grace: values.duration("watch-compaction-grace"),
             metrics_extensive: values.text("metrics") == "extensive",
             log: LogConfig::new(values)?,

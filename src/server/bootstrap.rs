@@ -173,7 +173,8 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
         let path = data_dir.state();
         RealDisk.remove(&path).map_err(|source| storage::Error::Io { doing: "removing", path, source })?;
     }
-    let mut backend = DiskBackend::open(data_dir.state())?;
+    let cache_bytes = config.backend_cache_bytes;
+    let mut backend = DiskBackend::open_with(data_dir.state(), cache_bytes)?;
     let identity = match Identity::read(&*backend.reader()?)? {
         _ if begin => begin_backend(config, admission, &backend)?,
         Some(identity) => identity,
@@ -190,7 +191,7 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
         if index == log.base.index && index > applied {
             info!(logger, "adopting a snapshot that arrived before the last stop"; "index" => index.0);
             drop(backend);
-            backend = adopt(&dir, index, &identity.rows())?;
+            backend = adopt(&dir, index, &identity.rows(), cache_bytes)?;
         } else {
             info!(logger, "removing a snapshot that was not adopted"; "path" => %path.display());
             snapshot::discard(&dir, index)?;

@@ -180,6 +180,8 @@ pub(crate) struct BackendThread {
     pub(crate) newest: Arc<Mutex<Arc<dyn Reader>>>,
     pub(crate) sizes: Arc<Sizes>,
     pub(crate) identity: Batch,
+    /// Of its file, in memory.
+    pub(crate) cache_bytes: usize,
     pub(crate) interval: Duration,
     pub(crate) rows_max: usize,
     pub(crate) metrics: Arc<Metrics>,
@@ -260,7 +262,7 @@ impl BackendThread {
     fn install(&mut self, number: u64, index: Index) -> storage::Result<()> {
         // Readers of the old file go on with it until they are dropped.
         self.backend = None;
-        let backend = adopt(&self.dir, index, &self.identity)?;
+        let backend = adopt(&self.dir, index, &self.identity, self.cache_bytes)?;
         let reader = backend.reader()?;
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = reader.clone();
         let state = Box::new(StateMachine::open(reader)?);
@@ -278,9 +280,14 @@ impl BackendThread {
 }
 
 /// Puts a received snapshot in the place of the backend. The snapshot is another member's state: whose this is, is written anew.
-pub(crate) fn adopt(dir: &std::path::Path, index: Index, identity: &Batch) -> storage::Result<DiskBackend> {
+pub(crate) fn adopt(
+    dir: &std::path::Path,
+    index: Index,
+    identity: &Batch,
+    cache_bytes: usize,
+) -> storage::Result<DiskBackend> {
     snapshot::adopt(dir, index)?;
-    let backend = DiskBackend::open(dir.join(datadir::STATE))?;
+    let backend = DiskBackend::open_with(dir.join(datadir::STATE), cache_bytes)?;
     backend.commit(identity)?;
     let applied = backend.reader()?.get(storage::backend::Bucket::Meta, schema::APPLIED_INDEX)?;
     if applied.as_deref().and_then(schema::read_u64) != Some(index.0) {

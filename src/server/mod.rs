@@ -149,6 +149,7 @@ pub fn start(
         newest,
         sizes: shared.sizes.clone(),
         identity: member.identity,
+        cache_bytes: config.backend_cache_bytes,
         interval: config.backend_batch_interval,
         rows_max: config.backend_batch_max,
         metrics: metrics.clone(),

@@ -28,8 +28,8 @@ use crate::storage::{Error, Result};
 
 type RowTable = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// What the engine may hold of the file in memory. Scans of history go through it; live values mostly are elsewhere.
-const CACHE_BYTES: usize = 64 << 20;
+/// What the engine may hold of the file in memory where nobody says. Scans of history go through it; the system keeps pages, too.
+const CACHE_BYTES: usize = 32 << 20;
 /// Beside the buckets: the sum of the lengths of all keys and values, under an empty key.
 const ROW_BYTES: TableDefinition<'static, &'static [u8], u64> = TableDefinition::new("row_bytes");
 
@@ -55,11 +55,16 @@ pub struct DiskBackend {
 impl DiskBackend {
     /// Opens the store at `path`, or creates an empty one.
     pub fn open(path: impl Into<PathBuf>) -> Result<DiskBackend> {
+        DiskBackend::open_with(path, CACHE_BYTES)
+    }
+
+    /// The same with so many bytes of the file in memory, at the most.
+    pub fn open_with(path: impl Into<PathBuf>, cache_bytes: usize) -> Result<DiskBackend> {
         let path = path.into();
         if !path.exists() {
             create(&path)?;
         }
-        let database = engine().open(&path).map_err(|e| refused(&path, e))?;
+        let database = engine().set_cache_size(cache_bytes).open(&path).map_err(|e| refused(&path, e))?;
         DiskBackend::over(path, database)
     }
 
