@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use super::ask::{Ask, Asker};
 use super::options::Options;
-use super::report::{Latencies, Report, Spent, mebibytes};
+use super::report::{BAR_INTERVAL, Latencies, Progress, Report, Spent, mebibytes};
 use crate::client::Client;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 
@@ -145,8 +146,13 @@ impl Load {
     }
 
     fn asker(&self, number: usize, ask: Ask) -> Asker {
+        Asker::new(ask, self.channel(number))
+    }
+
+    /// The connection of the client with this number.
+    pub(super) fn channel(&self, number: usize) -> Channel {
         let endpoints = self.client.endpoints();
-        Asker::new(ask, self.client.channel(number % endpoints, number / endpoints))
+        self.client.channel(number % endpoints, number / endpoints)
     }
 
     /// Clients with what they need for their first request.
@@ -163,13 +169,23 @@ impl Load {
     async fn run_with(&self, askers: Vec<Asker>, until: Until) -> Seen {
         let (taken, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
         let all = Arc::new(Mutex::new(Seen::default()));
+        let total = match until {
+            Until::Requests(total) => Some(total),
+            Until::Elapsed(_) | Until::Told(_) => None,
+        };
         let clients: Vec<_> = (askers.into_iter())
             .map(|asker| tokio::spawn(self.clone().one(asker, taken.clone(), began, until.clone(), all.clone())))
             .collect();
-        for client in clients {
-            // A client that panicked counts as an error.
-            let ended = client.await;
-            lock(&all).errors += u64::from(ended.is_err());
+        let ended = async {
+            for client in clients {
+                // A client that panicked counts as an error.
+                let ended = client.await;
+                lock(&all).errors += u64::from(ended.is_err());
+            }
+        };
+        tokio::select! {
+            () = ended => {}
+            () = show_progress(total, &taken) => {}
         }
         std::mem::take(&mut *lock(&all))
     }
@@ -252,6 +268,16 @@ impl Load {
         let nanos = sent.saturating_duration_since(self.epoch).as_nanos() as u64;
         value[..TIME_BYTES].copy_from_slice(&nanos.to_be_bytes());
         Bytes::from(value)
+    }
+}
+
+/// Shows how far a load of so many requests is, and never ends.
+async fn show_progress(total: Option<u64>, taken: &AtomicU64) {
+    let Some(total) = total else { return std::future::pending().await };
+    let progress = Progress::new("requests", total as usize);
+    loop {
+        tokio::time::sleep(BAR_INTERVAL).await;
+        progress.at(taken.load(Ordering::Relaxed).min(total) as usize);
     }
 }
 

@@ -3,6 +3,9 @@
 //! | command           | what it does                                                                                        |
 //! |-------------------|-----------------------------------------------------------------------------------------------------|
 //! | `put` `range` `page` `count` `list` `txn` `mixed` `cas` `lease-grant` `lease-keepalive` | requests of one kind, as fast as answers come, or at a rate |
+//! | `lease-memory`    | what a lease keeps in memory                                                                          |
+//! | `lease-expiry`    | leases that end within a second, beside writers                                                       |
+//! | `echo` `sync`     | what bounds any server: one that does nothing, and a disk that is asked for nothing else                |
 //! | `watch-fanout`    | watchers of one key, over streams; how soon and at what cost does a put reach all of them             |
 //! | `watch-idle`      | puts beside watchers of other keys, and without them, in turn                                         |
 //! | `watch-memory`    | what one more stream, and one more watcher, keeps in memory                                           |
@@ -22,6 +25,8 @@
 mod ask;
 mod failover;
 mod lean;
+mod lease;
+mod limits;
 mod load;
 mod options;
 mod report;
@@ -47,6 +52,10 @@ pub async fn run(options: Options) -> Result<(), String> {
         "cas" => load::run(&options, Ask::Swap, &mut report).await,
         "lease-grant" => load::run(&options, Ask::Grant, &mut report).await,
         "lease-keepalive" => load::run(&options, Ask::KeepAlive, &mut report).await,
+        "lease-memory" => lease::memory(&options, &mut report).await,
+        "lease-expiry" => lease::expiry(&options, &mut report).await,
+        "sync" => limits::sync(&options, &mut report).await,
+        "echo" => limits::echo(&options).await,
         "watch-fanout" => watch::fanout(&options, &mut report).await,
         "watch-idle" => watch::idle(&options, &mut report).await,
         "watch-memory" => watch::memory(&options, &mut report).await,

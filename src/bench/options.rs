@@ -1,5 +1,6 @@
 //! What is asked for on the command line.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,6 +9,10 @@ pub const USAGE: &str = "\
 everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256] [--json] [--settle-ms=3000]
   put | range | page | count | list | txn | mixed | cas | lease-grant | lease-keepalive
                    [--clients=1000] [--total=100000] [--key-space=100000] [--fill] [--serializable] [--limit=1000] [--rate=0]
+  lease-memory     [--clients=1000] [--total=1000000]
+  lease-expiry     [--clients=100] [--total=100000] [--rate=1000] [--seconds=30]      that long after the begin leases end
+  sync             --dir=DIR [--clients=3] [--val-size=4096] [--seconds=5]             threads that write and sync a file each
+  echo             --listen=127.0.0.1:2379 [--val-size=256]                            a server that does nothing, until it is stopped
   watch-fanout     [--streams=100] [--watchers=10000] [--clients=1] [--total=1000] [--rate=0] [--lockstep]
   watch-idle       [--streams=100] [--watchers=100000] [--watch=own] [--rounds=2] and what put takes
   watch-memory     [--streams=100] [--more-streams=10000] [--watchers=1000000] [--watch=own]
@@ -63,6 +68,10 @@ pub struct Options {
     pub(super) pids: Vec<u32>,
     /// A process to be stopped.
     pub(super) kill: Option<u32>,
+    /// Where files are written.
+    pub(super) dir: Option<PathBuf>,
+    /// Where a server listens.
+    pub(super) listen: Option<String>,
     pub(super) json: bool,
     /// How long the servers' memory must have stayed the same to be called settled.
     pub(super) settle: Duration,
@@ -94,6 +103,8 @@ impl Options {
             duration: Duration::from_secs(10),
             pids: Vec::new(),
             kill: None,
+            dir: None,
+            listen: None,
             json: false,
             settle: Duration::from_secs(3),
         };
@@ -121,15 +132,18 @@ impl Options {
                 "--seconds" => options.duration = Duration::from_secs(number(name, value)?),
                 "--pids" => options.pids = value.split(',').map(|pid| number(name, pid)).collect::<Result<_, _>>()?,
                 "--kill" => options.kill = Some(number(name, value)?),
+                "--dir" => options.dir = Some(value.into()),
+                "--listen" => options.listen = Some(value.to_owned()),
                 "--json" => options.json = true,
                 "--settle-ms" => options.settle = Duration::from_millis(number(name, value)?),
                 _ => return Err(format!("unknown argument {argument}")),
             }
         }
-        if [options.clients, options.connections, options.rounds, options.endpoints.len()].contains(&0)
-            || options.keys == 0
-        {
-            return Err("an endpoint, a client, a connection, a round and a key are needed".to_owned());
+        if [options.clients, options.connections, options.rounds].contains(&0) || options.keys == 0 {
+            return Err("a client, a connection, a round and a key are needed".to_owned());
+        }
+        if options.endpoints.is_empty() && !["echo", "sync"].contains(&options.command.as_str()) {
+            return Err("an endpoint is needed".to_owned());
         }
         // Without stalled streams: what the same writing takes without them.
         if options.streams == 0 && options.command != "watch-stalled" {
@@ -141,6 +155,9 @@ impl Options {
     /// Defaults that differ between commands.
     fn suit_command(&mut self) {
         match self.command.as_str() {
+            "lease-memory" => self.total = 1_000_000,
+            "lease-expiry" => (self.clients, self.rate, self.duration) = (100, 1000, Duration::from_secs(30)),
+            "sync" => (self.clients, self.value_bytes, self.duration) = (3, 4096, Duration::from_secs(5)),
             "watch-fanout" => (self.clients, self.total, self.watchers) = (1, 1000, 10_000),
             "watch-memory" => self.watchers = 1_000_000,
             "watch-stalled" => {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -215,17 +216,24 @@ impl Spent {
     }
 }
 
-/// Says from time to time, on stderr, how far a long step is.
+/// Says from time to time, on stderr, how far a long step is: as a bar where somebody looks on, else as a line now and then.
 pub(super) struct Progress {
     what: &'static str,
     of: usize,
     done: Cell<usize>,
+    bar: bool,
+    began: Instant,
     said: Cell<Instant>,
 }
 
+/// Between two looks of a bar.
+pub(super) const BAR_INTERVAL: Duration = Duration::from_millis(200);
+const BAR_CELLS: usize = 40;
+
 impl Progress {
     pub(super) fn new(what: &'static str, of: usize) -> Progress {
-        Progress { what, of, done: Cell::new(0), said: Cell::new(Instant::now()) }
+        let (bar, began) = (io::stderr().is_terminal(), Instant::now());
+        Progress { what, of, done: Cell::new(0), bar, began, said: Cell::new(began) }
     }
 
     pub(super) fn step(&self) {
@@ -234,12 +242,32 @@ impl Progress {
     }
 
     pub(super) fn at(&self, done: usize) {
-        if self.said.get().elapsed() >= PROGRESS_INTERVAL {
-            eprintln!("everwatch-bench: {done} of {} {}", self.of, self.what);
-            self.said.set(Instant::now());
+        let interval = if self.bar { BAR_INTERVAL } else { PROGRESS_INTERVAL };
+        if self.said.get().elapsed() < interval {
+            return;
+        }
+        self.said.set(Instant::now());
+        let (what, of) = (self.what, self.of);
+        if self.bar {
+            let full = (done * BAR_CELLS / of.max(1)).min(BAR_CELLS);
+            let rate = done as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+            eprint!("\r[{:<BAR_CELLS$}] {done} of {of} {what}, {rate:.0} a second ", "#".repeat(full));
+        } else {
+            eprintln!("everwatch-bench: {done} of {of} {what}");
         }
     }
 }
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.bar && self.said.get() > self.began {
+            eprint!("\r{:BAR_LINE$}\r", "");
+        }
+    }
+}
+
+/// What a bar may cover of its line.
+const BAR_LINE: usize = BAR_CELLS + 60;
 
 /// Processor seconds, user and system, that a process has used so far.
 fn cpu_s(pid: &str) -> f64 {
