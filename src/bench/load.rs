@@ -106,6 +106,7 @@ pub(super) struct Load {
     connections: usize,
     keys: Keys,
     key_space: u64,
+    key_bytes: u16,
     value_bytes: usize,
     rate: u64,
     /// What times in values count from.
@@ -122,6 +123,7 @@ impl Load {
             connections,
             keys,
             key_space: options.keys,
+            key_bytes: options.key_bytes,
             value_bytes: options.value_bytes.max(TIME_BYTES),
             rate: options.rate,
             epoch: Instant::now(),
@@ -253,13 +255,17 @@ impl Load {
     fn key(&self, number: u64) -> Bytes {
         match &self.keys {
             Keys::One(key) => Bytes::copy_from_slice(key.as_bytes()),
-            Keys::InOrder(prefix) => Bytes::from(format!("{prefix}{:010}", number % self.key_space)),
+            Keys::InOrder(prefix) => self.numbered(prefix, number % self.key_space),
             // Multiplying by a large odd number.
             Keys::Scattered(prefix) => {
-                let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.key_space;
-                Bytes::from(format!("{prefix}{number:010}"))
+                self.numbered(prefix, number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.key_space)
             }
         }
+    }
+
+    fn numbered(&self, prefix: &str, number: u64) -> Bytes {
+        let digits = usize::from(self.key_bytes).saturating_sub(prefix.len()).max(KEY_DIGITS_MIN);
+        Bytes::from(format!("{prefix}{number:0digits$}"))
     }
 
     /// A value that says when it was sent.
@@ -286,5 +292,7 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Digits of a key, however short it is to be: numbers that are not longer sort as their keys do.
+const KEY_DIGITS_MIN: usize = 10;
 /// Bytes of a value that say when it was sent.
 pub(super) const TIME_BYTES: usize = 8;

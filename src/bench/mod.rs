@@ -5,6 +5,7 @@
 //! | `put` `range` `page` `count` `list` `txn` `mixed` `cas` `lease-grant` `lease-keepalive` | requests of one kind, as fast as answers come, or at a rate |
 //! | `lease-memory`    | what a lease keeps in memory                                                                          |
 //! | `lease-expiry`    | leases that end within a second, beside writers                                                       |
+//! | `first-read`      | how long it takes until a server that may be starting answers a read                                   |
 //! | `echo` `sync`     | what bounds any server: one that does nothing, and a disk that is asked for nothing else                |
 //! | `watch-fanout`    | watchers of one key, over streams; how soon and at what cost does a put reach all of them             |
 //! | `watch-idle`      | puts beside watchers of other keys, and without them, in turn                                         |
@@ -24,6 +25,7 @@
 
 mod ask;
 mod failover;
+mod first_read;
 mod lean;
 mod lease;
 mod limits;
@@ -54,6 +56,7 @@ pub async fn run(options: Options) -> Result<(), String> {
         "lease-keepalive" => load::run(&options, Ask::KeepAlive, &mut report).await,
         "lease-memory" => lease::memory(&options, &mut report).await,
         "lease-expiry" => lease::expiry(&options, &mut report).await,
+        "first-read" => first_read::run(&options, &mut report).await,
         "sync" => limits::sync(&options, &mut report).await,
         "echo" => limits::echo(&options).await,
         "watch-fanout" => watch::fanout(&options, &mut report).await,

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 /// How it is used.
 pub const USAGE: &str = "\
-everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--val-size=256] [--json] [--settle-ms=3000]
+everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--key-size=16] [--val-size=256] [--json] [--settle-ms=3000]
   put | range | page | count | list | txn | mixed | cas | lease-grant | lease-keepalive
                    [--clients=1000] [--total=100000] [--key-space=100000] [--fill] [--serializable] [--limit=1000] [--rate=0]
   lease-memory     [--clients=1000] [--total=1000000]
   lease-expiry     [--clients=100] [--total=100000] [--rate=1000] [--seconds=30]      that long after the begin leases end
+  first-read       [--seconds=600]                  from here until the first endpoint has answered a linearizable range
   sync             --dir=DIR [--clients=3] [--val-size=4096] [--seconds=5]             threads that write and sync a file each
   echo             --listen=127.0.0.1:2379 [--val-size=256]                            a server that does nothing, until it is stopped
   watch-fanout     [--streams=100] [--watchers=10000] [--clients=1] [--total=1000] [--rate=0] [--lockstep]
@@ -22,6 +23,7 @@ everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [-
   watch-drain      [--streams=1000] [--rate=5] --kill=PID       the same, asked to stop
   watch-progress   [--watchers=1] [--total=1000]
 --fill: writes every key of the key space once before; --limit: keys of a page; range reads one key
+--key-size: bytes of keys that are numbered, no fewer than 10 of which are digits
 --watchers counts all of them; --watch: each its own key, or all one key, or all one prefix
 --rate is requests per second of all clients together, 0: as fast as they are answered
 --lockstep: the next put waits until the one before has reached every watcher
@@ -47,6 +49,7 @@ pub struct Options {
     pub(super) clients: usize,
     pub(super) connections: usize,
     pub(super) total: u64,
+    pub(super) key_bytes: u16,
     pub(super) value_bytes: usize,
     pub(super) keys: u64,
     /// Every key is written before.
@@ -87,6 +90,7 @@ impl Options {
             clients: 1000,
             connections: 100,
             total: 100_000,
+            key_bytes: 16,
             value_bytes: 256,
             keys: 100_000,
             fill: false,
@@ -116,6 +120,7 @@ impl Options {
                 "--clients" => options.clients = number(name, value)?,
                 "--conns" => options.connections = number(name, value)?,
                 "--total" => options.total = number(name, value)?,
+                "--key-size" => options.key_bytes = number(name, value)?,
                 "--val-size" => options.value_bytes = number(name, value)?,
                 "--key-space" => options.keys = number(name, value)?,
                 "--fill" => options.fill = true,
@@ -157,6 +162,7 @@ impl Options {
         match self.command.as_str() {
             "lease-memory" => self.total = 1_000_000,
             "lease-expiry" => (self.clients, self.rate, self.duration) = (100, 1000, Duration::from_secs(30)),
+            "first-read" => self.duration = Duration::from_secs(600),
             "sync" => (self.clients, self.value_bytes, self.duration) = (3, 4096, Duration::from_secs(5)),
             "watch-fanout" => (self.clients, self.total, self.watchers) = (1, 1000, 10_000),
             "watch-memory" => self.watchers = 1_000_000,
