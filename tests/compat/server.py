@@ -91,6 +91,11 @@ class Server:
     def start(self):
         return self.spawn().wait()
 
+    def stop(self, seconds=READY_S):
+        """Asks it to end, as an operator does, and returns when it has."""
+        self.process.terminate()
+        self.process.wait(seconds)
+
     def kill(self):
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)

@@ -4,31 +4,15 @@ A *step* is one run of the generator against fresh servers of one kind. A *row* 
 one round, for each kind; with several rounds it shows the median and the range.
 """
 
-import argparse
 import contextlib
-import datetime
-import json
-import os
-import pathlib
 import signal
 import statistics
-import subprocess
 import sys
 import urllib.request
 
-from figures import awake, cluster, generate, heading, number, shown
+from figures import KINDS, at_most, generate, heading, judged, listed, number, of_etcd, on_cluster, parser, record, shown, size
 
-QUICK = os.environ.get("QUICK", "") not in ("", "0")
-ROUNDS = int(os.environ.get("ROUNDS", 1 if QUICK else 2))
-KINDS = ("etcd", "everwatch")
-# A quota that nothing here reaches.
-FLAGS = ("--quota-backend-bytes", str(16 << 30))
-
-
-def size(name, full, quick):
-    return int(os.environ.get(name, quick if QUICK else full))
-
-
+ROUNDS = size("ROUNDS", 2, 1)
 IDLE_WATCHERS = size("IDLE_WATCHERS", 100_000, 5_000)
 IDLE_PUTS = size("IDLE_PUTS", 100_000, 5_000)
 FANOUT_WATCHERS = size("FANOUT_WATCHERS", 10_000, 1_000)
@@ -85,15 +69,6 @@ def figure(step, name):
 def quotient(*names):
     (step, name), (other_step, other) = names
     return lambda r: r(step, name) / r(other_step, other)
-
-
-def at_most(limit):
-    return lambda etcd, ours: ours <= limit
-
-
-def of_etcd(share):
-    """Ours is at most this share of etcd's; unknown without etcd's."""
-    return lambda etcd, ours: None if etcd is None else ours <= share * etcd
 
 
 def rows():
@@ -169,15 +144,13 @@ def leads(member):
 
 def measure(step, command, bench):
     """Figures of one run against fresh servers."""
-    try:
-        with cluster(command, step.members, FLAGS) as members:
-            more = []
-            if step.victim:
-                members.sort(key=leads, reverse=step.victim == "leader")
-                more = [f"--kill={members[0].process.pid}"]
-            return generate(bench, members, *step.arguments, f"--settle-ms={SETTLE_MS}", *more)
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        return {"failed": str(error)}
+    def run(members):
+        more = []
+        if step.victim:
+            members.sort(key=leads, reverse=step.victim == "leader")
+            more = [f"--kill={members[0].process.pid}"]
+        return generate(bench, members, *step.arguments, f"--settle-ms={SETTLE_MS}", *more)
+    return on_cluster(command, step.members, run)
 
 
 def table(results, steps):
@@ -196,49 +169,38 @@ def table(results, steps):
             continue
         etcd, ours = (statistics.median(values[kind]) if values[kind] else None for kind in KINDS)
         ratio = number(ours / etcd) if etcd and ours is not None else "–"
-        met = row.met and (None if ours is None else row.met(etcd, ours))
-        word = {True: "yes", False: "**no**", None: ""}[met] if row.target else ""
+        word = judged(row.met, etcd, ours) if row.target else ""
         yield f"| {row.case} | {row.what} | {shown(values['etcd'])} | {shown(values['everwatch'])} | {ratio} | {row.target} | {word} |"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--etcd", default="etcd")
-    parser.add_argument("--everwatch", default="target/release/everwatch")
-    parser.add_argument("--bench", default="target/release/everwatch-bench")
-    parser.add_argument("--only", choices=KINDS, help="one kind of server")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="a to g, or the name of a step")
-    arguments = parser.parse_args()
+    reading = parser(__doc__)
+    reading.add_argument("--only", choices=KINDS, help="one kind of server")
+    reading.add_argument("cases", nargs="*", metavar="CASE", help="a to g, or the name of a step")
+    arguments = reading.parse_args()
     known = {name for step in STEPS for name in (step.name, step.name[0])}
     if unknown := set(arguments.cases) - known:
-        parser.error(f"no such case: {' '.join(sorted(unknown))}; there are {' '.join(sorted(known))}")
+        reading.error(f"no such case: {' '.join(sorted(unknown))}; there are {' '.join(sorted(known))}")
     # Servers are stopped, and directories removed, when this is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     commands = {"etcd": arguments.etcd, "everwatch": arguments.everwatch}
     kinds = [kind for kind in KINDS if arguments.only in (None, kind)]
     steps = [step for step in STEPS if not arguments.cases or {step.name, step.name[0]} & set(arguments.cases)]
-    head = heading(commands) | {
-        "rounds": f"{ROUNDS} (c and d: 1)" + (", QUICK: no figures to rely on" if QUICK else ""),
-        "kept awake": "yes" if os.environ.get("AWAKE") else "no",
-    }
-    directory = pathlib.Path("target/watch-figures")
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}.jsonl"
+    head = heading(commands, f"{ROUNDS} (c and d: 1)")
     results, failed = {kind: {step.name: [] for step in steps} for kind in KINDS}, []
-    with open(path, "w", buffering=1) as raw, awake():
-        print(json.dumps(head), file=raw)
+    with record("watch-figures", head) as (path, write):
         for step in steps:
             for turn in range(step.rounds):
                 for kind in kinds:
                     print(f"=== {step.name}, round {turn + 1} of {step.rounds}: {kind}", file=sys.stderr, flush=True)
                     figures = measure(step, commands[kind], arguments.bench)
-                    print(json.dumps({"server": kind, "step": step.name, "round": turn + 1, **figures}), file=raw)
+                    write({"server": kind, "step": step.name, "round": turn + 1, **figures})
                     results[kind][step.name].append(figures)
                     if figures["failed"]:
                         failed.append((kind, f"{step.name}, round {turn + 1}, {kind}: {figures['failed']}"))
 
-    print("".join(f"* {name}: {value}\n" for name, value in head.items()))
+    print(listed(head))
     print("\n".join(table(results, steps)))
     print(f"\nEvery run: `{path}`")
     for _, what in failed:
