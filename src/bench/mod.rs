@@ -21,7 +21,7 @@
 //! stdout, one a line or all of them as one line of JSON; what goes on meanwhile to stderr.
 //!
 //! Deliberately missing: any judgement of the figures. `scripts/watch-figures.sh` and `scripts/compare.sh` run the cases against
-//! etcd and Everwatch, and judge.
+//! etcd and Everwatch, and judge; `scripts/growth.sh` shows what a put costs as something grows, `scripts/limits.sh` what bounds it.
 
 mod ask;
 mod failover;
