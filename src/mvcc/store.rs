@@ -65,7 +65,7 @@ impl Store {
         let mut index = Index::default();
         let mut attached = BTreeMap::new();
         let mut damage = None;
-        reader.scan(Bucket::Key, &[], None, &mut |row, value| match index_row(
+        reader.scan_all(Bucket::Key, &mut |row, value| match index_row(
             &mut index,
             &mut attached,
             revision,

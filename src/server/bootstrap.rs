@@ -183,22 +183,32 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     };
     let mut options = WalOptions::new(identity.cluster, identity.member);
     options.segment_bytes = config.wal_segment_bytes.unwrap_or(options.segment_bytes);
-    let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
+    // At the same time: both take long where there is much.
+    let reader = backend.reader()?;
+    let (opened, state) = std::thread::scope(|scope| {
+        let state = std::thread::Builder::new().name("open".into()).spawn_scoped(scope, || StateMachine::open(reader));
+        let opened = Wal::open(Arc::new(RealDisk), wal_dir, options);
+        (opened, state.map(|state| state.join().expect("no rows make it panic")))
+    });
+    let (mut wal, mut log) = opened?;
+    let mut state = state.map_err(|error| Error::Refused(format!("no thread to open the state with: {error}")))?;
     let applied = applied_index(&*backend.reader()?)?.unwrap_or(Index(0));
     begin_log(&mut wal, &mut log, applied)?;
 
     for (index, path) in snapshot::pending(&dir)? {
         if index == log.base.index && index > applied {
             info!(logger, "adopting a snapshot that arrived before the last stop"; "index" => index.0);
-            drop(backend);
+            // Whatever the one before looked like.
+            drop((state, backend));
             backend = adopt(&dir, index, &identity.rows(), cache_bytes)?;
+            state = StateMachine::open(backend.reader()?);
         } else {
             info!(logger, "removing a snapshot that was not adopted"; "path" => %path.display());
             snapshot::discard(&dir, index)?;
         }
     }
 
-    let state = StateMachine::open(backend.reader()?)?;
+    let state = state?;
     let committed = log.hard_state.map_or(Index(0), |state| state.commit).max(state.applied());
     let node = start_node(config, identity.member, boot, &state, log, logger)?;
     info!(logger, "opened the data directory";

@@ -14,7 +14,7 @@ use std::fs;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 
 use bytes::Bytes;
 use redb::{
@@ -158,6 +158,30 @@ impl DiskReader {
 }
 
 impl Reader for DiskReader {
+    fn scan_all(&self, bucket: Bucket, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {
+        let (portions, read) = mpsc::sync_channel(AHEAD_PORTIONS);
+        let reading = move || {
+            let mut rows = Rows::default();
+            self.scan(bucket, &[], None, &mut |key, value| {
+                rows.push(key, value);
+                // Whoever looks at them may have seen enough.
+                rows.bytes.len() < AHEAD_BYTES || portions.send(std::mem::take(&mut rows)).is_ok()
+            })?;
+            let _ = portions.send(rows);
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("read-ahead".into());
+            let reading = thread.spawn_scoped(scope, reading).map_err(|source| {
+                let path = self.path.clone();
+                Error::Io { doing: "reading ahead in", path, source }
+            })?;
+            let _ = read.iter().all(|rows: Rows| rows.visit(visit));
+            drop(read);
+            reading.join().expect("reading does not panic")
+        })
+    }
+
     fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>> {
         let row = self.table(bucket)?.get(key).map_err(|e| failed(&self.path, e.into()))?;
         // A copy rather than a share: a row that is kept would hold its whole page in memory.
@@ -183,6 +207,37 @@ impl Reader for DiskReader {
             }
         }
         Ok(())
+    }
+}
+
+/// Rows on their way from the thread that reads them to the one that looks at them: how long each key and value is, and all of them
+/// behind each other.
+#[derive(Default)]
+struct Rows {
+    lengths: Vec<(usize, usize)>,
+    bytes: Vec<u8>,
+}
+
+/// Bytes of rows that are handed over at once, and how many such portions may wait.
+const AHEAD_BYTES: usize = 256 << 10;
+const AHEAD_PORTIONS: usize = 4;
+
+impl Rows {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.lengths.push((key.len(), value.len()));
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+    }
+
+    /// Whether `visit` wants more.
+    fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> bool {
+        let mut rest = &self.bytes[..];
+        self.lengths.iter().all(|(key_bytes, value_bytes)| {
+            let (key, value);
+            (key, rest) = rest.split_at(*key_bytes);
+            (value, rest) = rest.split_at(*value_bytes);
+            visit(key, value)
+        })
     }
 }
 

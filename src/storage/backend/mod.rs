@@ -94,6 +94,12 @@ pub trait Backend: Send + Sync {
 
 /// The store as one commit left it.
 pub trait Reader: Send + Sync {
+    /// Visits all rows of a bucket in key order until `visit` returns false. Where reading takes long, what comes next is read while
+    /// rows are visited.
+    fn scan_all(&self, bucket: Bucket, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {
+        self.scan(bucket, &[], None, visit)
+    }
+
     /// One row.
     fn get(&self, bucket: Bucket, key: &[u8]) -> Result<Option<Bytes>>;
 

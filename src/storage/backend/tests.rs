@@ -62,6 +62,28 @@ fn rows_are_read_in_order_and_by_bucket() {
 }
 
 #[test]
+fn all_rows_are_read_ahead_as_far_as_somebody_wants_them() {
+    on_both(|backend| {
+        let mut batch = Batch::default();
+        for i in 0..3000 {
+            put(&mut batch, Bucket::Key, &format!("key{i:04}"), &"v".repeat(i % 1000));
+        }
+        backend.commit(&batch).unwrap();
+        let reader = backend.reader().unwrap();
+        for limit in [1, 2, 2999, usize::MAX] {
+            let mut seen = Vec::new();
+            let mut visit = |key: &[u8], value: &[u8]| {
+                seen.push(format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(value)));
+                seen.len() < limit
+            };
+            reader.scan_all(Bucket::Key, &mut visit).unwrap();
+            assert!(seen.join(" ") == scanned(&*reader, Bucket::Key, "", None, limit), "{limit}");
+        }
+        reader.scan_all(Bucket::Alarm, &mut |_, _| panic!("it is empty")).unwrap();
+    });
+}
+
+#[test]
 fn a_batch_happens_in_order_and_old_readers_do_not_see_it() {
     use Bucket::Key;
     on_both(|backend| {
