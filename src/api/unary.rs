@@ -19,15 +19,17 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use tonic::Status;
 
 use super::requests::Requests;
-use crate::mvcc::RangeResult;
+use crate::mvcc::{RangeResult, Records};
 use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
+use crate::storage;
 
 /// How gRPC says how a call ended.
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
-/// About how much of a long response is encoded at a time.
+/// About how much of a long response is encoded at a time, and of how many records: they may have to be read from a disk.
 const PIECE_BYTES: usize = 64 << 10;
+const PIECE_RECORDS: usize = 250;
 /// The largest message that Go's gRPC sends, and so the largest that clients can expect.
 const MESSAGE_MAX: usize = i32::MAX as usize;
 /// Field 1 of `RangeResponse`, length-delimited.
@@ -55,10 +57,14 @@ pub(super) enum Rest {
 pub(super) struct RangePieces {
     /// What comes before the keys and is not written yet.
     head: Vec<u8>,
-    kvs: std::vec::IntoIter<Bytes>,
+    records: Records,
     /// What comes after them.
     tail: Vec<u8>,
+    unreadable: Unreadable,
 }
+
+/// Takes the error of a record that cannot be read, and says how the call ends.
+type Unreadable = Box<dyn Fn(storage::Error) -> Status + Send>;
 
 /// The request of a call. `bytes_max` is its largest length.
 pub(super) async fn receive<M: Message + Default>(request: Request<Incoming>, bytes_max: usize) -> Result<M, Status> {
@@ -95,33 +101,39 @@ impl Rest {
     }
 
     /// A `RangeResponse` of key-values as they are stored.
-    pub(super) fn range(header: ResponseHeader, result: RangeResult) -> Result<Rest, Status> {
-        let RangeResult { kvs, more, count } = result;
+    pub(super) fn range(
+        header: ResponseHeader,
+        result: RangeResult,
+        unreadable: Unreadable,
+    ) -> Result<Rest, Status> {
+        let RangeResult { records, more, count } = result;
         let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
         let tail = RangeResponse { more, count, ..Default::default() }.encode_to_vec();
-        let len = field(header.encoded_len()) + kvs.iter().map(|kv| field(kv.len())).sum::<usize>() + tail.len();
+        let len = field(header.encoded_len()) + records.lengths().map(field).sum::<usize>() + tail.len();
         let mut head = Vec::new();
         put_prefix(&mut head, len)?;
         head.push(HEADER_TAG);
         header.encode_length_delimited(&mut head).expect("it grows");
-        Ok(Rest::Range(RangePieces { head, kvs: kvs.into_iter(), tail }))
+        Ok(Rest::Range(RangePieces { head, records, tail, unreadable }))
     }
 
-    fn next(&mut self) -> Option<Frame<Bytes>> {
+    fn next(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
         match std::mem::replace(self, Rest::Trailers) {
-            Rest::Whole(bytes) => Some(Frame::data(bytes)),
+            Rest::Whole(bytes) => Some(Ok(Frame::data(bytes))),
             Rest::Range(mut pieces) => {
                 let piece = pieces.next();
-                if !pieces.is_done() {
+                if piece.is_err() {
+                    *self = Rest::Nothing;
+                } else if !pieces.records.is_empty() {
                     *self = Rest::Range(pieces);
                 }
-                Some(Frame::data(piece))
+                Some(piece.map(Frame::data))
             }
             Rest::Trailers => {
                 *self = Rest::Nothing;
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
-                Some(Frame::trailers(trailers))
+                Some(Ok(Frame::trailers(trailers)))
             }
             Rest::Nothing => {
                 *self = Rest::Nothing;
@@ -132,30 +144,27 @@ impl Rest {
 }
 
 impl RangePieces {
-    fn next(&mut self) -> Bytes {
-        let field = |kv: &Bytes| 1 + encoded_len_varint(kv.len() as u64) + kv.len();
-        let mut room = self.head.len() + self.tail.len();
-        let fit = self.kvs.as_slice().iter().take_while(|kv| {
-            let fits = room < PIECE_BYTES;
-            room += if fits { field(kv) } else { 0 };
-            fits
-        });
-        let count = fit.count();
+    fn next(&mut self) -> Result<Bytes, Status> {
+        let (mut count, mut room) = (0, self.head.len() + self.tail.len());
+        for len in self.records.lengths().take(PIECE_RECORDS) {
+            if room >= PIECE_BYTES {
+                break;
+            }
+            count += 1;
+            room += 1 + encoded_len_varint(len as u64) + len;
+        }
         let mut piece = BytesMut::with_capacity(room);
         piece.put_slice(&std::mem::take(&mut self.head));
-        for kv in self.kvs.by_ref().take(count) {
+        for record in self.records.by_ref().take(count) {
+            let record = record.map_err(&self.unreadable)?;
             piece.put_u8(KVS_TAG);
-            encode_varint(kv.len() as u64, &mut piece);
-            piece.put_slice(&kv);
+            encode_varint(record.len() as u64, &mut piece);
+            piece.put_slice(&record);
         }
-        if self.is_done() {
+        if self.records.is_empty() {
             piece.put_slice(&self.tail);
         }
-        piece.freeze()
-    }
-
-    fn is_done(&self) -> bool {
-        self.kvs.as_slice().is_empty()
+        Ok(piece.freeze())
     }
 }
 
@@ -176,7 +185,7 @@ impl http_body::Body for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match &mut *self {
             Body::Tonic(body) => Pin::new(body).poll_frame(cx),
-            Body::Message(rest) => Poll::Ready(rest.next().map(Ok)),
+            Body::Message(rest) => Poll::Ready(rest.next()),
         }
     }
 
@@ -197,7 +206,7 @@ mod tests {
     fn pieces(mut rest: Rest) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         loop {
-            match rest.next().expect("trailers come last").into_data() {
+            match rest.next().expect("trailers come last").unwrap().into_data() {
                 Ok(data) => pieces.push(data),
                 Err(trailers) => {
                     assert_eq!(trailers.trailers_ref().unwrap()[GRPC_STATUS], "0");
@@ -221,8 +230,9 @@ mod tests {
             let kvs: Vec<KeyValue> = (0..count).map(kv).collect();
             let response = RangeResponse { header: Some(header), kvs, more: count % 2 == 1, count: count as i64 };
             let encoded = response.kvs.iter().map(|kv| kv.encode_to_vec().into()).collect();
-            let result = RangeResult { kvs: encoded, more: response.more, count: response.count };
-            let pieces = pieces(Rest::range(header, result).unwrap());
+            let records = Records::of(encoded);
+            let result = RangeResult { records, more: response.more, count: response.count };
+            let pieces = pieces(Rest::range(header, result, Box::new(|_| unreachable!())).unwrap());
             assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES + value_bytes + 100));
             assert_eq!(pieces.concat(), pieces_of(&response).concat(), "{count} keys of {value_bytes} bytes");
         }
@@ -235,8 +245,9 @@ mod tests {
     #[test]
     fn a_message_that_no_client_would_take_is_refused() {
         let kv = Bytes::from(vec![0; 1 << 20]);
-        let result = RangeResult { kvs: vec![kv; 2048], more: false, count: 2048 };
-        let status = Rest::range(ResponseHeader::default(), result).err().unwrap();
+        let result = RangeResult { records: Records::of(vec![kv; 2048]), more: false, count: 2048 };
+        let unreadable = Box::new(|_| unreachable!());
+        let status = Rest::range(ResponseHeader::default(), result, unreadable).err().unwrap();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     }
 }

@@ -150,7 +150,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag(
                 "backend-cache-bytes",
                 Unsigned,
-                "33554432",
+                "25165824",
                 Works,
                 "Bytes of the backend's file that are kept in memory. Not in etcd.",
             ),

@@ -32,7 +32,29 @@ pub(super) struct Entry {
     older: Option<Box<Older>>,
     sub: u32,
     newest: Newest,
+    record: Length,
 }
+
+/// How long a record is, if it is not too long for this.
+#[derive(Clone, Copy, Debug, Default)]
+struct Length([u8; 3]);
+
+impl Length {
+    fn of(bytes: usize) -> Length {
+        match u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes() {
+            [a, b, c, 0] => Length([a, b, c]),
+            _ => Length::default(),
+        }
+    }
+
+    fn bytes(self) -> Option<u32> {
+        let [a, b, c] = self.0;
+        Some(u32::from_le_bytes([a, b, c, 0])).filter(|bytes| *bytes > 0)
+    }
+}
+
+/// Where a value lies, and how many bytes its record has, if that is known.
+pub(super) type Found = (RevisionKey, Option<u32>);
 
 const _: () = assert!(size_of::<Entry>() <= 40);
 
@@ -54,7 +76,10 @@ struct OlderRevision {
     main: i64,
     sub: u32,
     tombstone: bool,
+    record: Length,
 }
+
+const _: () = assert!(size_of::<OlderRevision>() <= 16);
 
 /// The newest revision of a key that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,32 +129,43 @@ impl Index {
     }
 
     /// Adds a put of a key, and gives its newest revision before that, if it existed. `place` is above every place of the key.
-    pub(super) fn write(&mut self, key: &[u8], place: RevisionKey, leased: bool) -> Option<Latest> {
+    /// `record_bytes` says how long the record gets with a create revision and a version.
+    pub(super) fn write(
+        &mut self,
+        key: &[u8],
+        place: RevisionKey,
+        leased: bool,
+        record_bytes: impl Fn(i64, i64) -> usize,
+    ) -> Option<Latest> {
         let newest = if leased { Newest::Leased } else { Newest::Live };
         let RevisionKey { main, sub } = place;
         self.newest = self.newest.max(place.revision());
         let mut before = None;
-        let entry = Entry { main, sub, create: main, version: 1, newest, older: None };
-        self.keys.upsert(key, entry, |old, new| {
+        let entry = |create, version| {
+            let record = Length::of(record_bytes(create, version));
+            Entry { main, sub, create, version, newest, record, older: None }
+        };
+        self.keys.upsert(key, entry(main, 1), |old, new| {
             before = old.latest();
-            let lives_on = before.map_or((new.create, new.version), |latest| (latest.create, latest.version + 1));
-            old.push(Entry { create: lives_on.0, version: lives_on.1, ..new });
+            old.push(before.map_or(new, |latest| entry(latest.create, latest.version + 1)));
         });
         before
     }
 
     /// Adds a put that was made before, with what it says of the key. `put.place` is above every place of the key.
-    pub(super) fn put(&mut self, key: &[u8], put: Latest) {
+    pub(super) fn put(&mut self, key: &[u8], put: Latest, record_bytes: usize) {
         let newest = if put.leased { Newest::Leased } else { Newest::Live };
         let RevisionKey { main, sub } = put.place;
-        self.add(key, Entry { main, sub, create: put.create, version: put.version, newest, older: None });
+        let record = Length::of(record_bytes);
+        self.add(key, Entry { main, sub, create: put.create, version: put.version, newest, record, older: None });
     }
 
     /// Adds a tombstone, above every place of the key. (A key without revisions has one when only its deletion survived
     /// a compaction.)
     pub(super) fn delete(&mut self, key: &[u8], place: RevisionKey) {
         let RevisionKey { main, sub } = place;
-        self.add(key, Entry { main, sub, create: 0, version: 0, newest: Newest::Tombstone, older: None });
+        let (newest, record) = (Newest::Tombstone, Length::default());
+        self.add(key, Entry { main, sub, create: 0, version: 0, newest, record, older: None });
     }
 
     fn add(&mut self, key: &[u8], entry: Entry) {
@@ -236,19 +272,26 @@ impl Entry {
 
     /// Where the value at a revision lies.
     pub(super) fn at(&self, revision: Revision) -> Option<RevisionKey> {
+        self.find(revision).map(|(place, _)| place)
+    }
+
+    /// The same, with the length of its record.
+    pub(super) fn find(&self, revision: Revision) -> Option<Found> {
         if self.main <= revision.0 {
-            return self.is_live().then(|| self.place());
+            return self.is_live().then(|| (self.place(), self.record.bytes()));
         }
         let older = &self.older.as_ref()?.0;
         let above = older.partition_point(|old| old.main <= revision.0);
         let found = older.get(above.checked_sub(1)?)?;
-        (!found.tombstone).then_some(RevisionKey { main: found.main, sub: found.sub })
+        let place = RevisionKey { main: found.main, sub: found.sub };
+        (!found.tombstone).then_some((place, found.record.bytes()))
     }
 
     /// The key has one more revision, with which `newer` was made.
     fn push(&mut self, newer: Entry) {
         debug_assert!(newer.place() > self.place(), "revisions of a key only grow");
-        let old = OlderRevision { main: self.main, sub: self.sub, tombstone: !self.is_live() };
+        let old =
+            OlderRevision { main: self.main, sub: self.sub, tombstone: !self.is_live(), record: self.record };
         let mut older = self.older.take();
         match &mut older {
             Some(older) => older.0.push(old),
@@ -302,7 +345,7 @@ mod tests {
 
     fn put(index: &mut Index, key: &str, main: i64) {
         let put = Latest { place: place(main), create: main, version: 1, leased: false };
-        index.put(key.as_bytes(), put);
+        index.put(key.as_bytes(), put, 7);
     }
 
     /// Compacts in slices of `work_max`, giving what was dropped.

@@ -55,7 +55,7 @@ pub mod txn;
 
 pub use hash::{HashKv, HashScan};
 pub use history::{History, HistoryScan};
-pub use range::{RangeResult, Scan};
+pub use range::{RangeResult, Records, Scan};
 pub use store::{Store, Written};
 pub use txn::{txn_is_read_only, txn_is_serializable};
 

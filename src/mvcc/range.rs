@@ -1,13 +1,15 @@
 //! Ranges: which keys, in what order, how many.
 //!
 //! A scan first collects places from the index, in slices, so that whoever holds the state's lock can let go of it in
-//! between; then, without any lock, it reads the records. The revision it began at pins what it sees: writes between
+//! between; then, without any lock, the records are read, one by one where nothing has to be known of all of them first: how long
+//! each is the index knows. The revision it began at pins what it sees: writes between
 //! two slices are invisible. Should a compaction overtake a scan, one that asked for the newest revision begins again
 //! at what is newest now, and one that named its revision is refused.
 //!
 //! etcd's odd rule is kept: with a sort target other than the key but no order, the limit (and one more, which tells
 //! `more`) is applied in key order first, and what is left is then sorted ascending. With `keys_only` the lease stays.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,8 +55,11 @@ pub struct Scan {
     reader: Arc<dyn Reader>,
 }
 
+#[derive(Debug)]
 struct Found {
     place: RevisionKey,
+    /// Bytes of the record, if that is known.
+    bytes: Option<u32>,
     /// `None`: to be read from the backend.
     record: Option<Bytes>,
 }
@@ -69,12 +74,18 @@ struct Filter {
 /// What a range came to.
 #[derive(Debug)]
 pub struct RangeResult {
-    /// Encoded key-values.
-    pub kvs: Vec<Bytes>,
+    /// Its key-values.
+    pub records: Records,
     /// The limit cut something off.
     pub more: bool,
     /// Keys in the range, whatever limit and filters left.
     pub count: i64,
+}
+
+/// Encoded key-values, read when they are asked for. What has not been read keeps the backend's pages from being used again.
+pub struct Records {
+    reader: Arc<dyn Reader>,
+    found: std::vec::IntoIter<Found>,
 }
 
 /// Refuses sort orders and targets that we do not know.
@@ -108,7 +119,7 @@ impl Store {
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         let mut scan = self.scan(request)?;
         while self.scan_more(&mut scan, usize::MAX)? {}
-        Ok(scan.finish()?.into_response(self.revision))
+        Ok(scan.finish()?.into_response(self.revision)?)
     }
 
     /// Begins to read a range when the newest revision is `newest`.
@@ -183,11 +194,11 @@ impl Store {
         *after = match enough(found, *counted) {
             true => None,
             false => self.index.walk(range, after.as_deref(), keys_max, |_, entry| {
-                if let Some(place) = entry.at(*revision) {
+                if let Some((place, bytes)) = entry.find(*revision) {
                     *count += i64::from(!*counted);
                     if found.len() < *found_max {
                         let record = self.recent.record(place).cloned().or_else(|| own(place));
-                        found.push(Found { place, record });
+                        found.push(Found { place, bytes, record });
                     }
                 }
                 !enough(found, *counted)
@@ -210,15 +221,17 @@ impl Scan {
         self.began
     }
 
-    /// How many records [`Scan::finish`] has to do with, as far as is known.
-    pub fn found(&self) -> usize {
-        self.found.len()
+    /// About how many records [`Scan::finish`] reads.
+    pub fn reads(&self) -> usize {
+        let places_are_enough = matches!(self.sort, None | Some((SortTarget::Key | SortTarget::Mod, _)));
+        let none = places_are_enough && self.create_revisions.passes_all() && !self.keys_only;
+        if none { 0 } else { self.found.len() }
     }
 
-    /// Reads the records, filters, sorts and cuts. Needs no lock.
+    /// Filters, sorts and cuts, and reads the records that it has to know for that. Needs no lock.
     pub fn finish(mut self) -> storage::Result<RangeResult> {
         if self.count_only {
-            return Ok(RangeResult { kvs: Vec::new(), more: false, count: self.count });
+            return Ok(RangeResult { records: self.records(Vec::new()), more: false, count: self.count });
         }
         let mut found = std::mem::take(&mut self.found);
         found.retain(|found| self.mod_revisions.passes(found.place.main));
@@ -232,21 +245,27 @@ impl Scan {
         if more {
             found.truncate(self.limit);
         }
-        let mut kvs = Vec::with_capacity(found.len());
-        for found in found {
-            let record = self.record(&found)?;
-            record::read_at(&record, found.place)?;
-            kvs.push(if self.keys_only { without_value(&record, found.place)? } else { record });
+        for found in &mut found {
+            if self.keys_only {
+                found.record = Some(without_value(&self.record(found)?, found.place)?);
+            } else if found.bytes.is_none() {
+                found.record = Some(self.record(found)?);
+            }
         }
-        Ok(RangeResult { kvs, more, count: self.count })
+        Ok(RangeResult { records: self.records(found), more, count: self.count })
+    }
+
+    fn records(&self, found: Vec<Found>) -> Records {
+        Records { reader: self.reader.clone(), found: found.into_iter() }
     }
 
     fn filter_by_creation(&self, found: Vec<Found>) -> storage::Result<Vec<Found>> {
         let mut passed = Vec::new();
-        for Found { place, record } in found {
-            let record = self.record(&Found { place, record })?;
-            if self.create_revisions.passes(record::read_at(&record, place)?.create_revision) {
-                passed.push(Found { place, record: Some(record) });
+        for mut found in found {
+            let record = self.record(&found)?;
+            if self.create_revisions.passes(record::read_at(&record, found.place)?.create_revision) {
+                found.record = Some(record);
+                passed.push(found);
             }
         }
         Ok(passed)
@@ -287,13 +306,70 @@ impl Scan {
     }
 
     fn record(&self, found: &Found) -> storage::Result<Bytes> {
-        match &found.record {
+        found.read(&*self.reader)
+    }
+}
+
+impl Found {
+    fn read(&self, reader: &dyn Reader) -> storage::Result<Bytes> {
+        match &self.record {
             Some(record) => Ok(record.clone()),
             None => {
-                let row = self.reader.get(Bucket::Key, &found.place.row(false))?;
-                row.ok_or_else(|| record::damaged(found.place, "is missing"))
+                let row = reader.get(Bucket::Key, &self.place.row(false))?;
+                row.ok_or_else(|| record::damaged(self.place, "is missing"))
             }
         }
+    }
+
+    /// Bytes of its record. It is known, or the record was read.
+    fn bytes(&self) -> usize {
+        match &self.record {
+            Some(record) => record.len(),
+            None => self.bytes.unwrap_or_default() as usize,
+        }
+    }
+}
+
+impl Records {
+    /// How long each of those is that are still to come.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.found.as_slice().iter().map(Found::bytes)
+    }
+
+    /// Whether none is to come any more.
+    pub fn is_empty(&self) -> bool {
+        self.found.as_slice().is_empty()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(records: Vec<Bytes>) -> Records {
+        use crate::storage::backend::Backend;
+        let place = RevisionKey::default();
+        let found = records.into_iter().map(|record| Found { place, bytes: None, record: Some(record) });
+        let reader = crate::storage::backend::memory::MemoryBackend::new().reader().expect("it is in memory");
+        Records { reader, found: found.collect::<Vec<_>>().into_iter() }
+    }
+}
+
+impl Iterator for Records {
+    type Item = storage::Result<Bytes>;
+
+    fn next(&mut self) -> Option<storage::Result<Bytes>> {
+        let found = self.found.next()?;
+        let read = found.read(&*self.reader).and_then(|record| {
+            record::read_at(&record, found.place)?;
+            match record.len() == found.bytes() {
+                true => Ok(record),
+                false => Err(record::damaged(found.place, "has another length")),
+            }
+        });
+        Some(read)
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.found.as_slice()).finish()
     }
 }
 
@@ -309,12 +385,10 @@ impl Filter {
 
 impl RangeResult {
     /// The response, when the store's revision is this.
-    pub fn into_response(self, revision: Revision) -> RangeResponse {
-        let decode = |record: &Bytes| {
-            record::key_value(record, RevisionKey::default()).expect("the scan has read every record it gives")
-        };
-        let kvs = self.kvs.iter().map(decode).collect();
-        RangeResponse { header: header(revision), kvs, more: self.more, count: self.count }
+    pub fn into_response(self, revision: Revision) -> storage::Result<RangeResponse> {
+        let decode = |record: storage::Result<Bytes>| record::key_value(&record?, RevisionKey::default());
+        let kvs = self.records.map(decode).collect::<storage::Result<_>>()?;
+        Ok(RangeResponse { header: header(revision), kvs, more: self.more, count: self.count })
     }
 }
 

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use prost::Message;
-use prost::encoding::decode_varint;
+use prost::encoding::{decode_varint, encoded_len_varint};
 
 use super::revision::RevisionKey;
 use crate::pb::mvccpb::KeyValue;
@@ -25,6 +25,12 @@ pub(super) struct Fields<'a> {
 /// The record of a put.
 pub(super) fn encode(kv: &KeyValue) -> Bytes {
     kv.encode_to_vec().into()
+}
+
+/// How long the record of a put gets that lacks only its create revision and its version, once it has them. (Neither is ever 0.)
+pub(super) fn bytes_with(kv: &KeyValue) -> impl Fn(i64, i64) -> usize + use<> {
+    let bytes = kv.encoded_len();
+    move |create, version| bytes + 2 + encoded_len_varint(create as u64) + encoded_len_varint(version as u64)
 }
 
 /// The record of a deletion: the key and nothing else.

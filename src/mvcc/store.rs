@@ -213,16 +213,19 @@ impl<'a> Write<'a> {
         let value = if request.ignore_value { kept.map(|kv| &kv.value) } else { Some(&request.value) };
         let lease = if request.ignore_lease { kept.map_or(0, |kv| kv.lease) } else { request.lease };
         let leased = lease != LeaseId::NONE.0;
-        let latest = self.store.index.write(&request.key, place, leased);
-        let (create, version) = latest.map_or((place.main, 1), |latest| (latest.create, latest.version + 1));
-        let record = record::encode(&KeyValue {
+        let mut kv = KeyValue {
             key: request.key.clone(),
-            create_revision: create,
             mod_revision: place.main,
-            version,
             value: value.cloned().unwrap_or_default(),
             lease,
-        });
+            ..KeyValue::default()
+        };
+        let record_bytes = record::bytes_with(&kv);
+        let latest = self.store.index.write(&request.key, place, leased, &record_bytes);
+        (kv.create_revision, kv.version) =
+            latest.map_or((place.main, 1), |latest| (latest.create, latest.version + 1));
+        let record = record::encode(&kv);
+        debug_assert_eq!(record.len(), record_bytes(kv.create_revision, kv.version));
         let key = key_of(&record);
         if leased || latest.is_some_and(|latest| latest.leased) {
             self.attachments.push((key.clone(), LeaseId(lease)));
@@ -265,7 +268,7 @@ impl<'a> Write<'a> {
         let revision = self.revision();
         let mut scan = self.store.scan_at(request, revision)?;
         self.store.scan_slice(&mut scan, usize::MAX, &|place| self.own(place).cloned());
-        Ok(scan.finish()?.into_response(revision))
+        Ok(scan.finish()?.into_response(revision)?)
     }
 
     /// Ends the write: from here on its changes are the store's.
@@ -338,7 +341,7 @@ fn index_row(
     } else {
         let leased = fields.lease != LeaseId::NONE.0;
         let (create, version) = (fields.create_revision, fields.version);
-        index.put(fields.key, Latest { place, create, version, leased });
+        index.put(fields.key, Latest { place, create, version, leased }, value.len());
         if leased {
             attached.insert(Bytes::copy_from_slice(fields.key), LeaseId(fields.lease));
             return Ok(());

@@ -53,7 +53,7 @@ use crate::watch::{Feeds, Notice};
 /// memory until then.
 const COMPACTION_STEPS_MAX: u32 = 10;
 /// Bytes of log kept in memory beyond what is durably applied, whatever the entries' number.
-const LOG_BYTES_KEPT: u64 = 32 << 20;
+const LOG_BYTES_KEPT: u64 = 24 << 20;
 /// Ticks after which attributes are proposed again that nobody has applied: the proposal may have been lost with a leader.
 const PUBLISH_TICKS: u64 = 10;
 

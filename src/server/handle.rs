@@ -40,7 +40,7 @@ use crate::watch::Cancels;
 
 /// Keys that a range looks at before others get their turn.
 const SLICE_KEYS: usize = 1000;
-/// Records that a range reads on the thread that serves. More are read where it may take long.
+/// Records that a range reads before its answer begins on the thread that serves. More are read where it may take long.
 const RECORDS_READ_HERE: usize = 250;
 /// Entries committed but not applied beyond which nothing is proposed, as in etcd.
 const BACKLOG_MAX: u64 = 5000;
@@ -231,7 +231,7 @@ impl Handle {
             tokio::task::yield_now().await;
         }
         let revision = scan.began_at();
-        let result = if scan.found() > RECORDS_READ_HERE {
+        let result = if scan.reads() > RECORDS_READ_HERE {
             tokio::task::spawn_blocking(move || scan.finish()).await.map_err(|_| Error::Stopped)?
         } else {
             scan.finish()

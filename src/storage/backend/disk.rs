@@ -29,7 +29,7 @@ use crate::storage::{Error, Result};
 type RowTable = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// What the engine may hold of the file in memory where nobody says. Scans of history go through it; the system keeps pages, too.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 24 << 20;
 /// Beside the buckets: the sum of the lengths of all keys and values, under an empty key.
 const ROW_BYTES: TableDefinition<'static, &'static [u8], u64> = TableDefinition::new("row_bytes");
 
