@@ -98,7 +98,7 @@ impl KvService {
         let (revision, result) = self.handle.range(&request).await.map_err(status)?;
         self.handle.metrics().ranges.inc();
         let handle = self.handle.clone();
-        Rest::range(self.handle.header(revision), result, Box::new(move |error| status(handle.fail(&error))))
+        Rest::range(self.handle.header(revision), result, Box::new(move |error| status(handle.fail(error))))
     }
 
     async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {

@@ -5,6 +5,7 @@
 //! and a response is one piece and its trailers. A long range is written piece by piece as the client takes it, so that it is not
 //! in memory a second time.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,7 +22,6 @@ use tonic::Status;
 use super::requests::Requests;
 use crate::mvcc::{RangeResult, Records};
 use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
-use crate::storage;
 
 /// How gRPC says how a call ended.
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -63,8 +63,8 @@ pub(super) struct RangePieces {
     unreadable: Unreadable,
 }
 
-/// Takes the error of a record that cannot be read, and says how the call ends.
-type Unreadable = Box<dyn Fn(storage::Error) -> Status + Send>;
+/// Hears why a record cannot be read, and says how the call ends.
+type Unreadable = Box<dyn Fn(&dyn fmt::Display) -> Status + Send>;
 
 /// The request of a call. `bytes_max` is its largest length.
 pub(super) async fn receive<M: Message + Default>(request: Request<Incoming>, bytes_max: usize) -> Result<M, Status> {
@@ -101,11 +101,7 @@ impl Rest {
     }
 
     /// A `RangeResponse` of key-values as they are stored.
-    pub(super) fn range(
-        header: ResponseHeader,
-        result: RangeResult,
-        unreadable: Unreadable,
-    ) -> Result<Rest, Status> {
+    pub(super) fn range(header: ResponseHeader, result: RangeResult, unreadable: Unreadable) -> Result<Rest, Status> {
         let RangeResult { records, more, count } = result;
         let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
         let tail = RangeResponse { more, count, ..Default::default() }.encode_to_vec();
@@ -156,7 +152,7 @@ impl RangePieces {
         let mut piece = BytesMut::with_capacity(room);
         piece.put_slice(&std::mem::take(&mut self.head));
         for record in self.records.by_ref().take(count) {
-            let record = record.map_err(&self.unreadable)?;
+            let record = record.map_err(|error| (self.unreadable)(&error))?;
             piece.put_u8(KVS_TAG);
             encode_varint(record.len() as u64, &mut piece);
             piece.put_slice(&record);
@@ -246,8 +242,7 @@ mod tests {
     fn a_message_that_no_client_would_take_is_refused() {
         let kv = Bytes::from(vec![0; 1 << 20]);
         let result = RangeResult { records: Records::of(vec![kv; 2048]), more: false, count: 2048 };
-        let unreadable = Box::new(|_| unreachable!());
-        let status = Rest::range(ResponseHeader::default(), result, unreadable).err().unwrap();
+        let status = Rest::range(ResponseHeader::default(), result, Box::new(|_| unreachable!())).err().unwrap();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     }
 }

@@ -62,7 +62,10 @@ impl Kv for Echo {
         Ok(Response::new(pb::PutResponse { header: self.header(), prev_kv: None }))
     }
 
-    async fn delete_range(&self, _: Request<pb::DeleteRangeRequest>) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+    async fn delete_range(
+        &self,
+        _: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         Err(Status::unimplemented("it does nothing"))
     }
 

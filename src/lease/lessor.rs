@@ -221,7 +221,8 @@ impl Lessor {
             if clock.record_at <= now {
                 clock.record_at = now.saturating_add(record_every(clock.ttl));
                 let rest = clock.deadline.saturating_sub(now).min(ttl_ms(clock.ttl));
-                let clearing = clock.record == Record::Clearing && seconds(now) < clock.clearing_s.saturating_add(CLEARING_S);
+                let clearing =
+                    clock.record == Record::Clearing && seconds(now) < clock.clearing_s.saturating_add(CLEARING_S);
                 if rest > 0 && !clearing {
                     clock.record = Record::Smaller;
                     rests.push((id, rest));

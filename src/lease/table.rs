@@ -37,6 +37,7 @@ pub struct Lease {
     /// The entry that granted it. It tells it from one of the same id before it.
     pub granted: Index,
     /// Not empty. There may be a million leases, and most have no key yet, or one.
+    #[expect(clippy::box_collection, reason = "one word instead of three where there is none")]
     keys: Option<Box<BTreeSet<Bytes>>>,
 }
 

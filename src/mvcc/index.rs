@@ -290,8 +290,7 @@ impl Entry {
     /// The key has one more revision, with which `newer` was made.
     fn push(&mut self, newer: Entry) {
         debug_assert!(newer.place() > self.place(), "revisions of a key only grow");
-        let old =
-            OlderRevision { main: self.main, sub: self.sub, tombstone: !self.is_live(), record: self.record };
+        let old = OlderRevision { main: self.main, sub: self.sub, tombstone: !self.is_live(), record: self.record };
         let mut older = self.older.take();
         match &mut older {
             Some(older) => older.0.push(old),

@@ -65,19 +65,16 @@ impl Store {
         let mut index = Index::default();
         let mut attached = BTreeMap::new();
         let mut damage = None;
-        reader.scan_all(Bucket::Key, &mut |row, value| match index_row(
-            &mut index,
-            &mut attached,
-            revision,
-            row,
-            value,
-        ) {
-            Ok(()) => true,
-            Err(error) => {
-                damage = Some(error);
-                false
-            }
-        })?;
+        reader.scan_all(
+            Bucket::Key,
+            &mut |row, value| match index_row(&mut index, &mut attached, revision, row, value) {
+                Ok(()) => true,
+                Err(error) => {
+                    damage = Some(error);
+                    false
+                }
+            },
+        )?;
         if let Some(error) = damage {
             return Err(error);
         }
@@ -222,8 +219,7 @@ impl<'a> Write<'a> {
         };
         let record_bytes = record::bytes_with(&kv);
         let latest = self.store.index.write(&request.key, place, leased, &record_bytes);
-        (kv.create_revision, kv.version) =
-            latest.map_or((place.main, 1), |latest| (latest.create, latest.version + 1));
+        (kv.create_revision, kv.version) = latest.map_or((place.main, 1), |latest| (latest.create, latest.version + 1));
         let record = record::encode(&kv);
         debug_assert_eq!(record.len(), record_bytes(kv.create_revision, kv.version));
         let key = key_of(&record);

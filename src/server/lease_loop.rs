@@ -13,7 +13,7 @@ use crate::types::{Index, LeaseId, Term};
 const LEASES_PER_COMMAND: usize = 250;
 /// Leases whose end may be on its way. Carrying that out takes about a millisecond, for which writes wait; the next follow when these
 /// are gone, as fast as the log takes them.
-const ENDING_MAX: usize = 500;
+const ENDING_MAX: usize = 250;
 /// Rests that one tick records.
 const RECORDED_PER_TICK: usize = 2000;
 

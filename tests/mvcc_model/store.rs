@@ -474,7 +474,7 @@ impl Harness {
         assert!(if request.revision > 0 { scan.began_at().0 >= revision } else { scan.began_at().0 == revision });
         let expected = range_of(&self.model.at(revision), &request, revision);
         self.commit(3);
-        assert_eq!(scan.finish().unwrap().into_response(Revision(revision)), expected);
+        assert_eq!(scan.finish().unwrap().into_response(Revision(revision)).unwrap(), expected);
     }
 
     fn compare_everything(&mut self) {

@@ -1077,7 +1077,7 @@ fn content(state: &StateMachine) -> Content {
     for (id, lease) in state.leases.iter() {
         leases = hash_on(leases, &id.0.to_le_bytes());
         leases = hash_on(leases, &lease.ttl.to_le_bytes());
-        leases = hash_on(leases, &lease.rest_ms.unwrap_or(0).to_le_bytes());
+        leases = hash_on(leases, &lease.rest_ms.map_or(0, |ms| ms.get()).to_le_bytes());
         for key in lease.keys() {
             leases = hash_on(leases, key);
         }
@@ -1436,8 +1436,8 @@ impl Running {
             }
             Ok(false) => {
                 let revision = scanning.scan.began_at();
-                let finished = scanning.scan.finish().map_err(everwatch::mvcc::Error::Storage);
-                let response = finished.map(|found| found.into_response(revision));
+                let finished = scanning.scan.finish().and_then(|found| found.into_response(revision));
+                let response = finished.map_err(everwatch::mvcc::Error::Storage);
                 debug_assert!(matches!(scanning.request, Request::Range { .. }), "nothing else is read in slices");
                 clients::read_outcome(response, clients::range_reply)?
             }
