@@ -6,8 +6,8 @@ use tonic::Status;
 
 use super::check;
 use super::status::status;
-use super::unary::{self, Body, Rest, receive};
-use crate::mvcc::{txn_is_read_only, txn_is_serializable};
+use super::unary::{self, Body, Rest, Source, receive};
+use crate::mvcc::{self, Records, txn_is_read_only, txn_is_serializable};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::request_op;
 use crate::server::error::Error;
@@ -97,8 +97,7 @@ impl KvService {
         }
         let (revision, result) = self.handle.range(&request).await.map_err(status)?;
         self.handle.metrics().ranges.inc();
-        let handle = self.handle.clone();
-        Rest::range(self.handle.header(revision), result, Box::new(move |error| status(handle.fail(error))))
+        Rest::range(self.handle.header(revision), result, &self.handle)
     }
 
     async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
@@ -152,6 +151,16 @@ impl KvService {
             }
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+impl Source for Handle {
+    fn failed(&self, error: mvcc::Error) -> Status {
+        status(self.not_read(error))
+    }
+
+    fn renew(&self, records: &mut Records) {
+        self.renew_reader(records);
     }
 }
 

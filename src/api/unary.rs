@@ -5,10 +5,11 @@
 //! and a response is one piece and its trailers. A long range is written piece by piece as the client takes it, so that it is not
 //! in memory a second time.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderName};
@@ -17,10 +18,11 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::requests::Requests;
-use crate::mvcc::{RangeResult, Records};
+use crate::mvcc::{self, RangeResult, Records};
 use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
 
 /// How gRPC says how a call ended.
@@ -57,14 +59,28 @@ pub(super) enum Rest {
 pub(super) struct RangePieces {
     /// What comes before the keys and is not written yet.
     head: Vec<u8>,
-    records: Records,
+    records: Arc<Mutex<Records>>,
     /// What comes after them.
     tail: Vec<u8>,
-    unreadable: Unreadable,
+    failed: Failed,
+    /// Has them read from a newer state of the backend, for as long as there are any.
+    renewing: JoinHandle<()>,
 }
 
-/// Hears why a record cannot be read, and says how the call ends.
-type Unreadable = Box<dyn Fn(&dyn fmt::Display) -> Status + Send>;
+/// Hears why a record could not be read, and says how the call ends.
+type Failed = Box<dyn Fn(mvcc::Error) -> Status + Send>;
+
+/// Where the records of a range come from.
+pub(super) trait Source: Clone + Send + 'static {
+    /// As above.
+    fn failed(&self, error: mvcc::Error) -> Status;
+
+    /// Has records read from the newest state of the backend.
+    fn renew(&self, records: &mut Records);
+}
+
+/// How long a client that takes its time may keep the backend from using pages again.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
 
 /// The request of a call. `bytes_max` is its largest length.
 pub(super) async fn receive<M: Message + Default>(request: Request<Incoming>, bytes_max: usize) -> Result<M, Status> {
@@ -101,8 +117,8 @@ impl Rest {
     }
 
     /// A `RangeResponse` of key-values as they are stored.
-    pub(super) fn range(header: ResponseHeader, result: RangeResult, unreadable: Unreadable) -> Result<Rest, Status> {
-        let RangeResult { records, more, count } = result;
+    pub(super) fn range(header: ResponseHeader, result: RangeResult, source: &impl Source) -> Result<Rest, Status> {
+        let RangeResult { mut records, more, count } = result;
         let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
         let tail = RangeResponse { more, count, ..Default::default() }.encode_to_vec();
         let len = field(header.encoded_len()) + records.lengths().map(field).sum::<usize>() + tail.len();
@@ -110,7 +126,21 @@ impl Rest {
         put_prefix(&mut head, len)?;
         head.push(HEADER_TAG);
         header.encode_length_delimited(&mut head).expect("it grows");
-        Ok(Rest::Range(RangePieces { head, records, tail, unreadable }))
+        if len < PIECE_BYTES && records.lengths().nth(PIECE_RECORDS).is_none() {
+            return Ok(Rest::Whole(piece(&head, &mut records, &tail, |error| source.failed(error))?));
+        }
+        let records = Arc::new(Mutex::new(records));
+        let (waiting, renewed) = (Arc::downgrade(&records), source.clone());
+        let renewing = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RENEW_EVERY).await;
+                let Some(records) = waiting.upgrade() else { return };
+                renewed.renew(&mut lock(&records));
+            }
+        });
+        let source = source.clone();
+        let failed = Box::new(move |error| source.failed(error));
+        Ok(Rest::Range(RangePieces { head, records, tail, failed, renewing }))
     }
 
     fn next(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
@@ -118,12 +148,12 @@ impl Rest {
             Rest::Whole(bytes) => Some(Ok(Frame::data(bytes))),
             Rest::Range(mut pieces) => {
                 let piece = pieces.next();
-                if piece.is_err() {
-                    *self = Rest::Nothing;
-                } else if !pieces.records.is_empty() {
-                    *self = Rest::Range(pieces);
+                match &piece {
+                    Err(_) => *self = Rest::Nothing,
+                    Ok((_, true)) => {}
+                    Ok((_, false)) => *self = Rest::Range(pieces),
                 }
-                Some(piece.map(Frame::data))
+                Some(piece.map(|(bytes, _)| Frame::data(bytes)))
             }
             Rest::Trailers => {
                 *self = Rest::Nothing;
@@ -140,28 +170,52 @@ impl Rest {
 }
 
 impl RangePieces {
-    fn next(&mut self) -> Result<Bytes, Status> {
-        let (mut count, mut room) = (0, self.head.len() + self.tail.len());
-        for len in self.records.lengths().take(PIECE_RECORDS) {
-            if room >= PIECE_BYTES {
-                break;
-            }
-            count += 1;
-            room += 1 + encoded_len_varint(len as u64) + len;
-        }
-        let mut piece = BytesMut::with_capacity(room);
-        piece.put_slice(&std::mem::take(&mut self.head));
-        for record in self.records.by_ref().take(count) {
-            let record = record.map_err(|error| (self.unreadable)(&error))?;
-            piece.put_u8(KVS_TAG);
-            encode_varint(record.len() as u64, &mut piece);
-            piece.put_slice(&record);
-        }
-        if self.records.is_empty() {
-            piece.put_slice(&self.tail);
-        }
-        Ok(piece.freeze())
+    /// The next piece, and whether it is the last.
+    fn next(&mut self) -> Result<(Bytes, bool), Status> {
+        let mut records = lock(&self.records);
+        let bytes = piece(&std::mem::take(&mut self.head), &mut records, &self.tail, &self.failed)?;
+        Ok((bytes, records.is_empty()))
     }
+}
+
+/// As many records as one piece takes, after the head, and the tail if they are the last.
+fn piece(
+    head: &[u8],
+    records: &mut Records,
+    tail: &[u8],
+    failed: impl Fn(mvcc::Error) -> Status,
+) -> Result<Bytes, Status> {
+    let (mut count, mut room) = (0, head.len() + tail.len());
+    for len in records.lengths().take(PIECE_RECORDS) {
+        if room >= PIECE_BYTES {
+            break;
+        }
+        count += 1;
+        room += 1 + encoded_len_varint(len as u64) + len;
+    }
+    let mut piece = BytesMut::with_capacity(room);
+    piece.put_slice(head);
+    for record in records.take(count) {
+        let record = record.map_err(&failed)?;
+        piece.put_u8(KVS_TAG);
+        encode_varint(record.len() as u64, &mut piece);
+        piece.put_slice(&record);
+    }
+    if records.is_empty() {
+        piece.put_slice(tail);
+    }
+    Ok(piece.freeze())
+}
+
+impl Drop for RangePieces {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+/// It is never held while others run.
+fn lock(records: &Mutex<Records>) -> MutexGuard<'_, Records> {
+    records.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn put_prefix(out: &mut Vec<u8>, len: usize) -> Result<(), Status> {
@@ -213,8 +267,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_range_in_pieces_is_the_message() {
+    /// Of records that are in memory.
+    #[derive(Clone)]
+    struct Memory;
+
+    impl Source for Memory {
+        fn failed(&self, error: mvcc::Error) -> Status {
+            unreachable!("{error}")
+        }
+
+        fn renew(&self, _: &mut Records) {}
+    }
+
+    #[tokio::test]
+    async fn a_range_in_pieces_is_the_message() {
         let header = ResponseHeader { cluster_id: 1, member_id: 2, revision: 300, raft_term: 4 };
         for (count, value_bytes) in [(0, 0), (1, 0), (1, PIECE_BYTES * 2), (3000, 100), (10, PIECE_BYTES)] {
             let kv = |n: usize| KeyValue {
@@ -228,7 +294,7 @@ mod tests {
             let encoded = response.kvs.iter().map(|kv| kv.encode_to_vec().into()).collect();
             let records = Records::of(encoded);
             let result = RangeResult { records, more: response.more, count: response.count };
-            let pieces = pieces(Rest::range(header, result, Box::new(|_| unreachable!())).unwrap());
+            let pieces = pieces(Rest::range(header, result, &Memory).unwrap());
             assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES + value_bytes + 100));
             assert_eq!(pieces.concat(), pieces_of(&response).concat(), "{count} keys of {value_bytes} bytes");
         }
@@ -242,7 +308,7 @@ mod tests {
     fn a_message_that_no_client_would_take_is_refused() {
         let kv = Bytes::from(vec![0; 1 << 20]);
         let result = RangeResult { records: Records::of(vec![kv; 2048]), more: false, count: 2048 };
-        let status = Rest::range(ResponseHeader::default(), result, Box::new(|_| unreachable!())).err().unwrap();
+        let status = Rest::range(ResponseHeader::default(), result, &Memory).err().unwrap();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     }
 }

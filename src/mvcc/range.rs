@@ -82,10 +82,13 @@ pub struct RangeResult {
     pub count: i64,
 }
 
-/// Encoded key-values, read when they are asked for. What has not been read keeps the backend's pages from being used again.
+/// Encoded key-values, read when they are asked for. Until then the backend cannot use pages again that its reader sees: whoever takes
+/// long gives it a [newer one](Records::read_from) now and then.
 pub struct Records {
     reader: Arc<dyn Reader>,
     found: std::vec::IntoIter<Found>,
+    /// The reader is not the one that has everything for sure.
+    renewed: bool,
 }
 
 /// Refuses sort orders and targets that we do not know.
@@ -119,7 +122,7 @@ impl Store {
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         let mut scan = self.scan(request)?;
         while self.scan_more(&mut scan, usize::MAX)? {}
-        Ok(scan.finish()?.into_response(self.revision)?)
+        scan.finish()?.into_response(self.revision)
     }
 
     /// Begins to read a range when the newest revision is `newest`.
@@ -256,7 +259,7 @@ impl Scan {
     }
 
     fn records(&self, found: Vec<Found>) -> Records {
-        Records { reader: self.reader.clone(), found: found.into_iter() }
+        Records { reader: self.reader.clone(), found: found.into_iter(), renewed: false }
     }
 
     fn filter_by_creation(&self, found: Vec<Found>) -> storage::Result<Vec<Found>> {
@@ -336,6 +339,11 @@ impl Records {
         self.found.as_slice().iter().map(Found::bytes)
     }
 
+    /// Goes on with a later state of the backend. What was compacted and removed since is an error from here on.
+    pub fn read_from(&mut self, reader: Arc<dyn Reader>) {
+        (self.reader, self.renewed) = (reader, true);
+    }
+
     /// Whether none is to come any more.
     pub fn is_empty(&self) -> bool {
         self.found.as_slice().is_empty()
@@ -347,23 +355,30 @@ impl Records {
         let place = RevisionKey::default();
         let found = records.into_iter().map(|record| Found { place, bytes: None, record: Some(record) });
         let reader = crate::storage::backend::memory::MemoryBackend::new().reader().expect("it is in memory");
-        Records { reader, found: found.collect::<Vec<_>>().into_iter() }
+        Records { reader, found: found.collect::<Vec<_>>().into_iter(), renewed: false }
     }
 }
 
 impl Iterator for Records {
-    type Item = storage::Result<Bytes>;
+    type Item = Result<Bytes, Error>;
 
-    fn next(&mut self) -> Option<storage::Result<Bytes>> {
+    fn next(&mut self) -> Option<Result<Bytes, Error>> {
         let found = self.found.next()?;
-        let read = found.read(&*self.reader).and_then(|record| {
+        let read = || {
+            if self.renewed
+                && found.record.is_none()
+                && self.reader.get(Bucket::Key, &found.place.row(false))?.is_none()
+            {
+                return Err(Error::Compacted { at: found.place.revision() });
+            }
+            let record = found.read(&*self.reader)?;
             record::read_at(&record, found.place)?;
             match record.len() == found.bytes() {
                 true => Ok(record),
-                false => Err(record::damaged(found.place, "has another length")),
+                false => Err(record::damaged(found.place, "has another length").into()),
             }
-        });
-        Some(read)
+        };
+        Some(read())
     }
 }
 
@@ -385,9 +400,10 @@ impl Filter {
 
 impl RangeResult {
     /// The response, when the store's revision is this.
-    pub fn into_response(self, revision: Revision) -> storage::Result<RangeResponse> {
-        let decode = |record: storage::Result<Bytes>| record::key_value(&record?, RevisionKey::default());
-        let kvs = self.records.map(decode).collect::<storage::Result<_>>()?;
+    pub fn into_response(self, revision: Revision) -> Result<RangeResponse, Error> {
+        let decode =
+            |record: Result<Bytes, Error>| Ok::<_, Error>(record::key_value(&record?, RevisionKey::default())?);
+        let kvs = self.records.map(decode).collect::<Result<_, _>>()?;
         Ok(RangeResponse { header: header(revision), kvs, more: self.more, count: self.count })
     }
 }
@@ -411,4 +427,51 @@ fn sort_by<K: Ord>(
 fn without_value(record: &Bytes, place: RevisionKey) -> storage::Result<Bytes> {
     let kv = record::key_value(record, place)?;
     Ok(record::encode(&KeyValue { value: Bytes::new(), ..kv }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::etcdserverpb::PutRequest;
+    use crate::storage::backend::memory::MemoryBackend;
+    use crate::storage::backend::{Backend, Batch};
+
+    /// A store whose records are all in the backend.
+    fn flushed(store: &mut Store, backend: &MemoryBackend, mut batch: Batch) {
+        store.meta_rows(&mut batch);
+        backend.commit(&batch).unwrap();
+        store.flushed(backend.reader().unwrap()).unwrap();
+        store.limit_recent(0);
+    }
+
+    #[test]
+    fn a_range_that_is_read_late_is_whole_or_says_that_it_was_compacted() {
+        let backend = MemoryBackend::new();
+        let (mut store, _) = Store::open(backend.reader().unwrap()).unwrap();
+        let mut batch = Batch::default();
+        for (key, value) in [("a", "1"), ("b", "1"), ("a", "22")] {
+            let put = PutRequest { key: key.into(), value: value.into(), ..Default::default() };
+            store.put(&put).unwrap().changes.unwrap().rows(&mut batch);
+        }
+        flushed(&mut store, &backend, batch);
+        let request = RangeRequest { key: "a".into(), range_end: "z".into(), revision: 3, ..Default::default() };
+        let found = || {
+            let mut scan = store.scan(&request).unwrap();
+            assert!(!store.scan_more(&mut scan, 9).unwrap() && scan.reads() == 0);
+            scan.finish().unwrap().records
+        };
+        let (kept, mut renewed) = (found(), found());
+        assert_eq!(kept.lengths().collect::<Vec<_>>(), [12, 12]);
+
+        let mut batch = Batch::default();
+        store.compact(Revision(4), &mut batch).unwrap();
+        store.remove(Revision(4));
+        while store.compact_step(9, &mut batch).unwrap() {}
+        flushed(&mut store, &backend, batch);
+        let key = |record: Result<Bytes, Error>| record::read(&record.unwrap()).unwrap().key.to_vec();
+        assert_eq!(kept.map(key).collect::<Vec<_>>(), [b"a", b"b"]);
+        renewed.read_from(store.reader());
+        assert!(matches!(renewed.next(), Some(Err(Error::Compacted { .. }))));
+        assert_eq!(renewed.map(key).collect::<Vec<_>>(), [b"b"], "it is still the newest");
+    }
 }

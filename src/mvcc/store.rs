@@ -264,7 +264,7 @@ impl<'a> Write<'a> {
         let revision = self.revision();
         let mut scan = self.store.scan_at(request, revision)?;
         self.store.scan_slice(&mut scan, usize::MAX, &|place| self.own(place).cloned());
-        Ok(scan.finish()?.into_response(revision)?)
+        scan.finish()?.into_response(revision)
     }
 
     /// Ends the write: from here on its changes are the store's.

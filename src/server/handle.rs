@@ -26,7 +26,7 @@ use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
 use super::watch_loop::{Confirmation, Shard, Standing, StoreAccess, Timeline, WatchHandle};
 use crate::metrics::Metrics;
-use crate::mvcc::{HashKv, RangeResult, Store};
+use crate::mvcc::{HashKv, RangeResult, Records, Store};
 use crate::pb::etcdserverpb::{
     AlarmRequest, AlarmType, RangeRequest, ResponseHeader, TxnRequest, TxnResponse, alarm_request::AlarmAction,
 };
@@ -269,10 +269,20 @@ impl Handle {
     }
 
     fn read<T>(&self, read: impl FnOnce(&StateMachine) -> Result<T, crate::mvcc::Error>) -> Result<T, Error> {
-        self.view(read).map_err(|error| match ReadFailure::from(error) {
+        self.view(read).map_err(|error| self.not_read(error))
+    }
+
+    /// What becomes of a read that failed.
+    pub(crate) fn not_read(&self, error: crate::mvcc::Error) -> Error {
+        match ReadFailure::from(error) {
             ReadFailure::Refused(refusal) => Error::Refused(refusal),
             ReadFailure::Storage(error) => self.fail(&error),
-        })
+        }
+    }
+
+    /// The rest of a range is read from what the backend has now.
+    pub(crate) fn renew_reader(&self, records: &mut Records) {
+        records.read_from(self.view(|state| state.kv.reader()));
     }
 
     /// The disk cannot be trusted any more: the member stops.

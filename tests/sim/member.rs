@@ -1436,8 +1436,8 @@ impl Running {
             }
             Ok(false) => {
                 let revision = scanning.scan.began_at();
-                let finished = scanning.scan.finish().and_then(|found| found.into_response(revision));
-                let response = finished.map_err(everwatch::mvcc::Error::Storage);
+                let finished = scanning.scan.finish().map_err(everwatch::mvcc::Error::Storage);
+                let response = finished.and_then(|found| found.into_response(revision));
                 debug_assert!(matches!(scanning.request, Request::Range { .. }), "nothing else is read in slices");
                 clients::read_outcome(response, clients::range_reply)?
             }
