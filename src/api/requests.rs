@@ -61,7 +61,7 @@ impl<B: Body<Data = Bytes> + Unpin> Requests<B> {
                     self.rest.extend_from_slice(&data);
                 }
                 // The client has gone, or has reset the stream.
-                Some(Err(_)) => return Poll::Ready(Some(Err(Status::cancelled("etcdserver: watch canceled")))),
+                Some(Err(_)) => return Poll::Ready(Some(Err(gone()))),
                 None if self.rest.is_empty() => return Poll::Ready(None),
                 None => {
                     self.rest.clear();
@@ -96,6 +96,11 @@ impl<B: Body<Data = Bytes> + Unpin> Requests<B> {
         }
         Ok(Some(PREFIX_BYTES + length))
     }
+}
+
+/// The status of a call whose client is not there any more: it is counted, and nobody reads it.
+pub(super) fn gone() -> Status {
+    Status::cancelled("the client has gone")
 }
 
 /// A copy of its own: keys are kept for long, and shall not keep what came beside them.

@@ -14,14 +14,13 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use http_body::Frame;
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use super::requests::Requests;
+use super::requests::{Requests, gone};
 use crate::mvcc::{self, RangeResult, Records};
 use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
 
@@ -83,14 +82,25 @@ pub(super) trait Source: Clone + Send + 'static {
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
 /// The request of a call. `bytes_max` is its largest length.
-pub(super) async fn receive<M: Message + Default>(request: Request<Incoming>, bytes_max: usize) -> Result<M, Status> {
+pub(super) async fn receive<M, B>(request: Request<B>, bytes_max: usize) -> Result<M, Status>
+where
+    M: Message + Default,
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
     let (parts, body) = request.into_parts();
     let mut requests = Requests::new(&parts.headers, body, bytes_max)?;
     let message = poll_fn(|cx| requests.poll_next(cx)).await;
     let message = message.unwrap_or_else(|| Err(Status::internal("missing request message")))?;
     // The call is not whole before the client has said that there is no more.
     let mut body = requests.into_body();
-    while !body.is_end_stream() && poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some() {}
+    while !body.is_end_stream() {
+        match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            Some(Ok(_)) => {}
+            // It has reset the stream: a body says so again and again.
+            Some(Err(_)) => return Err(gone()),
+            None => break,
+        }
+    }
     Ok(message)
 }
 
@@ -143,23 +153,33 @@ impl Rest {
         Ok(Rest::Range(RangePieces { head, records, tail, failed, renewing }))
     }
 
-    fn next(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
+    fn next(&mut self) -> Option<Frame<Bytes>> {
         match std::mem::replace(self, Rest::Trailers) {
-            Rest::Whole(bytes) => Some(Ok(Frame::data(bytes))),
+            Rest::Whole(bytes) => Some(Frame::data(bytes)),
             Rest::Range(mut pieces) => {
                 let piece = pieces.next();
-                match &piece {
-                    Err(_) => *self = Rest::Nothing,
-                    Ok((_, true)) => {}
-                    Ok((_, false)) => *self = Rest::Range(pieces),
+                match piece {
+                    Ok((bytes, last)) => {
+                        if !last {
+                            *self = Rest::Range(pieces);
+                        }
+                        Some(Frame::data(bytes))
+                    }
+                    // The message ends in the middle, and the call as one that failed.
+                    Err(status) => {
+                        *self = Rest::Nothing;
+                        let mut trailers = HeaderMap::new();
+                        // What cannot be written into a header ends the stream all the same.
+                        let _ = status.add_header(&mut trailers);
+                        Some(Frame::trailers(trailers))
+                    }
                 }
-                Some(piece.map(|(bytes, _)| Frame::data(bytes)))
             }
             Rest::Trailers => {
                 *self = Rest::Nothing;
                 let mut trailers = HeaderMap::with_capacity(1);
                 trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
-                Some(Ok(Frame::trailers(trailers)))
+                Some(Frame::trailers(trailers))
             }
             Rest::Nothing => {
                 *self = Rest::Nothing;
@@ -235,7 +255,7 @@ impl http_body::Body for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match &mut *self {
             Body::Tonic(body) => Pin::new(body).poll_frame(cx),
-            Body::Message(rest) => Poll::Ready(rest.next()),
+            Body::Message(rest) => Poll::Ready(rest.next().map(Ok)),
         }
     }
 
@@ -250,13 +270,14 @@ impl http_body::Body for Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pb::etcdserverpb::RangeRequest;
     use crate::pb::mvccpb::KeyValue;
 
     /// What is sent before the trailers, in its pieces.
     fn pieces(mut rest: Rest) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         loop {
-            match rest.next().expect("trailers come last").unwrap().into_data() {
+            match rest.next().expect("trailers come last").into_data() {
                 Ok(data) => pieces.push(data),
                 Err(trailers) => {
                     assert_eq!(trailers.trailers_ref().unwrap()[GRPC_STATUS], "0");
@@ -273,7 +294,7 @@ mod tests {
 
     impl Source for Memory {
         fn failed(&self, error: mvcc::Error) -> Status {
-            unreachable!("{error}")
+            Status::data_loss(error.to_string())
         }
 
         fn renew(&self, _: &mut Records) {}
@@ -302,6 +323,30 @@ mod tests {
 
     fn pieces_of(message: &impl Message) -> Vec<Bytes> {
         pieces(Rest::message(message).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_client_that_resets_its_call_is_let_go() {
+        use http_body_util::StreamBody;
+        let message = RangeRequest { key: "k".into(), ..Default::default() }.encode_to_vec();
+        let framed = Bytes::from([&[0, 0, 0, 0, message.len() as u8], &message[..]].concat());
+        let frames = [Ok(Frame::data(framed)), Err(Status::cancelled("reset"))];
+        let body =
+            StreamBody::new(tokio_stream::iter(frames.into_iter().chain(std::iter::from_fn(|| panic!("asked again")))));
+        let received = receive::<RangeRequest, _>(Request::new(body), 100).await;
+        assert_eq!(received.unwrap_err().code(), tonic::Code::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn a_range_that_cannot_be_read_to_its_end_ends_as_a_call_that_failed() {
+        let good = Bytes::from(KeyValue { key: "k".into(), ..Default::default() }.encode_to_vec());
+        let records = [vec![good; PIECE_RECORDS], vec![Bytes::from_static(b"\xff")]].concat();
+        let result = RangeResult { records: Records::of(records), more: false, count: 251 };
+        let mut rest = Rest::range(ResponseHeader::default(), result, &Memory).unwrap();
+        assert!(rest.next().unwrap().is_data());
+        let trailers = rest.next().unwrap().into_trailers().unwrap();
+        assert_eq!(trailers[GRPC_STATUS], "15");
+        assert!(rest.next().is_none());
     }
 
     #[test]

@@ -224,11 +224,10 @@ impl Scan {
         self.began
     }
 
-    /// About how many records [`Scan::finish`] reads.
+    /// How many records [`Scan::finish`] may have to read, or to sort.
     pub fn reads(&self) -> usize {
-        let places_are_enough = matches!(self.sort, None | Some((SortTarget::Key | SortTarget::Mod, _)));
-        let none = places_are_enough && self.create_revisions.passes_all() && !self.keys_only;
-        if none { 0 } else { self.found.len() }
+        let as_they_come = self.sort.is_none() && self.create_revisions.passes_all() && !self.keys_only;
+        if as_they_come { 0 } else { self.found.len() }
     }
 
     /// Filters, sorts and cuts, and reads the records that it has to know for that. Needs no lock.
@@ -315,13 +314,18 @@ impl Scan {
 
 impl Found {
     fn read(&self, reader: &dyn Reader) -> storage::Result<Bytes> {
+        self.find(reader)?.ok_or_else(|| self.is_missing())
+    }
+
+    fn find(&self, reader: &dyn Reader) -> storage::Result<Option<Bytes>> {
         match &self.record {
-            Some(record) => Ok(record.clone()),
-            None => {
-                let row = reader.get(Bucket::Key, &self.place.row(false))?;
-                row.ok_or_else(|| record::damaged(self.place, "is missing"))
-            }
+            Some(record) => Ok(Some(record.clone())),
+            None => reader.get(Bucket::Key, &self.place.row(false)),
         }
+    }
+
+    fn is_missing(&self) -> storage::Error {
+        record::damaged(self.place, "is missing")
     }
 
     /// Bytes of its record. It is known, or the record was read.
@@ -365,13 +369,12 @@ impl Iterator for Records {
     fn next(&mut self) -> Option<Result<Bytes, Error>> {
         let found = self.found.next()?;
         let read = || {
-            if self.renewed
-                && found.record.is_none()
-                && self.reader.get(Bucket::Key, &found.place.row(false))?.is_none()
-            {
-                return Err(Error::Compacted { at: found.place.revision() });
-            }
-            let record = found.read(&*self.reader)?;
+            let Some(record) = found.find(&*self.reader)? else {
+                return Err(match self.renewed {
+                    true => Error::Compacted { at: found.place.revision() },
+                    false => found.is_missing().into(),
+                });
+            };
             record::read_at(&record, found.place)?;
             match record.len() == found.bytes() {
                 true => Ok(record),
