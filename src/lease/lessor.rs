@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::Table;
@@ -23,13 +24,13 @@ use crate::types::LeaseId;
 pub const REOFFER: Duration = Duration::from_secs(2);
 
 /// How many seconds the clearing of a record keeps new records of the same lease away. Longer, and its proposal counts as lost.
-const CLEARING_S: u32 = 10;
+const CLEARING_S: u8 = 10;
 
 /// Rests are recorded at most this often.
 const RECORD_EVERY_MIN_MS: u64 = 1000;
 
-/// Timers looked at in one call, per lease asked for and at least: those of renewed leases are only moved, and a call must
-/// not take long when a million of them fire together. The rest is looked at in the next call.
+/// Leases looked at in one call, per lease asked for and at least: a call must not take long when there are a million of them,
+/// or the timers of renewed ones, which are only moved, fire together. The rest is looked at in the next call.
 const VISITS_PER_LEASE: usize = 4;
 const VISITS_MIN: usize = 4096;
 
@@ -43,7 +44,9 @@ pub struct Lessor {
     // Looked up, never iterated. A table of hashes would be a little quicker and, half empty, twice as large.
     clocks: BTreeMap<LeaseId, Clock>,
     expiries: Timers,
-    records: Timers,
+    /// The last lease that was looked at for its record. The next call goes on behind it, and round: a record may be late, so that
+    /// nothing need be kept to find those that are due.
+    recorded: LeaseId,
     /// Leases that were offered for expiry and are still there.
     ending: usize,
 }
@@ -59,35 +62,39 @@ pub enum Renewed {
     Unknown,
 }
 
-/// One lease's times, in milliseconds since the origin of `now`.
+/// One lease's times, in milliseconds since the origin of `now`. There may be a million.
 #[derive(Debug)]
 struct Clock {
     ttl: i64,
     deadline: u64,
-    /// When its rest is due to be recorded.
-    record_at: u64,
-    /// Where its timers stand. A timer that stands elsewhere belonged to an earlier lease of this id.
-    expiry_timer: u64,
-    record_timer: u64,
-    record: Record,
-    /// Since when a renewal waits, in seconds, if one does.
-    clearing_s: u32,
-    /// It was offered for expiry: nothing but its end can happen to it now.
-    offered: bool,
+    /// Its rest is due to be recorded so many seconds before the deadline.
+    record_before_s: u32,
+    /// Where its timer stands. A timer that stands elsewhere belonged to an earlier lease of this id; one taken for its own by mistake
+    /// fires in vain, once.
+    timer: Stand,
+    /// Since when a renewal waits, in seconds, if one does. Taken for recent by mistake, it delays a record.
+    clearing_s: u8,
+    state: State,
 }
 
-const _: () = assert!(size_of::<Clock>() <= 48);
+const _: () = assert!(size_of::<Clock>() <= 24);
 
 /// What the log says about the rest, as far as the leader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Record {
+enum State {
     /// Nothing: all of it.
-    None,
+    Unrecorded,
     /// A smaller rest, or an offer to record one.
-    Smaller,
+    Recorded,
     /// A renewal waits until the record is cleared.
     Clearing,
+    /// It was offered for expiry: nothing but its end can happen to it now.
+    Offered,
 }
+
+/// The low bits of a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stand(u16);
 
 impl Lessor {
     /// Leadership begins, and the table has everything of earlier terms: every lease runs for its recorded rest, or its full length, and `extend` besides, for
@@ -97,12 +104,12 @@ impl Lessor {
         self.leads = true;
         let now = millis_up(now.saturating_add(extend));
         for (id, lease) in table.iter() {
-            let (rest, record, record_in) = match lease.rest_ms {
-                Some(rest) => (rest.get(), Record::Smaller, record_every(lease.ttl)),
+            let (rest, state, record_in) = match lease.rest_ms() {
+                Some(rest) => (rest.get(), State::Recorded, record_every(lease.ttl)),
                 // Whether its client renews it is not known. To suppose so spares all clients a log entry each.
-                None => (ttl_ms(lease.ttl), Record::None, record_after_renewal(lease.ttl)),
+                None => (ttl_ms(lease.ttl), State::Unrecorded, record_after_renewal(lease.ttl)),
             };
-            self.insert(id, lease.ttl, now.saturating_add(rest), now.saturating_add(record_in), record);
+            self.insert(id, lease.ttl, now.saturating_add(rest), now.saturating_add(record_in), state);
         }
     }
 
@@ -120,53 +127,55 @@ impl Lessor {
     pub fn granted(&mut self, id: LeaseId, ttl: i64, now: Duration) {
         if self.leads {
             let now = millis_up(now);
-            self.insert(id, ttl, now.saturating_add(ttl_ms(ttl)), now.saturating_add(record_every(ttl)), Record::None);
+            self.insert(
+                id,
+                ttl,
+                now.saturating_add(ttl_ms(ttl)),
+                now.saturating_add(record_every(ttl)),
+                State::Unrecorded,
+            );
         }
     }
 
     /// A lease is gone.
     pub fn revoked(&mut self, id: LeaseId) {
         if let Some(clock) = self.clocks.remove(&id) {
-            self.ending -= usize::from(clock.offered);
-            let Lessor { clocks, expiries, records, .. } = self;
-            expiries.sweep(clocks.len(), |id, at| clocks.get(&id).is_some_and(|clock| clock.expiry_timer == at));
-            records.sweep(clocks.len(), |id, at| clocks.get(&id).is_some_and(|clock| clock.record_timer == at));
+            self.ending -= usize::from(clock.is_offered());
+            let Lessor { clocks, expiries, .. } = self;
+            expiries.sweep(clocks.len(), |id, at| clocks.get(&id).is_some_and(|clock| clock.timer == Stand::at(at)));
         }
     }
 
     /// A client wants its lease to last.
     pub fn renew(&mut self, id: LeaseId, now: Duration) -> Renewed {
         let Some(clock) = self.clocks.get_mut(&id) else { return Renewed::Unknown };
-        if clock.offered {
-            return Renewed::Unknown;
+        match clock.state {
+            State::Offered => Renewed::Unknown,
+            State::Recorded | State::Clearing => {
+                (clock.state, clock.clearing_s) = (State::Clearing, seconds(millis_up(now)));
+                Renewed::NeedsLog
+            }
+            State::Unrecorded => {
+                clock.renew(millis_up(now));
+                Renewed::Ttl(clock.ttl)
+            }
         }
-        if clock.record != Record::None {
-            (clock.record, clock.clearing_s) = (Record::Clearing, seconds(millis_up(now)));
-            return Renewed::NeedsLog;
-        }
-        clock.renew(millis_up(now));
-        Renewed::Ttl(clock.ttl)
     }
 
     /// The log says another rest than before. That nothing is recorded any more is a renewal.
     pub fn remaining_changed(&mut self, id: LeaseId, rest_ms: Option<u64>, now: Duration) {
         let Some(clock) = self.clocks.get_mut(&id) else { return };
-        match rest_ms {
+        match (rest_ms, clock.state) {
+            (Some(_), State::Unrecorded) => clock.state = State::Recorded,
             // A clearing that is on its way stands behind this in the log.
-            Some(_) => {
-                if clock.record == Record::None {
-                    clock.record = Record::Smaller;
-                }
+            (Some(_), State::Recorded | State::Clearing) => {}
+            (None, State::Unrecorded | State::Clearing) => {
+                clock.state = State::Unrecorded;
+                clock.renew(millis_up(now));
             }
-            None => {
-                // Otherwise a rest was offered for the record after this clearing was proposed: it is still to come.
-                if clock.record != Record::Smaller {
-                    clock.record = Record::None;
-                    if !clock.offered {
-                        clock.renew(millis_up(now));
-                    }
-                }
-            }
+            // A rest was offered for the record after this clearing was proposed: it is still to come.
+            (None, State::Recorded) => {}
+            (_, State::Offered) => {}
         }
     }
 
@@ -179,14 +188,14 @@ impl Lessor {
                 break;
             }
             let Some((at, id)) = self.expiries.due(now) else { break };
-            let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.expiry_timer == at) else { continue };
+            let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.timer == Stand::at(at)) else { continue };
             if clock.deadline <= now {
-                self.ending += usize::from(!clock.offered);
-                clock.offered = true;
+                self.ending += usize::from(!clock.is_offered());
+                clock.state = State::Offered;
                 clock.deadline = clock.deadline.max(now.saturating_add(millis_up(REOFFER)));
                 ids.push(id);
             }
-            clock.expiry_timer = clock.deadline;
+            clock.timer = Stand::at(clock.deadline);
             self.expiries.set(clock.deadline, id);
         }
         ids.sort_unstable();
@@ -203,33 +212,20 @@ impl Lessor {
         self.expiries.first().is_some_and(|at| at <= millis_down(now))
     }
 
-    /// Up to `max` rests that are due to be recorded, in milliseconds, those longest due chosen first, given by id. Propose
-    /// to record them.
+    /// Up to `max` rests that are due to be recorded, in milliseconds, given by id. Propose to record them. However many leases there
+    /// are, each is looked at in its turn.
     pub fn checkpoints(&mut self, now: Duration, max: usize) -> Vec<(LeaseId, u64)> {
         let now = millis_down(now);
-        let mut rests = Vec::new();
-        for _ in 0..visits(max) {
-            if rests.len() == max {
-                break;
-            }
-            let Some((at, id)) = self.records.due(now) else { break };
-            let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.record_timer == at) else { continue };
-            if clock.offered {
-                // Its timer is let go: it has nothing more to record.
-                continue;
-            }
-            if clock.record_at <= now {
-                clock.record_at = now.saturating_add(record_every(clock.ttl));
-                let rest = clock.deadline.saturating_sub(now).min(ttl_ms(clock.ttl));
-                let clearing =
-                    clock.record == Record::Clearing && seconds(now) < clock.clearing_s.saturating_add(CLEARING_S);
-                if rest > 0 && !clearing {
-                    clock.record = Record::Smaller;
-                    rests.push((id, rest));
+        let (behind, mut visits, mut rests) = (self.recorded, visits(max), Vec::new());
+        let around = [(Bound::Excluded(behind), Bound::Unbounded), (Bound::Unbounded, Bound::Included(behind))];
+        'all: for part in around {
+            for (id, clock) in self.clocks.range_mut(part) {
+                if visits == 0 || rests.len() == max {
+                    break 'all;
                 }
+                (self.recorded, visits) = (*id, visits - 1);
+                rests.extend(clock.checkpoint(now).map(|rest| (*id, rest)));
             }
-            clock.record_timer = clock.record_at;
-            self.records.set(clock.record_at, id);
         }
         rests.sort_unstable();
         rests
@@ -238,34 +234,62 @@ impl Lessor {
     /// What is left of a lease; nothing of one that ran out. `None`: unknown, or this member does not lead.
     pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<Duration> {
         let clock = self.clocks.get(&id)?;
-        let left = if clock.offered { 0 } else { clock.deadline.saturating_sub(millis_down(now)) };
+        let left = if clock.is_offered() { 0 } else { clock.deadline.saturating_sub(millis_down(now)) };
         Some(Duration::from_millis(left))
     }
 
-    /// No call to `expired` or `checkpoints` gives anything before this time. `None`: there is no lease.
-    pub fn next_due(&self) -> Option<Duration> {
-        let due = [self.expiries.first(), self.records.first()].into_iter().flatten().min()?;
-        Some(Duration::from_millis(due))
-    }
-
-    fn insert(&mut self, id: LeaseId, ttl: i64, deadline: u64, record_at: u64, record: Record) {
-        let (expiry_timer, record_timer) = (deadline, record_at);
+    fn insert(&mut self, id: LeaseId, ttl: i64, deadline: u64, record_at: u64, state: State) {
         self.expiries.set(deadline, id);
-        self.records.set(record_at, id);
-        let (clearing_s, offered) = (0, false);
-        let clock = Clock { ttl, deadline, record_at, expiry_timer, record_timer, record, clearing_s, offered };
+        let timer = Stand::at(deadline);
+        let mut clock = Clock { ttl, deadline, record_before_s: 0, timer, clearing_s: 0, state };
+        clock.record_at(record_at);
         if let Some(before) = self.clocks.insert(id, clock) {
-            self.ending -= usize::from(before.offered);
+            self.ending -= usize::from(before.is_offered());
         }
     }
 }
 
 impl Clock {
+    fn is_offered(&self) -> bool {
+        self.state == State::Offered
+    }
+
     /// Timers stay where they are: when they fire, they move on to the new times. So a renewal costs one look-up.
     fn renew(&mut self, now: u64) {
+        let record_at = self.record_due().max(now.saturating_add(record_after_renewal(self.ttl)));
         // Never earlier than before: a lease just taken over may have more than its length left.
         self.deadline = self.deadline.max(now.saturating_add(ttl_ms(self.ttl)));
-        self.record_at = self.record_at.max(now.saturating_add(record_after_renewal(self.ttl)));
+        self.record_at(record_at);
+    }
+
+    /// Its rest, if it is to be recorded now.
+    fn checkpoint(&mut self, now: u64) -> Option<u64> {
+        if self.is_offered() || now < self.record_due() {
+            return None;
+        }
+        self.record_at(now.saturating_add(record_every(self.ttl)));
+        let rest = self.deadline.saturating_sub(now).min(ttl_ms(self.ttl));
+        let clearing = self.state == State::Clearing && seconds(now).wrapping_sub(self.clearing_s) < CLEARING_S;
+        if rest == 0 || clearing {
+            return None;
+        }
+        self.state = State::Recorded;
+        Some(rest)
+    }
+
+    fn record_due(&self) -> u64 {
+        self.deadline.saturating_sub(u64::from(self.record_before_s) * 1000)
+    }
+
+    /// A part of a second later, or not before the last 136 years.
+    fn record_at(&mut self, at: u64) {
+        self.record_before_s = u32::try_from(self.deadline.saturating_sub(at) / 1000).unwrap_or(u32::MAX);
+    }
+}
+
+impl Stand {
+    fn at(time: u64) -> Stand {
+        Stand(time as u16)
     }
 }
 
@@ -313,8 +337,9 @@ fn record_after_renewal(ttl: i64) -> u64 {
     (ttl_ms(ttl) / 2).max(RECORD_EVERY_MIN_MS)
 }
 
-fn seconds(millis: u64) -> u32 {
-    u32::try_from(millis / 1000).unwrap_or(u32::MAX)
+/// Round and round.
+fn seconds(millis: u64) -> u8 {
+    (millis / 1000) as u8
 }
 
 /// For deadlines: rounded so that they are never early.
@@ -418,6 +443,17 @@ mod tests {
     }
 
     #[test]
+    fn records_come_round_to_every_lease() {
+        let mut lessor = leader();
+        for id in 1..=5 {
+            lessor.granted(LeaseId(id), 100, Duration::ZERO);
+        }
+        let mut some = |now| lessor.checkpoints(secs(now), 2).iter().map(|(id, _)| id.0).collect::<Vec<_>>();
+        assert_eq!([some(5.0), some(5.0), some(5.0), some(5.0)], [vec![1, 2], vec![3, 4], vec![5], vec![]]);
+        assert_eq!([some(10.0), some(10.0), some(10.0)].map(|ids| ids.len()), [2, 2, 1]);
+    }
+
+    #[test]
     fn an_offered_record_counts_before_it_is_applied() {
         let mut lessor = leader();
         lessor.granted(A, 100, Duration::ZERO);
@@ -460,7 +496,7 @@ mod tests {
         lessor.demote();
         lessor.granted(A, 1, secs(2000.0));
         assert_eq!((lessor.expired(secs(9e9), 9), lessor.renew(B, secs(2000.0))), (vec![], Renewed::Unknown));
-        assert_eq!((lessor.next_due(), lessor.leads(), lessor.ending()), (None, false, 0));
+        assert_eq!((lessor.is_due(secs(9e9)), lessor.leads(), lessor.ending()), (false, false, 0));
     }
 
     #[test]
@@ -480,7 +516,7 @@ mod tests {
             lessor.granted(LeaseId(id), 3600, Duration::ZERO);
             lessor.revoked(LeaseId(id));
         }
-        assert!(lessor.expiries.0.len() + lessor.records.0.len() < 3 * STALE_TIMERS_MAX);
+        assert!(lessor.expiries.0.len() < 2 * STALE_TIMERS_MAX);
     }
 
     #[test]

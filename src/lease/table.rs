@@ -32,30 +32,44 @@ pub struct Table {
 pub struct Lease {
     /// Its length in seconds, as granted.
     pub ttl: i64,
-    /// What was left when a leader last recorded it, in milliseconds; `None`: all of it.
-    pub rest_ms: Option<NonZeroU64>,
     /// The entry that granted it. It tells it from one of the same id before it.
     pub granted: Index,
-    /// Not empty. There may be a million leases, and most have no key yet, or one.
-    #[expect(clippy::box_collection, reason = "one word instead of three where there is none")]
-    keys: Option<Box<BTreeSet<Bytes>>>,
+    /// There may be a million leases, and many have nothing of this.
+    more: Option<Box<More>>,
 }
 
-const _: () = assert!(size_of::<Lease>() <= 32);
+const _: () = assert!(size_of::<Lease>() <= 24);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct More {
+    rest_ms: Option<NonZeroU64>,
+    keys: BTreeSet<Bytes>,
+}
 
 impl Lease {
+    /// What was left when a leader last recorded it, in milliseconds; `None`: all of it.
+    pub fn rest_ms(&self) -> Option<NonZeroU64> {
+        self.more.as_ref()?.rest_ms
+    }
+
     /// The keys that go with it, in byte order.
     pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
-        self.keys.iter().flat_map(|keys| keys.iter())
+        self.more.iter().flat_map(|more| more.keys.iter())
+    }
+
+    /// Changes what not every lease has.
+    fn change(&mut self, change: impl FnOnce(&mut More)) {
+        change(self.more.get_or_insert_default());
+        self.more.take_if(|more| **more == More::default());
     }
 }
 
 impl Table {
     /// Takes a lease from its row, at start. Its keys follow by [`attach`](Table::attach).
     pub fn restore(&mut self, record: LeaseRecord) {
-        let rest_ms = NonZeroU64::new(record.remaining_ms);
-        let granted = Index(record.granted);
-        self.leases.insert(LeaseId(record.id), Lease { ttl: record.ttl, rest_ms, granted, keys: None });
+        let mut lease = Lease { ttl: record.ttl, granted: Index(record.granted), more: None };
+        lease.change(|more| more.rest_ms = NonZeroU64::new(record.remaining_ms));
+        self.leases.insert(LeaseId(record.id), lease);
     }
 
     /// Adds a lease of `ttl` seconds, granted by this entry.
@@ -66,7 +80,7 @@ impl Table {
         if self.exists(id) {
             return Err(Error::Exists);
         }
-        let lease = Lease { ttl, rest_ms: None, granted, keys: None };
+        let lease = Lease { ttl, granted, more: None };
         put_row(id, &lease, batch);
         self.leases.insert(id, lease);
         Ok(())
@@ -76,7 +90,7 @@ impl Table {
     pub fn revoke(&mut self, id: LeaseId, batch: &mut Batch) -> Result<Vec<Bytes>, Error> {
         let lease = self.leases.remove(&id).ok_or(Error::NotFound)?;
         batch.delete(Bucket::Lease, row_key(id));
-        let keys = lease.keys.map_or_else(Vec::new, |keys| keys.into_iter().collect());
+        let keys = lease.more.map_or_else(Vec::new, |more| more.keys.into_iter().collect());
         for key in &keys {
             self.lease_of.remove(key);
         }
@@ -86,7 +100,7 @@ impl Table {
     /// Records what is left of a lease; `None`: all of it.
     pub fn set_rest(&mut self, id: LeaseId, rest_ms: Option<u64>, batch: &mut Batch) -> Result<(), Error> {
         let lease = self.leases.get_mut(&id).ok_or(Error::NotFound)?;
-        lease.rest_ms = rest_ms.and_then(NonZeroU64::new);
+        lease.change(|more| more.rest_ms = rest_ms.and_then(NonZeroU64::new));
         put_row(id, lease, batch);
         Ok(())
     }
@@ -104,14 +118,13 @@ impl Table {
         if before != LeaseId::NONE {
             self.lease_of.remove(key);
             let lease = self.leases.get_mut(&before).expect("a key hangs only on a lease that exists");
-            lease.keys.as_mut().map(|keys| keys.remove(key));
-            lease.keys.take_if(|keys| keys.is_empty());
+            lease.change(|more| _ = more.keys.remove(key));
         }
         if id != LeaseId::NONE {
             // A copy: the caller's bytes may be a slice of a whole log entry, which must not live as long as the lease.
             let key = Bytes::copy_from_slice(key);
             let lease = self.leases.get_mut(&id).expect("existence was checked above");
-            lease.keys.get_or_insert_default().insert(key.clone());
+            lease.change(|more| _ = more.keys.insert(key.clone()));
             self.lease_of.insert(key, id);
         }
         Ok(())
@@ -158,7 +171,7 @@ fn row_key(id: LeaseId) -> Bytes {
 }
 
 fn put_row(id: LeaseId, lease: &Lease, batch: &mut Batch) {
-    let remaining_ms = lease.rest_ms.map_or(0, NonZeroU64::get);
+    let remaining_ms = lease.rest_ms().map_or(0, NonZeroU64::get);
     let record = LeaseRecord { id: id.0, ttl: lease.ttl, remaining_ms, granted: lease.granted.0 };
     batch.put(Bucket::Lease, row_key(id), record.encode_to_vec().into());
 }

@@ -359,9 +359,9 @@ fn leases_that_expire_together_end_one_by_one_and_only_in_the_term_that_saw_it()
     assert_eq!(member.run_in(Term(3), rest(2, 500)).leases, []);
     let changed = [LeaseChange::Remaining { id: LeaseId(4), rest_ms: Some(500) }];
     assert_eq!(member.run_in(Term(3), rest(3, 500)).leases, changed);
-    assert_eq!(member.state.leases.get(LeaseId(4)).unwrap().rest_ms.map(|ms| ms.get()), Some(500));
+    assert_eq!(member.state.leases.get(LeaseId(4)).unwrap().rest_ms().map(|ms| ms.get()), Some(500));
     member.run_in(Term(3), rest(3, 0));
-    assert_eq!(member.state.leases.get(LeaseId(4)).unwrap().rest_ms, None);
+    assert_eq!(member.state.leases.get(LeaseId(4)).unwrap().rest_ms(), None);
 }
 
 #[test]

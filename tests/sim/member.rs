@@ -1077,7 +1077,7 @@ fn content(state: &StateMachine) -> Content {
     for (id, lease) in state.leases.iter() {
         leases = hash_on(leases, &id.0.to_le_bytes());
         leases = hash_on(leases, &lease.ttl.to_le_bytes());
-        leases = hash_on(leases, &lease.rest_ms.map_or(0, |ms| ms.get()).to_le_bytes());
+        leases = hash_on(leases, &lease.rest_ms().map_or(0, |ms| ms.get()).to_le_bytes());
         for key in lease.keys() {
             leases = hash_on(leases, key);
         }

@@ -124,7 +124,7 @@ fn ttl(world: &World, id: LeaseId) -> String {
 
 fn leases(world: &World) -> Vec<String> {
     let show = |(id, lease): (LeaseId, &everwatch::lease::Lease)| {
-        let rest = lease.rest_ms.map_or(String::new(), |ms| format!(" rest={}", Secs(ms.get())));
+        let rest = lease.rest_ms().map_or(String::new(), |ms| format!(" rest={}", Secs(ms.get())));
         let keys: String = lease.keys().map(|key| format!(" {}", kv::show(key))).collect();
         format!("{} ttl={}{rest}{keys}", id.0, lease.ttl)
     };
