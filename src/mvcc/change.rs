@@ -82,49 +82,63 @@ impl Change {
         Change { key, kind, record, replaced, event: OnceLock::new(), event_with_prev: OnceLock::new() }
     }
 
+    /// A change as history gives it back, for a watcher: its record is made together with its event, if that contains it whole. `key`
+    /// is part of the record.
+    pub(super) fn from_row(kind: ChangeKind, record: &[u8], key: &[u8], revision: Revision) -> Change {
+        if kind == ChangeKind::Delete {
+            let record = Bytes::copy_from_slice(record);
+            return Change::new(Bytes::copy_from_slice(key), kind, record, None);
+        }
+        let event = encode(kind, record, revision, None);
+        let copy = event.slice(event.len() - record.len()..);
+        let at = key.as_ptr() as usize - record.as_ptr() as usize;
+        let key = copy.slice(at..at + key.len());
+        Change { event: OnceLock::from(event), ..Change::new(key, kind, copy, None) }
+    }
+
     /// The encoded event for watchers that did not ask for previous values. `revision` is that of the change set.
     pub fn event(&self, revision: Revision) -> &Bytes {
-        self.event.get_or_init(|| self.encode(revision, None))
+        self.event.get_or_init(|| encode(self.kind, &self.record, revision, None))
     }
 
     /// The encoded event with the previous key-value, which `previous` supplies, encoded, the first time it is needed.
     /// Without one (a creation, or history compacted away) this is the plain event.
     pub fn event_with_prev(&self, revision: Revision, previous: impl FnOnce() -> Option<Bytes>) -> &Bytes {
         self.event_with_prev.get_or_init(|| match self.replaced.and_then(|_| previous()) {
-            Some(prev) => self.encode(revision, Some(&prev)),
+            Some(prev) => encode(self.kind, &self.record, revision, Some(&prev)),
             None => self.event(revision).clone(),
         })
     }
+}
 
-    fn encode(&self, revision: Revision, prev: Option<&Bytes>) -> Bytes {
-        let delete = self.kind == ChangeKind::Delete;
-        // A tombstone's record has the key alone; the event's also says when.
-        let mod_revision = if delete { 1 + encoded_len_varint(revision.0 as u64) } else { 0 };
-        let kv_len = self.record.len() + mod_revision;
-        let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
-        let body =
-            if delete { TYPE_DELETE.len() } else { 0 } + field(kv_len) + prev.map_or(0, |prev| field(prev.len()));
+/// The event of a change. A put's ends with the record, unless the previous key-value follows.
+fn encode(kind: ChangeKind, record: &[u8], revision: Revision, prev: Option<&Bytes>) -> Bytes {
+    let delete = kind == ChangeKind::Delete;
+    // A tombstone's record has the key alone; the event's also says when.
+    let mod_revision = if delete { 1 + encoded_len_varint(revision.0 as u64) } else { 0 };
+    let kv_len = record.len() + mod_revision;
+    let field = |len: usize| 1 + encoded_len_varint(len as u64) + len;
+    let body = if delete { TYPE_DELETE.len() } else { 0 } + field(kv_len) + prev.map_or(0, |prev| field(prev.len()));
 
-        let mut out = BytesMut::with_capacity(field(body));
-        out.put_u8(EVENTS_TAG);
-        encode_varint(body as u64, &mut out);
-        if delete {
-            out.put_slice(&TYPE_DELETE);
-        }
-        out.put_u8(KV_TAG);
-        encode_varint(kv_len as u64, &mut out);
-        out.put_slice(&self.record);
-        if delete {
-            out.put_u8(MOD_REVISION_TAG);
-            encode_varint(revision.0 as u64, &mut out);
-        }
-        if let Some(prev) = prev {
-            out.put_u8(PREV_KV_TAG);
-            encode_varint(prev.len() as u64, &mut out);
-            out.put_slice(prev);
-        }
-        out.freeze()
+    let mut out = BytesMut::with_capacity(field(body));
+    out.put_u8(EVENTS_TAG);
+    encode_varint(body as u64, &mut out);
+    if delete {
+        out.put_slice(&TYPE_DELETE);
     }
+    out.put_u8(KV_TAG);
+    encode_varint(kv_len as u64, &mut out);
+    out.put_slice(record);
+    if delete {
+        out.put_u8(MOD_REVISION_TAG);
+        encode_varint(revision.0 as u64, &mut out);
+    }
+    if let Some(prev) = prev {
+        out.put_u8(PREV_KV_TAG);
+        encode_varint(prev.len() as u64, &mut out);
+        out.put_slice(prev);
+    }
+    out.freeze()
 }
 
 /// A change set shared by the overlay, the backend's queue and the watchers.

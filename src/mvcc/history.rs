@@ -14,7 +14,6 @@ use super::store::Store;
 use crate::storage;
 use crate::storage::backend::{Bucket, Reader};
 use crate::types::Revision;
-use bytes::Bytes;
 
 /// Where history from some revision on is to be had.
 pub enum History {
@@ -145,8 +144,7 @@ impl HistoryScan {
 fn change_of(row: &[u8], value: &[u8]) -> storage::Result<(RevisionKey, Change)> {
     let (place, tombstone) = RevisionKey::from_row(row)
         .ok_or_else(|| storage::Error::Engine(format!("the row {} is not a revision", row.escape_ascii())))?;
-    let record = Bytes::copy_from_slice(value);
-    let key = record.slice_ref(record::read_at(&record, place)?.key);
+    let key = record::read_at(value, place)?.key;
     let kind = if tombstone { ChangeKind::Delete } else { ChangeKind::Put };
-    Ok((place, Change::new(key, kind, record, None)))
+    Ok((place, Change::from_row(kind, value, key, place.revision())))
 }
