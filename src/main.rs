@@ -26,11 +26,27 @@ fn main() -> ExitCode {
             }
         },
         Ok(Request::Run(values)) => match Config::new(&values) {
-            Ok(config) => run(config, &arguments),
+            Ok(config) => run(config, &arguments, None),
+            Err(error) => refuse(&error),
+        },
+        Ok(Request::RunFile(path)) => match from_file(&path) {
+            Ok(config) => run(config, &arguments, Some(&path)),
             Err(error) => refuse(&error),
         },
         Err(error) => refuse(&error),
     }
+}
+
+fn from_file(path: &str) -> Result<Config, config::Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| config::Error::Invalid(format!("open {path}: {}", go_words(&error))))?;
+    Config::new(&Values::from_file(&text)?)
+}
+
+/// As Go says it, without the number of the error.
+fn go_words(error: &std::io::Error) -> String {
+    let text = error.to_string().to_lowercase();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn lossy(word: std::ffi::OsString) -> String {
@@ -56,7 +72,7 @@ fn refuse(error: &config::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(config: Config, arguments: &[String]) -> ExitCode {
+fn run(config: Config, arguments: &[String], file: Option<&str>) -> ExitCode {
     let logging = match Logging::start(&config.log) {
         Ok(logging) => logging,
         Err(error) => {
@@ -66,6 +82,13 @@ fn run(config: Config, arguments: &[String]) -> ExitCode {
     };
     let logger = &logging.logger;
     slog::info!(logger, "Running: "; "args" => arguments.join(" "));
+    if let Some(path) = file {
+        slog::info!(logger, "loaded server configuration, other configuration command line flags and environment variables will be \
+            ignored if provided"; "path" => path);
+    }
+    for key in &config.remarks.unknown_keys {
+        slog::warn!(logger, "unrecognized key in the configuration file"; "key" => key);
+    }
     for variable in &config.remarks.unknown_variables {
         slog::warn!(logger, "unrecognized environment variable"; "environment-variable" => variable);
     }

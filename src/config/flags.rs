@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use super::features;
 use super::url::Url;
 
 /// The form of a flag's value.
@@ -28,6 +29,8 @@ pub enum Kind {
     Duration,
     /// Comma-separated URLs.
     Urls,
+    /// Feature gates, `Name=true,Name=false`.
+    Gates,
     /// One of these words.
     OneOf(&'static [&'static str]),
 }
@@ -64,7 +67,7 @@ pub struct Flag {
 }
 
 use Effect::{None as NoEffect, Refused, Works};
-use Kind::{Duration as Time, Integer, OneOf, Switch, Text, Unsigned, Urls};
+use Kind::{Duration as Time, Gates, Integer, OneOf, Switch, Text, Unsigned, Urls};
 
 const fn flag(name: &'static str, kind: Kind, default: &'static str, effect: Effect, help: &'static str) -> Flag {
     Flag { name, kind, default, effect, experimental: false, help }
@@ -89,7 +92,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 Works,
                 "Applied entries between two truncations of the raft log.",
             ),
-            flag(
+            graduated(
                 "snapshot-catchup-entries",
                 Unsigned,
                 "5000",
@@ -104,7 +107,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("listen-client-http-urls", Urls, "", Works, "Where to listen for HTTP alone, without gRPC."),
             flag("max-snapshots", Unsigned, "5", NoEffect, "Snapshot files to keep."),
             flag("max-wals", Unsigned, "5", NoEffect, "Raft log files to keep."),
-            flag("memory-mlock", Switch, "false", NoEffect, "Keep memory from being swapped out."),
+            graduated("memory-mlock", Switch, "false", NoEffect, "Keep memory from being swapped out."),
             flag(
                 "quota-backend-bytes",
                 Integer,
@@ -139,7 +142,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("enable-grpc-gateway", Switch, "true", NoEffect, "Serve the JSON gateway."),
             flag("raft-read-timeout", Time, "5s", NoEffect, "Read timeout between members."),
             flag("raft-write-timeout", Time, "5s", NoEffect, "Write timeout between members."),
-            flag("feature-gates", Text, "", NoEffect, "Features to switch, Name=true,Name=false."),
+            flag("feature-gates", Gates, "", Works, "Features to switch, Name=true,Name=false."),
             flag(
                 "edge-threads",
                 Unsigned,
@@ -161,7 +164,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 Works,
                 "How long compacted history is kept for watches that are reading it. Not in etcd.",
             ),
-            flag("config-file", Text, "", Refused { unless: "" }, "File with all settings."),
+            flag(
+                "config-file",
+                Text,
+                "",
+                Works,
+                "YAML file with all settings; other flags and variables are ignored then.",
+            ),
         ],
     ),
     (
@@ -257,6 +266,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "Lowest level that is logged.",
             ),
             flag("log-format", OneOf(&["json", "console"]), "json", Works, "json, or console for people."),
+            flag("disable-log-sampling", Switch, "false", NoEffect, "Log every line (always so)."),
             flag("enable-log-rotation", Switch, "false", NoEffect, "Rotate the log file."),
             flag("log-rotation-config-json", Text, "", NoEffect, "How to rotate the log file."),
             graduated("warning-unary-request-duration", Time, "300ms", NoEffect, "Log requests that take longer."),
@@ -322,6 +332,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 NoEffect,
                 "Turn clients away while defragmenting.",
             ),
+            graduated("wait-cluster-ready-timeout", Time, "5s", NoEffect, "Time for the cluster to become ready."),
             graduated("downgrade-check-time", Time, "5s", NoEffect, "Time between looks at a downgrade."),
             graduated("set-member-localaddr", Switch, "false", NoEffect, "Local address of connections to members."),
             graduated("enable-v2v3", Text, "", NoEffect, "The v2 API over v3, which is not there."),
@@ -361,6 +372,8 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
 pub enum Request {
     /// Run a member with these settings.
     Run(Values),
+    /// Run a member with the settings of this file, see [`Values::from_file`].
+    RunFile(String),
     /// Print the version and leave.
     Version,
     /// Print the help text and leave.
@@ -398,9 +411,13 @@ impl std::error::Error for Error {}
 /// The settings as typed; each has passed the check of its form.
 #[derive(Debug, Default)]
 pub struct Values {
-    given: BTreeMap<&'static str, String>,
+    pub(super) given: BTreeMap<&'static str, String>,
     /// `ETCD_*` variables, `NAME=value`, that name no flag.
     pub unknown_variables: Vec<String>,
+    /// Keys of the config file that name no setting.
+    pub unknown_keys: Vec<String>,
+    /// Whether they come from a config file.
+    pub from_file: bool,
 }
 
 impl Values {
@@ -455,15 +472,20 @@ impl Values {
         if let Some(argument) = positional.first() {
             return Err(Error::Invalid(format!("'{argument}' is not a valid flag")));
         }
-        values.read_environment(environment)?;
+        let variables: BTreeMap<String, String> = environment.into_iter().collect();
+        let file = values.given.get("config-file").or_else(|| variables.get("ETCD_CONFIG_FILE"));
+        if let Some(file) = file.filter(|file| !file.is_empty()) {
+            return Ok(Request::RunFile(file.clone()));
+        }
+        values.read_environment(variables)?;
+        values.open_gates()?;
         values.refuse_what_is_missing()?;
         Ok(Request::Run(values))
     }
 
-    fn read_environment(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Result<(), Error> {
+    /// In order of their names, so that the first complaint does not depend on the shell.
+    fn read_environment(&mut self, variables: BTreeMap<String, String>) -> Result<(), Error> {
         let typed: Vec<&'static str> = self.given.keys().copied().collect();
-        // In order of their names, so that the first complaint does not depend on the shell.
-        let variables: BTreeMap<String, String> = environment.into_iter().collect();
         for (variable, value) in variables {
             let Some(rest) = variable.strip_prefix("ETCD_") else { continue };
             // Set by etcd's own images and by Kubernetes; it was never meant for us.
@@ -487,7 +509,7 @@ impl Values {
         Ok(())
     }
 
-    fn refuse_what_is_missing(&self) -> Result<(), Error> {
+    pub(super) fn refuse_what_is_missing(&self) -> Result<(), Error> {
         for (name, value) in &self.given {
             let flag = find(name).expect("only flags of the table are stored");
             if let Effect::Refused { unless } = flag.effect
@@ -569,7 +591,7 @@ pub const USAGE: &str = "Usage:
     Show every flag.
 ";
 
-fn find(name: &str) -> Option<&'static Flag> {
+pub(super) fn find(name: &str) -> Option<&'static Flag> {
     let all = || FLAGS.iter().flat_map(|(_, flags)| flags.iter());
     all().find(|flag| flag.name == name).or_else(|| {
         let name = name.strip_prefix("experimental-")?;
@@ -581,7 +603,7 @@ fn lookup(name: &'static str) -> &'static Flag {
     find(name).unwrap_or_else(|| panic!("flag {name} is missing from the table"))
 }
 
-fn check(flag: &Flag, value: &str) -> Result<(), String> {
+pub(super) fn check(flag: &Flag, value: &str) -> Result<(), String> {
     match flag.kind {
         Kind::Text => Ok(()),
         Kind::Switch => parse_switch(value).map(drop),
@@ -589,6 +611,7 @@ fn check(flag: &Flag, value: &str) -> Result<(), String> {
         Kind::Unsigned => parse_unsigned(value).map(drop),
         Kind::Duration => parse_duration(value).map(drop),
         Kind::Urls => Url::parse_list(value).map(drop),
+        Kind::Gates => features::parse(value).map(drop),
         Kind::OneOf(words) if words.contains(&value) => Ok(()),
         Kind::OneOf(_) => Err("invalid value".to_owned()),
     }
@@ -596,7 +619,7 @@ fn check(flag: &Flag, value: &str) -> Result<(), String> {
 
 const PARSE_ERROR: &str = "parse error";
 
-fn parse_switch(value: &str) -> Result<bool, String> {
+pub(super) fn parse_switch(value: &str) -> Result<bool, String> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -629,21 +652,26 @@ fn parse_integer(value: &str) -> Result<i64, String> {
     i64::try_from(if negative { -magnitude } else { magnitude }).map_err(|_| "value out of range".to_owned())
 }
 
-/// A duration as Go writes it: `1h15m30.5s`, `300ms`, `0`. Not below zero, unlike Go's: none of ours may be.
 fn parse_duration(value: &str) -> Result<Duration, String> {
-    let wrong = || PARSE_ERROR.to_owned();
-    let mut rest = value.strip_prefix('+').unwrap_or(value);
+    read_duration(value).map_err(|_| PARSE_ERROR.to_owned())
+}
+
+/// A duration as Go writes it: `1h15m30.5s`, `300ms`, `0`. Not below zero, unlike Go's: none of ours may be. The error is in Go's
+/// words.
+pub(super) fn read_duration(value: &str) -> Result<Duration, String> {
+    let invalid = || format!("time: invalid duration {value:?}");
+    let mut rest = value.strip_prefix(['+', '-']).unwrap_or(value);
     if rest == "0" {
         return Ok(Duration::ZERO);
     }
     if rest.is_empty() {
-        return Err(wrong());
+        return Err(invalid());
     }
     let mut nanoseconds = 0f64;
     while !rest.is_empty() {
-        let split = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..split].parse().map_err(|_| wrong())?;
-        rest = &rest[split..];
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number: f64 = rest[..end].parse().map_err(|_| invalid())?;
+        rest = &rest[end..];
         let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
         nanoseconds += number
             * match &rest[..end] {
@@ -653,12 +681,14 @@ fn parse_duration(value: &str) -> Result<Duration, String> {
                 "s" => 1e9,
                 "m" => 60e9,
                 "h" => 3600e9,
-                _ => return Err(wrong()),
+                "" => return Err(format!("time: missing unit in duration {value:?}")),
+                unit => return Err(format!("time: unknown unit {unit:?} in duration {value:?}")),
             };
         rest = &rest[end..];
     }
     // Go keeps durations in 63 bits of nanoseconds.
-    if nanoseconds > i64::MAX as f64 { Err(wrong()) } else { Ok(Duration::from_nanos(nanoseconds as u64)) }
+    let possible = nanoseconds <= i64::MAX as f64 && (nanoseconds == 0.0 || !value.starts_with('-'));
+    possible.then(|| Duration::from_nanos(nanoseconds as u64)).ok_or_else(invalid)
 }
 
 #[cfg(test)]
@@ -747,9 +777,21 @@ mod tests {
     }
 
     #[test]
+    fn a_config_file_stands_instead_of_everything_else() {
+        let file = |line: &str, environment: &[(&str, &str)]| match read(line, environment) {
+            Ok(Request::RunFile(path)) => path,
+            other => panic!("{line:?} gave {other:?}"),
+        };
+        assert_eq!(file("--config-file=x --name=y", &[("ETCD_NAME", "z"), ("ETCD_CONFIG_FILE", "u")]), "x");
+        assert_eq!(file("--force-new-cluster", &[("ETCD_CONFIG_FILE", "u")]), "u");
+        assert!(matches!(read("--config-file=x --nope", &[]), Err(Error::Usage(_))));
+        assert!(matches!(read("--config-file=x stray", &[]), Err(Error::Invalid(_))));
+        run("", &[("ETCD_CONFIG_FILE", "")]);
+    }
+
+    #[test]
     fn flags_that_somebody_would_rely_on_are_refused_and_others_confessed() {
         assert!(matches!(refused("--force-new-cluster", &[]), Error::Invalid(_)));
-        assert!(matches!(refused("--config-file=x", &[]), Error::Invalid(_)));
         run("--force-new-cluster=0 --proxy=off", &[]);
         assert_eq!(run("--max-wals=3 --name=x --cors=*", &[]).without_effect(), ["cors", "max-wals"]);
     }

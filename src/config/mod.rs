@@ -1,9 +1,12 @@
 //! What the settings mean: [`Config`], validated, with real types.
 //!
-//! `flags.rs` reads what was typed, from one table; this file gives it meaning and refuses what makes no sense, in etcd's
-//! words where etcd has some. Nothing here touches files or sockets. Whether the founding members are well described is
-//! only asked of a member that has no data yet ([`Config::founders`]): on a restart `--initial-cluster` is not looked at.
+//! `flags.rs` reads what was typed, from one table, `file.rs` a config file, with the same names, and `features.rs` turns feature
+//! gates into flags; this file gives them meaning and refuses what makes no sense, in etcd's words where etcd has some. Nothing here
+//! touches files or sockets. Whether the founding members are well described is only asked of a member that has no data yet
+//! ([`Config::founders`]): on a restart `--initial-cluster` is not looked at.
 
+mod features;
+mod file;
 pub mod flags;
 mod url;
 
@@ -154,6 +157,8 @@ pub struct Remarks {
     pub without_effect: Vec<&'static str>,
     /// `ETCD_*` variables that name no flag.
     pub unknown_variables: Vec<String>,
+    /// Keys of the config file that name no setting.
+    pub unknown_keys: Vec<String>,
     /// Whether the data directory was chosen by default.
     pub default_data_dir: bool,
 }
@@ -230,6 +235,7 @@ impl Config {
             remarks: Remarks {
                 without_effect: values.without_effect(),
                 unknown_variables: values.unknown_variables.clone(),
+                unknown_keys: values.unknown_keys.clone(),
                 default_data_dir,
             },
             name,
@@ -239,7 +245,8 @@ impl Config {
     }
 
     fn check(&self, values: &Values) -> Result<(), Error> {
-        if values.is_given("listen-client-urls") && !values.is_given("advertise-client-urls") {
+        // Not asked of a file, as in etcd.
+        if !values.from_file && values.is_given("listen-client-urls") && !values.is_given("advertise-client-urls") {
             return invalid("--advertise-client-urls is required when --listen-client-urls is set explicitly");
         }
         if !matches!(values.text("auto-compaction-mode"), "periodic" | "revision") {
@@ -297,7 +304,11 @@ impl LogConfig {
             other => return invalid(format!("unknown logger option {other:?}")),
         }
         let mut outputs = Vec::new();
-        for output in values.text("log-outputs").split(',').map(str::trim).filter(|output| !output.is_empty()) {
+        let named = || values.text("log-outputs").split(',').map(str::trim).filter(|output| !output.is_empty());
+        if named().count() > 1 && named().any(|output| output == "default") {
+            return invalid("multi logoutput for \"default\" is not supported yet");
+        }
+        for output in named() {
             let output = match output {
                 "default" | "stderr" | "systemd/journal" => LogOutput::Stderr,
                 "stdout" => LogOutput::Stdout,
@@ -306,6 +317,10 @@ impl LogConfig {
             if !outputs.contains(&output) {
                 outputs.push(output);
             }
+        }
+        let files = outputs.iter().filter(|output| matches!(output, LogOutput::File(_))).count();
+        if values.switch("enable-log-rotation") && (files > 1 || files == 0 && outputs.len() == 1) {
+            return invalid("--log-outputs requires a single file path when --log-rotate-config-json is defined");
         }
         Ok(LogConfig {
             level: match values.text("log-level") {
@@ -439,6 +454,15 @@ mod tests {
                 "expected IP in URL for binding (http://foo.com:1)",
             ),
             ("--logger=capnslog", "--logger=capnslog is removed in v3.5"),
+            ("--log-outputs=default,stderr", "multi logoutput for \"default\" is not supported yet"),
+            (
+                "--log-outputs=a,b --enable-log-rotation",
+                "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+            ),
+            (
+                "--enable-log-rotation",
+                "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+            ),
             ("--auto-compaction-mode=foo", "unknown auto-compaction-mode \"foo\""),
             (
                 "--initial-cluster=a=http://localhost:2380",

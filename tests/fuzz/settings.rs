@@ -1,4 +1,4 @@
-//! Command lines, environments and addresses: whatever is typed is a configuration or an error, and what is accepted means
+//! Command lines, environments, config files and addresses: whatever is typed is a configuration or an error, and what is accepted means
 //! the same when it is written down and read again.
 
 use everwatch::config::{Config, Request, Url, Values, flags};
@@ -85,8 +85,12 @@ fn name(feed: &mut Feed<'_>) -> String {
 fn read(arguments: &[String], environment: &[(String, String)]) -> Result<String, String> {
     let request = Values::read(arguments.to_vec(), environment.to_vec()).map_err(|error| error.to_string())?;
     let Request::Run(values) = request else { return Ok(format!("{request:?}")) };
+    accepted(&values)
+}
+
+fn accepted(values: &Values) -> Result<String, String> {
     values.without_effect();
-    let config = Config::new(&values).map_err(|error| error.to_string())?;
+    let config = Config::new(values).map_err(|error| error.to_string())?;
     let founders = config.founders().map_err(|error| error.to_string());
     let urls = [&config.listen_peer_urls, &config.listen_client_urls, &config.initial_advertise_peer_urls];
     for url in urls.into_iter().flatten() {
@@ -115,6 +119,23 @@ pub(crate) fn run(input: &[u8]) -> u64 {
             Url::parse(&text).is_ok(),
             Url::parse_list(&text).map(|urls| urls.len()).map_err(|error| gist(&error).len()),
         ));
+    }
+    if feed.one_in(4) {
+        let mut file = String::new();
+        while !feed.is_empty() {
+            let (name, value) = (name(&mut feed), text(&mut feed));
+            file += &match feed.below(8) {
+                0 => value,
+                1 => format!("{name}: [{value}]\n"),
+                2 => format!("{name}: '{value}'\n"),
+                3 => format!("peer-transport-security:\n  {name}: {value}\n"),
+                _ => format!("{name}: {value}\n"),
+            };
+        }
+        let read = || Values::from_file(&file).map_err(|error| error.to_string()).and_then(|values| accepted(&values));
+        let found = read();
+        assert_eq!(read(), found, "the same file again");
+        return outcome((2, found.map(|_| ()).map_err(|error| gist(&error).chars().take(24).collect::<String>())));
     }
     let (mut arguments, mut environment) = (Vec::new(), Vec::new());
     while !feed.is_empty() {
