@@ -184,7 +184,7 @@ fn map_type(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, LogOutput};
+    use crate::config::{AutoCompaction, Config, LogOutput};
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -234,6 +234,7 @@ mod tests {
         assert_eq!(config.listen_peer_urls.len(), 2);
         assert_eq!(config.initial_cluster, "a=http://a:2380,b=http://b:2380");
         assert!(!config.strict_reconfig_check && !config.pre_vote);
+        assert_eq!(config.auto_compaction, Some(AutoCompaction::Periodic(Duration::from_secs(3600))));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(60));
         assert_eq!(config.keepalive_interval, Some(Duration::from_secs(5)));
         assert_eq!(config.log.outputs, [LogOutput::Stdout, LogOutput::File(PathBuf::from("/x"))]);

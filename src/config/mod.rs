@@ -81,6 +81,8 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// Most revisions that one step of compaction removes.
     pub compaction_batch_max: usize,
+    /// What of the past is kept when nobody asks for compaction; none: all of it.
+    pub auto_compaction: Option<AutoCompaction>,
     /// Bytes of the backend's file that are kept in memory.
     pub backend_cache_bytes: usize,
     /// How long compacted history is kept for watches that are reading it.
@@ -102,6 +104,15 @@ pub enum ClusterState {
     New,
     /// It was added to a running cluster.
     Existing,
+}
+
+/// What of the past is kept when nobody asks for compaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// What is younger than this.
+    Periodic(Duration),
+    /// So many revisions.
+    Revisions(u64),
 }
 
 /// Where log lines go and how they look.
@@ -227,6 +238,7 @@ impl Config {
             .max(PROGRESS_INTERVAL_MIN),
             warning_apply_duration: values.duration("warning-apply-duration"),
             compaction_batch_max: size(values.integer("compaction-batch-limit"), 1000),
+            auto_compaction: auto_compaction(values)?,
             backend_cache_bytes: usize::try_from(values.unsigned("backend-cache-bytes")).unwrap_or(usize::MAX),
             watch_compaction_grace: values.duration("watch-compaction-grace"),
             metrics_extensive: values.text("metrics") == "extensive",
@@ -248,9 +260,6 @@ impl Config {
         // Not asked of a file, as in etcd.
         if !values.from_file && values.is_given("listen-client-urls") && !values.is_given("advertise-client-urls") {
             return invalid("--advertise-client-urls is required when --listen-client-urls is set explicitly");
-        }
-        if !matches!(values.text("auto-compaction-mode"), "periodic" | "revision") {
-            return invalid(format!("unknown auto-compaction-mode {:?}", values.text("auto-compaction-mode")));
         }
         if let Some(shared) = self.listen_client_http_urls.iter().find(|url| self.listen_client_urls.contains(url)) {
             return invalid(format!("--listen-client-http-urls shares {shared} with --listen-client-urls"));
@@ -356,6 +365,33 @@ fn check_timing(heartbeat_ms: u64, election_ms: u64) -> Result<(), Error> {
     Ok(())
 }
 
+/// As etcd reads it: a number counts hours or revisions, what has a unit is a time (nanoseconds, if revisions are counted). Nothing
+/// and zero keep everything.
+fn auto_compaction(values: &Values) -> Result<Option<AutoCompaction>, Error> {
+    let (mode, retention) = (values.text("auto-compaction-mode"), values.text("auto-compaction-retention"));
+    if !matches!(mode, "" | "periodic" | "revision") {
+        return invalid(format!("unknown auto-compaction-mode {mode:?}"));
+    }
+    let kept = match retention.parse::<u64>() {
+        _ if retention.is_empty() => None,
+        Ok(count) if mode == "revision" => Some(AutoCompaction::Revisions(count)),
+        // A number alone has no meaning without a mode.
+        Ok(_) if mode.is_empty() => None,
+        Ok(hours) => Some(AutoCompaction::Periodic(Duration::from_secs(hours.saturating_mul(3600)))),
+        Err(_) => {
+            let time = flags::read_duration(retention)
+                .map_err(|why| Error::Invalid(format!("error parsing CompactionRetention: {why}")))?;
+            match mode {
+                "revision" => Some(AutoCompaction::Revisions(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))),
+                "periodic" => Some(AutoCompaction::Periodic(time)),
+                _ => return invalid("unsupported compaction mode "),
+            }
+        }
+    };
+    let everything = [AutoCompaction::Revisions(0), AutoCompaction::Periodic(Duration::ZERO)];
+    Ok(kept.filter(|kept| !everything.contains(kept)))
+}
+
 /// URLs one can listen on. TLS and Unix sockets are refused rather than served as something else.
 fn own_addresses(values: &Values, name: &'static str) -> Result<Vec<Url>, Error> {
     let urls = values.urls(name);
@@ -432,6 +468,24 @@ mod tests {
         assert_eq!(config.log.outputs, [LogOutput::Stdout, LogOutput::File(PathBuf::from("/x"))]);
     }
 
+    #[test]
+    fn auto_compaction_is_read_as_etcd_reads_it() {
+        let hour = Duration::from_secs(3600);
+        for (line, kept) in [
+            ("", None),
+            ("--auto-compaction-retention=", None),
+            ("--auto-compaction-retention=0", None),
+            ("--auto-compaction-mode=revision", None),
+            ("--auto-compaction-mode= --auto-compaction-retention=1", None),
+            ("--auto-compaction-retention=24", Some(AutoCompaction::Periodic(24 * hour))),
+            ("--auto-compaction-retention=1h30m", Some(AutoCompaction::Periodic(hour * 3 / 2))),
+            ("--auto-compaction-mode=revision --auto-compaction-retention=1000", Some(AutoCompaction::Revisions(1000))),
+            ("--auto-compaction-mode=revision --auto-compaction-retention=1us", Some(AutoCompaction::Revisions(1000))),
+        ] {
+            assert_eq!(config(line).expect(line).auto_compaction, kept, "{line}");
+        }
+    }
+
     /// Texts compared with etcd 3.5.1.
     #[test]
     fn contradictions_are_refused_in_etcd_s_words() {
@@ -464,6 +518,15 @@ mod tests {
                 "--log-outputs requires a single file path when --log-rotate-config-json is defined",
             ),
             ("--auto-compaction-mode=foo", "unknown auto-compaction-mode \"foo\""),
+            ("--auto-compaction-retention=abc", "error parsing CompactionRetention: time: invalid duration \"abc\""),
+            (
+                "--auto-compaction-retention=-1",
+                "error parsing CompactionRetention: time: missing unit in duration \"-1\"",
+            ),
+            (
+                "--auto-compaction-retention=5x",
+                "error parsing CompactionRetention: time: unknown unit \"x\" in duration \"5x\"",
+            ),
             (
                 "--initial-cluster=a=http://localhost:2380",
                 "couldn't find local name \"default\" in the initial cluster configuration",

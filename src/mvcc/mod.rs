@@ -40,6 +40,7 @@ use std::fmt;
 use crate::storage;
 use crate::types::Revision;
 
+pub mod auto_compaction;
 pub mod change;
 mod compaction;
 pub mod hash;

@@ -12,6 +12,7 @@
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
 //! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
+//! | auto-compaction | `compact_loop` | the main runtime            | [`Tasks::stop`]                              |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
 //! many threads with a runtime each, and the main runtime keeps the core and the peers.
@@ -48,6 +49,7 @@ use self::watch_loop::Shard;
 
 pub mod apply_loop;
 pub mod bootstrap;
+mod compact_loop;
 pub mod core;
 mod core_loop;
 mod disk_threads;
@@ -202,6 +204,10 @@ pub fn start(
     watching.spawn(async move { first.serve().await });
 
     let leaving = tokio::spawn(leaving::run(handle.clone(), logger.clone()));
+    let mut upkeep = JoinSet::new();
+    if let Some(keep) = config.auto_compaction {
+        upkeep.spawn(compact_loop::run(handle.clone(), keep, logger.clone()));
+    }
 
     let tasks = Tasks {
         handle: handle.clone(),
@@ -213,6 +219,7 @@ pub fn start(
         core,
         watching,
         leaving,
+        upkeep,
         log,
         backend,
     };
@@ -249,6 +256,8 @@ pub struct Tasks {
     core: JoinHandle<()>,
     watching: JoinSet<()>,
     leaving: JoinHandle<()>,
+    /// What looks after the member's data from time to time.
+    upkeep: JoinSet<()>,
     log: std::thread::JoinHandle<()>,
     backend: std::thread::JoinHandle<()>,
 }
@@ -315,7 +324,7 @@ impl Tasks {
     pub async fn stop(self) {
         self.handle.shared.inbox.put(Event::Stop);
         let _ = self.core.await;
-        drop(self.watching);
+        drop((self.watching, self.upkeep));
         self.leaving.abort();
         self.transport.stop();
         let _ = tokio::task::spawn_blocking(move || (self.log.join(), self.backend.join())).await;
