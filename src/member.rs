@@ -68,6 +68,9 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
 
     // What was committed before the restart is carried out before anybody is answered.
     tasks.recovered().await;
+    if config.corrupt_checks.before_serving {
+        tasks.compare_with_peers(logger).await?;
+    }
     let watches = |thread| tasks.watches(thread);
     let mut edge = Edge {
         listeners: JoinSet::new(),

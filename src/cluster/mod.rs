@@ -26,6 +26,7 @@ use sha1::{Digest, Sha1};
 
 use crate::types::{ClusterId, MemberId};
 
+pub mod corruption;
 pub mod founding;
 pub mod initial;
 pub mod leaving;

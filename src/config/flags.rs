@@ -294,10 +294,29 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
     (
         "Upkeep",
         &[
-            graduated("initial-corrupt-check", Switch, "false", NoEffect, "Compare with the others before serving."),
-            graduated("corrupt-check-time", Time, "0s", NoEffect, "Time between comparisons of the members' data."),
-            graduated("compact-hash-check-enabled", Switch, "false", NoEffect, "Compare hashes after compaction."),
-            graduated("compact-hash-check-time", Time, "1m0s", NoEffect, "Time between those comparisons."),
+            graduated("initial-corrupt-check", Switch, "false", Works, "Compare with the others before serving."),
+            graduated(
+                "corrupt-check-time",
+                Time,
+                "0s",
+                Works,
+                "Time between comparisons of the members' data; 0 for none.",
+            ),
+            // etcd's default is off.
+            graduated(
+                "compact-hash-check-enabled",
+                Switch,
+                "true",
+                Works,
+                "Compare the members' data after compaction.",
+            ),
+            graduated(
+                "compact-hash-check-time",
+                Time,
+                "1m0s",
+                Works,
+                "Time between looks whether there was a compaction.",
+            ),
             graduated(
                 "enable-lease-checkpoint",
                 Switch,

@@ -83,6 +83,8 @@ pub struct Config {
     pub compaction_batch_max: usize,
     /// What of the past is kept when nobody asks for compaction; none: all of it.
     pub auto_compaction: Option<AutoCompaction>,
+    /// When members compare what they hold.
+    pub corrupt_checks: CorruptChecks,
     /// Bytes of the backend's file that are kept in memory.
     pub backend_cache_bytes: usize,
     /// How long compacted history is kept for watches that are reading it.
@@ -113,6 +115,17 @@ pub enum AutoCompaction {
     Periodic(Duration),
     /// So many revisions.
     Revisions(u64),
+}
+
+/// When members compare what they hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CorruptChecks {
+    /// After compactions: time between two looks whether there was one; none: not.
+    pub after_compaction: Option<Duration>,
+    /// Time between two comparisons besides; none: none.
+    pub every: Option<Duration>,
+    /// Before this member serves.
+    pub before_serving: bool,
 }
 
 /// Where log lines go and how they look.
@@ -239,6 +252,7 @@ impl Config {
             warning_apply_duration: values.duration("warning-apply-duration"),
             compaction_batch_max: size(values.integer("compaction-batch-limit"), 1000),
             auto_compaction: auto_compaction(values)?,
+            corrupt_checks: corrupt_checks(values)?,
             backend_cache_bytes: usize::try_from(values.unsigned("backend-cache-bytes")).unwrap_or(usize::MAX),
             watch_compaction_grace: values.duration("watch-compaction-grace"),
             metrics_extensive: values.text("metrics") == "extensive",
@@ -363,6 +377,16 @@ fn check_timing(heartbeat_ms: u64, election_ms: u64) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+fn corrupt_checks(values: &Values) -> Result<CorruptChecks, Error> {
+    let some = |name| Some(values.duration(name)).filter(|time| !time.is_zero());
+    let after_compaction = some("compact-hash-check-time").filter(|_| values.switch("compact-hash-check-enabled"));
+    if values.switch("compact-hash-check-enabled") && after_compaction.is_none() {
+        return invalid("--compact-hash-check-time must be >0 (set to 0s)");
+    }
+    let (every, before_serving) = (some("corrupt-check-time"), values.switch("initial-corrupt-check"));
+    Ok(CorruptChecks { after_compaction, every, before_serving })
 }
 
 /// As etcd reads it: a number counts hours or revisions, what has a unit is a time (nanoseconds, if revisions are counted). Nothing
@@ -517,6 +541,7 @@ mod tests {
                 "--enable-log-rotation",
                 "--log-outputs requires a single file path when --log-rotate-config-json is defined",
             ),
+            ("--compact-hash-check-time=0", "--compact-hash-check-time must be >0 (set to 0s)"),
             ("--auto-compaction-mode=foo", "unknown auto-compaction-mode \"foo\""),
             ("--auto-compaction-retention=abc", "error parsing CompactionRetention: time: invalid duration \"abc\""),
             (

@@ -30,69 +30,96 @@ pub struct HashKv {
     pub hash_revision: i64,
 }
 
-/// A hash to be computed; it needs no lock any more.
+/// A hash in the making: [`Store::hash_more`] until nothing is left, then [`HashScan::compute`], which needs no lock any more.
 pub struct HashScan {
+    /// As it was asked for: 0 is the newest.
+    asked: Revision,
     reader: Arc<dyn Reader>,
     /// What the reader does not have.
     recent: Vec<SharedChanges>,
     revision: Revision,
     compacted: Revision,
-    /// The rows up to the compacted revision that count, in order. No tombstones.
+    /// The rows up to the compacted revision that count; in order, when the walk is over. No tombstones.
     kept: Vec<RevisionKey>,
+    /// How far they are gathered; none: they all are.
+    walk: Option<Walk>,
+}
+
+struct Walk {
+    /// The values of this revision are gathered.
+    at: Revision,
+    /// Some key has one.
+    any: bool,
+    /// The last key that is done.
+    after: Option<Box<[u8]>>,
+}
+
+impl Walk {
+    fn at(revision: Revision) -> Walk {
+        Walk { at: revision, any: false, after: None }
+    }
 }
 
 impl Store {
     /// The hash at a revision; 0 is the newest.
     pub fn hash_kv(&self, revision: Revision) -> Result<HashKv, Error> {
-        Ok(self.hash_scan(revision)?.compute()?)
+        let mut scan = self.hash_begin(revision)?;
+        while self.hash_more(&mut scan, usize::MAX)? {}
+        Ok(scan.compute()?)
     }
 
-    /// Prepares the hash at a revision (0 is the newest), for [`HashScan::compute`] without the store.
-    pub fn hash_scan(&self, revision: Revision) -> Result<HashScan, Error> {
-        if revision > self.revision {
+    /// Begins the hash at a revision (0 is the newest).
+    pub fn hash_begin(&self, asked: Revision) -> Result<HashScan, Error> {
+        if asked > self.revision {
             return Err(Error::FutureRevision);
         }
-        if revision > Revision(0) && revision < self.compacted {
+        if asked > Revision(0) && asked < self.compacted {
             return Err(Error::Compacted { at: self.compacted });
         }
-        let revision = if revision == Revision(0) { self.revision } else { revision };
+        let revision = if asked == Revision(0) { self.revision } else { asked };
         let recent = self.recent.since(self.flushed.next());
         Ok(HashScan {
+            asked,
             reader: self.reader(),
             recent: recent.map(|sets| sets.cloned().collect()).unwrap_or_default(),
             revision,
             compacted: self.compacted,
-            kept: self.kept_at(revision),
+            kept: Vec::new(),
+            walk: (self.compacted >= Revision::FIRST).then(|| Walk::at(revision)),
         })
     }
 
-    fn kept_at(&self, revision: Revision) -> Vec<RevisionKey> {
-        if self.compacted < Revision::FIRST {
-            return Vec::new();
+    /// Looks at `keys_max` keys more. Says whether there are others. If something was compacted meanwhile, it begins anew; it is an
+    /// error if the revision went with that.
+    pub fn hash_more(&self, scan: &mut HashScan, keys_max: usize) -> Result<bool, Error> {
+        if scan.walk.is_some() && scan.compacted != self.compacted {
+            *scan = self.hash_begin(scan.asked)?;
         }
+        let HashScan { compacted, kept, walk, .. } = scan;
+        let Some(Walk { at, any, after }) = walk else { return Ok(false) };
         let everything = KeyRange { start: Default::default(), end: RangeEnd::Open };
-        let places = |at: Revision| {
-            let mut any = false;
-            let mut kept = Vec::new();
-            self.index.walk(&everything, None, usize::MAX, |_, entry| {
-                let place = entry.at(at);
-                any |= place.is_some();
-                kept.extend(place.filter(|place| place.revision() <= self.compacted));
-                true
-            });
-            kept.sort_unstable();
-            (any, kept)
+        let last = self.index.walk(&everything, after.as_deref(), keys_max, |_, entry| {
+            let place = entry.at(*at);
+            *any |= place.is_some();
+            kept.extend(place.filter(|place| place.revision() <= *compacted));
+            true
+        });
+        *walk = match last {
+            Some(_) => Some(Walk { at: *at, any: *any, after: last }),
+            None if *any || *at == *compacted => None,
+            None => Some(Walk::at(*compacted)),
         };
-        match places(revision) {
-            (true, kept) => kept,
-            (false, _) => places(self.compacted).1,
+        if walk.is_none() {
+            kept.sort_unstable();
         }
+        Ok(walk.is_some())
     }
 }
 
 impl HashScan {
     /// Reads the history and hashes it.
     pub fn compute(&self) -> storage::Result<HashKv> {
+        assert!(self.walk.is_none(), "which rows count is known only when the walk is over");
         let mut hash = crc32c::crc32c(b"key");
         let mut damage = None;
         let end = RevisionKey { main: self.revision.0.saturating_add(1).max(0), sub: 0 }.row(false);
@@ -127,5 +154,56 @@ impl HashScan {
         row[17] = b't';
         *hash = crc32c::crc32c_append(*hash, &row[..17 + tombstone as usize]);
         *hash = crc32c::crc32c_append(*hash, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::etcdserverpb::PutRequest;
+    use crate::storage::backend::memory::MemoryBackend;
+    use crate::storage::backend::{Backend, Batch};
+
+    fn store() -> Store {
+        let (mut store, _) = Store::open(MemoryBackend::default().reader().expect("memory")).expect("an empty store");
+        for n in 0..20 {
+            let put = PutRequest { key: format!("k{}", n % 7).into(), ..Default::default() };
+            store.put(&put).expect("there is room");
+        }
+        store.compact(Revision(9), &mut Batch::default()).expect("it exists");
+        store
+    }
+
+    fn in_slices(store: &Store, mut scan: HashScan) -> Result<HashKv, Error> {
+        while store.hash_more(&mut scan, 1)? {}
+        Ok(scan.compute()?)
+    }
+
+    #[test]
+    fn slices_make_no_difference() {
+        let store = store();
+        for at in [0, 9, 12, 21] {
+            let scan = store.hash_begin(Revision(at)).expect("it is there");
+            let hash = in_slices(&store, scan).expect("it stays");
+            assert_eq!(hash, store.hash_kv(Revision(at)).expect("it is there"), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_compaction_between_two_slices_begins_it_anew() {
+        let mut store = store();
+        let begun = |at| {
+            let mut scan = store.hash_begin(Revision(at)).expect("it is there");
+            assert!(store.hash_more(&mut scan, 1).expect("it stays"));
+            scan
+        };
+        let (newest, later, gone) = (begun(0), begun(16), begun(12));
+        store.compact(Revision(15), &mut Batch::default()).expect("it exists");
+        while store.compact_step(3, &mut Batch::default()).expect("memory") {}
+        for (scan, at) in [(newest, 0), (later, 16)] {
+            let hash = in_slices(&store, scan).expect("it stays");
+            assert_eq!(hash, store.hash_kv(Revision(at)).expect("it is there"), "{at}");
+        }
+        assert!(matches!(in_slices(&store, gone), Err(Error::Compacted { at: Revision(15) })));
     }
 }

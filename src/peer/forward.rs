@@ -1,7 +1,8 @@
 //! Questions between members: what only the leader can answer, asked by another member on behalf of its clients, and what a
 //! member asks the others before it exists.
 //!
-//! Promises: every question ends, with an answer or an error, within [`ANSWER_TIMEOUT`] of being sent; keepalives that
+//! Promises: every question ends, with an answer or an error, within [`ANSWER_TIMEOUT`] of being sent (within [`HASH_TIMEOUT`], if it
+//! takes reading everything); keepalives that
 //! wait while a request is under way travel together in the next one, so that a member sends the leader one request per
 //! round trip however many leases its clients keep. A renewal whose answer was lost may have happened: asking again does
 //! no harm.
@@ -23,12 +24,16 @@ use tonic::Status;
 use super::Transport;
 use super::transport::{Peer, Shared, connect};
 use crate::pb::everwatchpb::{
-    MembersRequest, MembersResponse, RenewRequest, RenewResponse, TimeToLiveRequest, TimeToLiveResponse, renew_response,
+    HistoryHashRequest, HistoryHashResponse, MembersRequest, MembersResponse, RenewRequest, RenewResponse,
+    TimeToLiveRequest, TimeToLiveResponse, renew_response,
 };
-use crate::types::{LeaseId, MemberId};
+use crate::types::{LeaseId, MemberId, Revision};
 
 /// How long the leader may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a member may take to hash its history.
+pub const HASH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Ids in one request.
 pub(super) const RENEW_IDS_MAX: usize = 10_000;
@@ -82,10 +87,10 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Unreachable => f.write_str("no connection to the leader"),
-            Error::Timeout => f.write_str("no answer from the leader in time"),
-            Error::TooMany => f.write_str("too many questions wait for the leader"),
-            Error::Refused(why) => write!(f, "the leader refused: {why}"),
+            Error::Unreachable => f.write_str("no connection to the member"),
+            Error::Timeout => f.write_str("no answer from the member in time"),
+            Error::TooMany => f.write_str("too many questions wait for the member"),
+            Error::Refused(why) => write!(f, "the member refused: {why}"),
         }
     }
 }
@@ -118,6 +123,20 @@ impl Transport {
             peer.counters.sent_failures.fetch_add(1, Relaxed);
         })?;
         Ok(remaining_from_wire(answer))
+    }
+}
+
+impl Transport {
+    /// Asks a member for the hash of its history up to a revision.
+    pub async fn history_hash(&self, member: MemberId, revision: Revision) -> Result<HistoryHashResponse, Error> {
+        let peer = self.shared.peer(member).ok_or(Error::Unreachable)?;
+        let mut client = peer.client().ok_or(Error::Unreachable)?;
+        let question = HistoryHashRequest { cluster_id: self.shared.cluster.0, revision: revision.0 };
+        let answer = failure(timeout(HASH_TIMEOUT, client.history_hash(question)).await)?;
+        if answer.member_id != member.0 {
+            return Err(Error::Refused("it is another member".to_owned()));
+        }
+        Ok(answer)
     }
 }
 

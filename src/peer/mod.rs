@@ -82,8 +82,8 @@ mod snapshot;
 mod transport;
 mod unfounded;
 
-pub use forward::{BoxFuture, Remaining, Renewal, ask_members};
-pub use service::{Members, PeerGrpc, PeerService, ServiceConfig, peer_service};
+pub use forward::{BoxFuture, Error as AskError, Remaining, Renewal, ask_members};
+pub use service::{HistoryHash, Members, PeerGrpc, PeerService, ServiceConfig, peer_service};
 pub use snapshot::Place;
 pub use transport::{PeerCounters, PeerStatus, Transport, TransportConfig};
 pub use unfounded::{Unfounded, UnfoundedGrpc};

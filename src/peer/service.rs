@@ -24,7 +24,7 @@ use super::transport::{Peer, Shared};
 use super::{BoxFuture, FromPeer, Remaining, Renewal, Transport, codec, snapshot};
 use crate::pb::everwatchpb as wire;
 use crate::pb::everwatchpb::peer_server::PeerServer;
-use crate::types::{LeaseId, MemberId};
+use crate::types::{LeaseId, MemberId, Revision};
 
 /// The largest batch of messages or chunk of rows that is decoded.
 const DECODE_BYTES_MAX: usize = 64 << 20;
@@ -43,12 +43,17 @@ pub struct ServiceConfig {
     pub time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
     /// The table of members as this one knows it, and what is known of a member that starts without data, if one asks.
     pub members: Members,
+    /// The hash of this member's history up to a revision.
+    pub history_hash: HistoryHash,
     /// The directory that received snapshots are written to: the member's.
     pub snapshot_dir: PathBuf,
 }
 
 /// Answers a question about the members.
 pub type Members = Arc<dyn Fn(Option<MemberId>) -> BoxFuture<wire::MembersResponse> + Send + Sync>;
+
+/// Answers a question about the history; `None` if the member does not have that revision, or not any more.
+pub type HistoryHash = Arc<dyn Fn(Revision) -> BoxFuture<Option<wire::HistoryHashResponse>> + Send + Sync>;
 
 /// The gRPC service that peers call.
 pub type PeerGrpc = PeerServer<PeerService>;
@@ -60,8 +65,10 @@ pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerGrpc {
         renew: config.renew,
         time_to_live: config.time_to_live,
         members: config.members,
+        history_hash: config.history_hash,
         snapshot_dir: config.snapshot_dir,
         receiving: Arc::new(Semaphore::new(1)),
+        hashing: Semaphore::new(1),
     };
     PeerServer::new(service).max_decoding_message_size(DECODE_BYTES_MAX)
 }
@@ -72,9 +79,12 @@ pub struct PeerService {
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
     members: Members,
+    history_hash: HistoryHash,
     snapshot_dir: PathBuf,
     /// One snapshot at a time.
     receiving: Arc<Semaphore>,
+    /// One hash at a time: it reads everything.
+    hashing: Semaphore,
 }
 
 #[tonic::async_trait]
@@ -141,6 +151,18 @@ impl wire::peer_server::Peer for PeerService {
         self.check_cluster(if cluster_id == 0 { self.shared.cluster.0 } else { cluster_id })?;
         let asker = Some(MemberId(asker)).filter(|asker| asker.0 != 0);
         Ok(Response::new((self.members)(asker).await))
+    }
+
+    async fn history_hash(
+        &self,
+        request: Request<wire::HistoryHashRequest>,
+    ) -> Result<Response<wire::HistoryHashResponse>, Status> {
+        let wire::HistoryHashRequest { cluster_id, revision } = request.into_inner();
+        self.check_cluster(cluster_id)?;
+        let permit = self.hashing.try_acquire();
+        let _permit = permit.map_err(|_| Status::resource_exhausted("another hash is being made"))?;
+        let hash = (self.history_hash)(Revision(revision)).await;
+        hash.map(Response::new).ok_or_else(|| Status::out_of_range("this member has not got that revision"))
     }
 }
 

@@ -103,6 +103,7 @@ impl Member {
                         let answer = wire::MembersResponse { members: table, cluster_id, standing, member_id };
                         Box::pin(async { answer })
                     }),
+                    history_hash: Arc::new(|_| Box::pin(async { None })),
                     snapshot_dir: parts.dir,
                 };
                 let service = peer_service(&transport, config);

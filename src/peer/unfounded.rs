@@ -63,6 +63,13 @@ impl Peer for Unfounded {
             member_id: 0,
         }))
     }
+
+    async fn history_hash(
+        &self,
+        _: Request<wire::HistoryHashRequest>,
+    ) -> Result<Response<wire::HistoryHashResponse>, Status> {
+        Err(not_yet())
+    }
 }
 
 fn not_yet() -> Status {

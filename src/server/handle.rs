@@ -262,10 +262,15 @@ impl Handle {
 
     /// The hash of the history up to a revision (0: all of it), and the revision of the store.
     pub async fn hash_kv(&self, revision: Revision) -> Result<(Revision, HashKv), Error> {
-        let (current, scan) = self.read(|state| Ok((state.kv.revision(), state.kv.hash_scan(revision)?)))?;
+        let (current, mut scan) = self.read(|state| Ok((state.kv.revision(), state.kv.hash_begin(revision)?)))?;
+        while self.read(|state| state.kv.hash_more(&mut scan, SLICE_KEYS))? {
+            tokio::task::yield_now().await;
+        }
         // A long read: not on a thread that serves.
         let hash = tokio::task::spawn_blocking(move || scan.compute()).await.map_err(|_| Error::Stopped)?;
-        Ok((current, hash.map_err(|error| self.fail(&error))?))
+        let hash = hash.map_err(|error| self.fail(&error))?;
+        // It was begun anew if there was a compaction.
+        Ok((current.max(Revision(hash.hash_revision)), hash))
     }
 
     fn read<T>(&self, read: impl FnOnce(&StateMachine) -> Result<T, crate::mvcc::Error>) -> Result<T, Error> {

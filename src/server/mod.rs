@@ -13,6 +13,7 @@
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
 //! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
 //! | auto-compaction | `compact_loop` | the main runtime            | [`Tasks::stop`]                              |
+//! | comparing histories | `corrupt_loop` | the main runtime        | [`Tasks::stop`]                              |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
 //! many threads with a runtime each, and the main runtime keeps the core and the peers.
@@ -29,7 +30,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::pb::everwatchpb::MemberAttributes;
+use crate::pb::everwatchpb::{HistoryHashResponse, MemberAttributes};
 use crate::peer::{FromPeer, PeerGrpc, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
 use crate::state::StateMachine;
 use crate::storage::backend::Reader;
@@ -52,6 +53,7 @@ pub mod bootstrap;
 mod compact_loop;
 pub mod core;
 mod core_loop;
+mod corrupt_loop;
 mod disk_threads;
 pub mod error;
 mod founding;
@@ -208,6 +210,7 @@ pub fn start(
     if let Some(keep) = config.auto_compaction {
         upkeep.spawn(compact_loop::run(handle.clone(), keep, logger.clone()));
     }
+    upkeep.spawn(corrupt_loop::run(handle.clone(), config.corrupt_checks, logger.clone()));
 
     let tasks = Tasks {
         handle: handle.clone(),
@@ -288,6 +291,11 @@ impl Tasks {
         while self.handle.status().applied < self.committed {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Compares this member's data with its peers'. An error says that it must not serve.
+    pub async fn compare_with_peers(&self, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(corrupt_loop::before_serving(&self.handle, logger).await?)
     }
 
     /// Returns when the member can answer clients: it belongs to a cluster that has a leader.
@@ -408,7 +416,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
 
 /// What this member answers its peers' members. `fresh`: it had nothing beyond the founding at its start.
 fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
-    let (renewing, asking, listing) = (handle.clone(), handle.clone(), handle.clone());
+    let (renewing, asking, listing, hashing) = (handle.clone(), handle.clone(), handle.clone(), handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
@@ -419,6 +427,14 @@ fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
         }),
         members: Arc::new(move |asker| Box::pin(founding::answer(listing.clone(), fresh, asker))),
+        history_hash: Arc::new(move |revision| {
+            let handle = hashing.clone();
+            Box::pin(async move {
+                let (_, hash) = handle.hash_kv(revision).await.ok()?;
+                let member_id = handle.member().0;
+                Some(HistoryHashResponse { member_id, hash: hash.hash, compacted: hash.compact_revision })
+            })
+        }),
         snapshot_dir: data_dir.member().to_owned(),
     }
 }

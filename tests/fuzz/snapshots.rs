@@ -157,6 +157,7 @@ pub(crate) fn run(input: &[u8]) -> u64 {
             renew: Arc::new(|_| Box::pin(async { Vec::new() })),
             time_to_live: Arc::new(|_| Box::pin(async { Remaining::Unknown })),
             members: Arc::new(|_| Box::pin(async { Default::default() })),
+            history_hash: Arc::new(|_| Box::pin(async { None })),
             snapshot_dir: dir.path().to_owned(),
         };
         let mut client = PeerClient::new(peer_service(&transport, config));
