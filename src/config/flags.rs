@@ -116,6 +116,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "Size of the store that raises NOSPACE; 0 is 2 GiB, -1 never.",
             ),
             flag(
+                "quota-manual-disarm",
+                Switch,
+                "false",
+                Works,
+                "Keep NOSPACE until it is disarmed, although there is space again. Not in etcd.",
+            ),
+            flag(
                 "backend-bbolt-freelist-type",
                 OneOf(&["map", "array"]),
                 "map",

@@ -59,6 +59,8 @@ pub struct Config {
     pub snapshot_catchup_entries: u64,
     /// Size of the backend in bytes that raises NOSPACE; none: never.
     pub quota_bytes: Option<u64>,
+    /// Whether NOSPACE stays until an operator takes it back.
+    pub quota_manual_disarm: bool,
     /// Longest wait before the backend commits.
     pub backend_batch_interval: Duration,
     /// Most writes before the backend commits.
@@ -235,6 +237,7 @@ impl Config {
                 0 => Some(QUOTA_BYTES_DEFAULT),
                 bytes => u64::try_from(bytes).ok(),
             },
+            quota_manual_disarm: values.switch("quota-manual-disarm"),
             backend_batch_interval: duration_or(values, "backend-batch-interval", Duration::from_millis(100)),
             backend_batch_max: size(values.integer("backend-batch-limit"), 10_000),
             wal_segment_bytes: None,

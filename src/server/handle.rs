@@ -97,6 +97,8 @@ pub(crate) struct Shared {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
     pub(crate) sizes: Arc<Sizes>,
+    /// Bytes of the largest write that was refused since NOSPACE was raised; 0: none was.
+    pub(crate) refused_bytes: AtomicU64,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) transport: OnceLock<Arc<Transport>>,
     pub(crate) fail: Failure,
@@ -198,16 +200,19 @@ impl Handle {
         if self.status().size_in_use.saturating_add(cost as u64) <= quota {
             return Ok(());
         }
+        let refused = || self.shared.refused_bytes.fetch_max(cost as u64, Ordering::Relaxed);
+        refused();
         // Raised already: a client that keeps trying does not cost an entry each time.
-        if self.view(|state| state.alarms.is_raised(AlarmKind::NoSpace)) {
-            return Err(Error::Refused(Refusal::NoSpace));
+        if !self.view(|state| state.alarms.is_raised(AlarmKind::NoSpace)) {
+            let raise = AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id: self.shared.member.0,
+                alarm: AlarmType::Nospace as i32,
+            };
+            self.propose(Kind::Alarm(raise)).await?;
+            // An earlier alarm may have gone meanwhile, and what was refused was forgotten with it.
+            refused();
         }
-        let raise = AlarmRequest {
-            action: AlarmAction::Activate as i32,
-            member_id: self.shared.member.0,
-            alarm: AlarmType::Nospace as i32,
-        };
-        self.propose(Kind::Alarm(raise)).await?;
         Err(Error::Refused(Refusal::NoSpace))
     }
 

@@ -13,6 +13,7 @@
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
 //! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
 //! | auto-compaction | `compact_loop` | the main runtime            | [`Tasks::stop`]                              |
+//! | taking NOSPACE back | `space_loop`   | the main runtime        | [`Tasks::stop`]                              |
 //! | comparing histories | `corrupt_loop` | the main runtime        | [`Tasks::stop`]                              |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
@@ -68,6 +69,7 @@ mod pending;
 pub mod raft_loop;
 mod reads;
 mod renewals;
+mod space_loop;
 mod waiters;
 pub mod watch_loop;
 
@@ -114,6 +116,7 @@ pub fn start(
         inbox: inbox.clone(),
         progress: Default::default(),
         sizes: Arc::default(),
+        refused_bytes: AtomicU64::new(0),
         metrics: metrics.clone(),
         transport: OnceLock::new(),
         fail: fail.clone(),
@@ -209,6 +212,9 @@ pub fn start(
     let mut upkeep = JoinSet::new();
     if let Some(keep) = config.auto_compaction {
         upkeep.spawn(compact_loop::run(handle.clone(), keep, logger.clone()));
+    }
+    if let Some(quota) = config.quota_bytes.filter(|_| !config.quota_manual_disarm) {
+        upkeep.spawn(space_loop::run(handle.clone(), quota, logger.clone()));
     }
     upkeep.spawn(corrupt_loop::run(handle.clone(), config.corrupt_checks, logger.clone()));
 

@@ -50,6 +50,7 @@ pub mod alarm;
 pub mod applied;
 mod apply;
 pub mod command;
+pub mod relief;
 
 pub use alarm::{AlarmKind, Alarms};
 
