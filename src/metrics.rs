@@ -110,6 +110,17 @@ impl ByReason {
     }
 }
 
+/// Numbers that go up and down, one for each prefix of keys.
+#[derive(Debug, Default)]
+pub struct ByPrefix(Mutex<BTreeMap<String, u64>>);
+
+impl ByPrefix {
+    /// Sets the number of a prefix.
+    pub fn set(&self, prefix: &str, value: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix.to_owned(), value);
+    }
+}
+
 /// A family of series as the text form shows it.
 struct Family {
     name: &'static str,
@@ -161,6 +172,16 @@ impl Series for ByReason {
     fn write(&self, out: &mut String, name: &str, _: &str) {
         for (reason, count) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             line(out, name, &format!("{{reason=\"{reason}\"}}"), count);
+        }
+    }
+}
+
+impl Series for ByPrefix {
+    const KIND: &'static str = "gauge";
+    fn write(&self, out: &mut String, name: &str, _: &str) {
+        for (prefix, value) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            let prefix = prefix.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            line(out, name, &format!("{{prefix=\"{prefix}\"}}"), value);
         }
     }
 }
@@ -259,6 +280,8 @@ table! {
     watch_queued_bytes: Gauge, "everwatch_watch_queued_bytes", "Bytes of events that wait for streams.";
     watch_caught_up_events: Counter, "everwatch_watch_caught_up_events_total", "Events sent that were read from history.";
     watch_caught_up_bytes: Counter, "everwatch_watch_caught_up_bytes_total", "Their bytes.";
+    prefix_keys: ByPrefix, "everwatch_prefix_keys", "Keys under each of --metrics-key-prefixes.";
+    prefix_bytes: ByPrefix, "everwatch_prefix_bytes", "Bytes of their newest key-values.";
     watch_cancels: ByReason, "everwatch_watch_cancels_total", "Watchers that ended or were not created, by reason.";
     leases_granted: Counter, "etcd_debugging_lease_granted_total", "Leases granted.";
     leases_renewed: Counter, "etcd_debugging_lease_renewed_total", "Renewals seen by the leader.";

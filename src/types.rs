@@ -93,6 +93,20 @@ impl KeyRange {
         KeyRange { start: key, end }
     }
 
+    /// Every key that begins so.
+    pub fn prefix(prefix: Bytes) -> KeyRange {
+        let kept = prefix.iter().rposition(|byte| *byte < u8::MAX);
+        let end = match kept {
+            Some(last) => {
+                let mut end = prefix[..=last].to_vec();
+                end[last] += 1;
+                RangeEnd::Before(end.into())
+            }
+            None => RangeEnd::Open,
+        };
+        KeyRange { start: prefix, end }
+    }
+
     /// One key.
     pub fn single(key: Bytes) -> KeyRange {
         KeyRange { start: key, end: RangeEnd::Single }
@@ -129,6 +143,20 @@ mod tests {
 
     fn range(key: &'static [u8], end: &'static [u8]) -> KeyRange {
         KeyRange::from_wire(Bytes::from_static(key), Bytes::from_static(end))
+    }
+
+    #[test]
+    fn a_prefix_holds_what_begins_so() {
+        for (prefix, within, outside) in [
+            (&b"a/"[..], &[&b"a/"[..], b"a/\xff\xff"][..], &[&b"a"[..], b"a0", b""][..]),
+            (b"a\xff", &[b"a\xff", b"a\xff\xff"], &[b"a", b"b"]),
+            (b"\xff", &[b"\xff", b"\xff\xff"], &[b"\xfe"]),
+            (b"", &[b"", b"a"], &[]),
+        ] {
+            let range = KeyRange::prefix(Bytes::copy_from_slice(prefix));
+            assert!(within.iter().all(|key| range.contains(key)), "{prefix:?}");
+            assert!(!outside.iter().any(|key| range.contains(key)), "{prefix:?}");
+        }
     }
 
     #[test]

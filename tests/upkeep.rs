@@ -89,6 +89,26 @@ fn what_is_older_than_the_period_is_compacted() {
 }
 
 #[test]
+fn prefixes_that_are_asked_for_are_counted() {
+    let mut cluster = Cluster::new(1);
+    cluster.flags = &["--metrics-key-prefixes=a/,b/"];
+    let mut members = started(&cluster, 1);
+    put(&members[0], "a/1", b"1").expect("it serves");
+    let member = members.remove(0);
+    member.signal("-TERM");
+    assert_eq!(member.ends().0, Some(0));
+    // The first count is made at the start.
+    let members = started(&cluster, 1);
+    let metrics = in_the_end(|| {
+        let metrics = members[0].get("/metrics");
+        let counted = metrics.contains("everwatch_prefix_bytes{prefix=\"b/\"} 0\n");
+        counted.then_some(metrics).ok_or(Status::unknown("not counted yet"))
+    });
+    assert!(metrics.contains("everwatch_prefix_keys{prefix=\"a/\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("everwatch_prefix_keys{prefix=\"b/\"} 0\n"), "{metrics}");
+}
+
+#[test]
 fn space_that_compaction_makes_ends_nospace() {
     let mut cluster = Cluster::new(1);
     cluster.flags = &["--quota-backend-bytes=1000000"];

@@ -290,6 +290,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
         &[
             flag("enable-pprof", Switch, "false", NoEffect, "Profiles over HTTP."),
             flag("metrics", OneOf(&["basic", "extensive"]), "basic", Works, "extensive adds histograms of gRPC calls."),
+            flag(
+                "metrics-key-prefixes",
+                Text,
+                "",
+                Works,
+                "Prefixes, comma-separated, whose keys and bytes are metrics. Not in etcd.",
+            ),
             flag("listen-metrics-urls", Urls, "", Works, "Where to listen for metrics and health alone."),
             graduated("enable-distributed-tracing", Switch, "false", NoEffect, "Send traces."),
             graduated("distributed-tracing-address", Text, "localhost:4317", NoEffect, "Where traces go."),

@@ -93,6 +93,8 @@ pub struct Config {
     pub watch_compaction_grace: Duration,
     /// Whether `/metrics` has histograms of gRPC calls.
     pub metrics_extensive: bool,
+    /// Prefixes whose keys and bytes `/metrics` shows.
+    pub metrics_key_prefixes: Vec<String>,
     /// Where log lines go and how they look.
     pub log: LogConfig,
     /// Threads that serve connections; none: chosen by the number of CPUs.
@@ -259,6 +261,7 @@ impl Config {
             backend_cache_bytes: usize::try_from(values.unsigned("backend-cache-bytes")).unwrap_or(usize::MAX),
             watch_compaction_grace: values.duration("watch-compaction-grace"),
             metrics_extensive: values.text("metrics") == "extensive",
+            metrics_key_prefixes: list(values.text("metrics-key-prefixes")).map(str::to_owned).collect(),
             log: LogConfig::new(values)?,
             edge_threads: usize::try_from(values.unsigned("edge-threads")).ok().filter(|threads| *threads > 0),
             remarks: Remarks {
@@ -330,7 +333,7 @@ impl LogConfig {
             other => return invalid(format!("unknown logger option {other:?}")),
         }
         let mut outputs = Vec::new();
-        let named = || values.text("log-outputs").split(',').map(str::trim).filter(|output| !output.is_empty());
+        let named = || list(values.text("log-outputs"));
         if named().count() > 1 && named().any(|output| output == "default") {
             return invalid("multi logoutput for \"default\" is not supported yet");
         }
@@ -435,6 +438,11 @@ fn own_addresses(values: &Values, name: &'static str) -> Result<Vec<Url>, Error>
 
 fn duration_or(values: &Values, name: &'static str, default: Duration) -> Duration {
     Some(values.duration(name)).filter(|time| !time.is_zero()).unwrap_or(default)
+}
+
+/// What stands between commas.
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
 /// A limit whose zero, or less, stands for a default.

@@ -43,6 +43,7 @@ use crate::types::Revision;
 pub mod auto_compaction;
 pub mod change;
 mod compaction;
+mod extent;
 pub mod hash;
 pub mod history;
 mod index;
@@ -54,6 +55,7 @@ pub mod store;
 mod tree;
 pub mod txn;
 
+pub use extent::Extent;
 pub use hash::{HashKv, HashScan};
 pub use history::{History, HistoryScan};
 pub use range::{RangeResult, Records, Scan};

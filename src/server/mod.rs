@@ -14,6 +14,7 @@
 //! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
 //! | auto-compaction | `compact_loop` | the main runtime            | [`Tasks::stop`]                              |
 //! | taking NOSPACE back | `space_loop`   | the main runtime        | [`Tasks::stop`]                              |
+//! | counting prefixes | `extent_loop` | the main runtime           | [`Tasks::stop`]                              |
 //! | comparing histories | `corrupt_loop` | the main runtime        | [`Tasks::stop`]                              |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
@@ -57,6 +58,7 @@ mod core_loop;
 mod corrupt_loop;
 mod disk_threads;
 pub mod error;
+mod extent_loop;
 mod founding;
 pub mod gathering;
 pub mod handle;
@@ -215,6 +217,9 @@ pub fn start(
     }
     if let Some(quota) = config.quota_bytes.filter(|_| !config.quota_manual_disarm) {
         upkeep.spawn(space_loop::run(handle.clone(), quota, logger.clone()));
+    }
+    if !config.metrics_key_prefixes.is_empty() {
+        upkeep.spawn(extent_loop::run(handle.clone(), config.metrics_key_prefixes.clone()));
     }
     upkeep.spawn(corrupt_loop::run(handle.clone(), config.corrupt_checks, logger.clone()));
 
