@@ -5,7 +5,7 @@
 //! Start here. A member is two synchronous machines and a hub; everything else carries things to and from them.
 //!
 //! * [`raft::Node`] puts commands in order. It knows terms, votes and entries, and no meaning of any entry.
-//! * [`state::StateMachine`] carries them out, in that order. It knows keys, leases, members and alarms, and nothing of
+//! * [`state::StateMachine`] carries them out, in that order. It knows keys, leases, users, members and alarms, and nothing of
 //!   how they got there. Every member computes the same from the same commands: revisions, replies, events.
 //! * [`watch::Hub`] tells those who asked. Whatever member a watcher asks, it hears the same events with the same revisions.
 //!
@@ -32,7 +32,7 @@
 //!       ┌────▼─┴─────┐                   ┌───────▼─┴──────┐          ┌─────▼─┴────┐
 //!       │ raft::Node │                   │  StateMachine  │          │ watch::Hub │     PURE
 //!       └────────────┘                   │ mvcc · lease   │          └────────────┘
-//!                                        │ cluster        │
+//!                                        │ auth · cluster │
 //!        storage::wal ◀── log thread     └────────────────┘     backend thread ──▶ storage::backend
 //! ```
 //!
@@ -63,7 +63,7 @@
 //! | ----- | ------- |
 //! | vocabulary | [`types`], the nouns · [`pb`], generated messages · [`version`], what we call ourselves |
 //! | disk | [`storage`]: the log, the backend, snapshots; the only place that touches data files |
-//! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`cluster`], who belongs · [`watch`], who is told |
+//! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`auth`], who may do what · [`cluster`], who belongs · [`watch`], who is told |
 //! | machines | [`raft`], the order · [`state`], the consequences |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health and metrics · [`listen`], sockets · [`member`], all of it put together |
@@ -80,13 +80,13 @@
 //! | `types` `pb` `version` | –                                                                                     | yes  |
 //! | `storage`         | `types`                                                                                    | no   |
 //! | `mvcc`            | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
-//! | `lease` `cluster` | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
+//! | `lease` `auth` `cluster` | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
 //! | `watch`           | `types` `pb` `mvcc::change` `mvcc::revision`                                               | yes, but for its two queues |
-//! | `state`           | `types` `pb` `mvcc` `lease` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
+//! | `state`           | `types` `pb` `mvcc` `lease` `auth` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
 //! | `raft`            | `types`                                                                                    | yes  |
 //! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
-//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
-//! | `api`             | `types` `pb` `version` `server` `state` `watch` `mvcc` `config` `metrics` | no |
+//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
+//! | `api`             | `types` `pb` `version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` | no |
 //! | `http`            | `version` `server::handle` `state` `api`                                                   | no   |
 //! | `listen`          | `config`                                                                                   | no   |
 //! | `member`          | `config` `version` `server` `api` `http` `listen`                                          | no   |
@@ -109,6 +109,7 @@ pub mod version;
 
 pub mod storage;
 
+pub mod auth;
 pub mod cluster;
 pub mod lease;
 pub mod mvcc;

@@ -18,6 +18,8 @@
 //! said in `golden/support/`: one file per area, each called by `World::run` with the words of a command and the lines
 //! below it. An area is added with its file there, its arm in `World::run`, a directory of scripts and a test below.
 
+#[path = "golden/support/auth.rs"]
+mod auth_commands;
 #[path = "golden/support/kv.rs"]
 mod kv;
 #[path = "golden/support/lease.rs"]
@@ -52,6 +54,11 @@ fn watch() {
 #[test]
 fn lease() {
     check("lease", World::new);
+}
+
+#[test]
+fn auth() {
+    check("auth", World::new);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use tonic::{Code, Status};
 
+use crate::auth;
 use crate::server::error::{Error, Unwise};
 use crate::state::applied::Refusal;
 use crate::watch;
@@ -48,6 +49,31 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::NotLearner => (Code::FailedPrecondition, "etcdserver: can only promote a learner member"),
         Refusal::TooManyLearners => (Code::FailedPrecondition, "etcdserver: too many learner members in cluster"),
         Refusal::LastVoter => (Code::Unknown, NOT_ENOUGH_STARTED),
+        Refusal::Auth(error) => return unauthorised(*error),
+    };
+    Status::new(code, text)
+}
+
+fn unauthorised(error: auth::Error) -> Status {
+    use auth::Error::*;
+    let (code, text) = match error {
+        NoRootUser => (Code::FailedPrecondition, "etcdserver: root user does not exist"),
+        NoRootRole => (Code::FailedPrecondition, "etcdserver: root user does not have root role"),
+        UserEmpty => (Code::InvalidArgument, "etcdserver: user name is empty"),
+        UserExists => (Code::FailedPrecondition, "etcdserver: user name already exists"),
+        UserNotFound => (Code::FailedPrecondition, "etcdserver: user name not found"),
+        RoleEmpty => (Code::InvalidArgument, "etcdserver: role name is empty"),
+        RoleExists => (Code::FailedPrecondition, "etcdserver: role name already exists"),
+        RoleNotFound => (Code::FailedPrecondition, "etcdserver: role name not found"),
+        RoleNotGranted => (Code::FailedPrecondition, "etcdserver: role is not granted to the user"),
+        PermissionMissing => (Code::InvalidArgument, "etcdserver: permission not given"),
+        PermissionNotGranted => (Code::FailedPrecondition, "etcdserver: permission is not granted to the role"),
+        InvalidManagement => (Code::InvalidArgument, "etcdserver: invalid auth management"),
+        PermissionDenied => (Code::PermissionDenied, "etcdserver: permission denied"),
+        OldRevision => (Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+        NotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
+        WrongPassword => (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+        NoPassword => (Code::Unknown, "auth: authentication failed, password was given for no password user"),
     };
     Status::new(code, text)
 }

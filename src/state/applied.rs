@@ -1,5 +1,6 @@
 //! What carrying out one command came to. A value: the apply loop hands its parts on in order.
 
+use crate::auth::{self, token::TokenChange};
 use crate::cluster::membership;
 use crate::mvcc::{self, change::SharedChanges};
 use crate::pb::etcdserverpb as pb;
@@ -31,6 +32,17 @@ pub enum Reply {
     Alarm(pb::AlarmResponse),
     /// Members were changed; these are all of them now.
     Members(Vec<pb::Member>),
+    /// Users, roles or whether they count were changed, while the store was at this revision.
+    AuthChanged {
+        revision: Revision,
+        tokens: Option<TokenChange>,
+    },
+    /// A user has this token.
+    Authenticated {
+        revision: Revision,
+        token: String,
+        tokens: TokenChange,
+    },
     /// A command that has nothing to say.
     Done,
 }
@@ -66,6 +78,14 @@ pub enum Refusal {
     TooManyLearners,
     /// The last voter is not removed.
     LastVoter,
+    /// Who asks may not, or users and roles are not as it takes.
+    Auth(auth::Error),
+}
+
+impl From<auth::Error> for Refusal {
+    fn from(error: auth::Error) -> Refusal {
+        Refusal::Auth(error)
+    }
 }
 
 impl From<membership::Refused> for Refusal {

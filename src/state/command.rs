@@ -11,11 +11,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
+use crate::auth::Asker;
 pub use crate::pb::everwatchpb::command::Kind;
 pub use crate::pb::everwatchpb::reconfiguration::Change;
 pub use crate::pb::everwatchpb::{
-    Command, LeaseExpire, LeaseRemaining, MemberAdd, MemberPeerUrls, MemberPromote, MemberRemove, Proposal,
-    Reconfiguration,
+    AuthChange, Authenticate, Command, LeaseExpire, LeaseRemaining, MemberAdd, MemberPeerUrls, MemberPromote,
+    MemberRemove, Proposal, Reconfiguration,
 };
 
 /// Field 1 and field 2 of `Proposal`, varints.
@@ -78,6 +79,26 @@ pub fn encode_reconfiguration(reconfiguration: &Reconfiguration) -> Bytes {
 /// Reads such a context; an error means the same as that of [`decode_proposal`].
 pub fn decode_reconfiguration(context: Bytes) -> Result<Reconfiguration, prost::DecodeError> {
     Reconfiguration::decode(context)
+}
+
+impl Command {
+    /// What `asker` wants done. The proposer knows it by this number; 0: nobody waits for it.
+    pub fn new(id: u64, asker: Asker<'_>, kind: Kind) -> Command {
+        let (user, auth_revision) = match asker {
+            Asker::User { name, revision } => (name.to_owned(), revision),
+            Asker::Member | Asker::Nobody => (String::new(), 0),
+        };
+        Command { id, user, auth_revision, by_member: asker == Asker::Member, kind: Some(kind) }
+    }
+
+    /// Who wants it done.
+    pub fn asker(&self) -> Asker<'_> {
+        match self.user.as_str() {
+            _ if self.by_member => Asker::Member,
+            "" => Asker::Nobody,
+            name => Asker::User { name, revision: self.auth_revision },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The state machine: carries commands out, in the order of the log.
 //!
-//! [`StateMachine`] is everything that is replicated: keys, leases, members, alarms. [`StateMachine::apply`] takes a command
+//! [`StateMachine`] is everything that is replicated: keys, leases, users, members, alarms. [`StateMachine::apply`] takes a command
 //! and gives back an [`Applied`](applied::Applied): the reply, what watchers hear, what the leader's lessor hears; and it adds
 //! the rows it changed to a batch for the backend. An entry may hold many commands; [`StateMachine::finish_entry`] adds, once,
 //! the rows that say how far the backend then is. One entry's rows are one batch or part of one, never two.
@@ -25,10 +25,11 @@
 //! 5. a command that this release does not know stops the member.
 //!
 //! **Restoring.** The rows of all buckets are the state; [`StateMachine::open`] reads them at start and after a snapshot was
-//! adopted. It is the only constructor, so tables that are derived (key index, lease of a key) cannot be forgotten. Rows that
+//! adopted. It is the only constructor, so tables that are derived (key index, lease of a key, what a user may do) cannot be forgotten. Rows that
 //! contradict each other are refused as damage.
 //!
-//! Keys and leases do not know each other. Where one command concerns both, [`apply`](self) composes them in plain order.
+//! Keys, leases and users do not know each other. Where one command concerns several, [`apply`](self) composes them in plain order;
+//! what a request needs of who asks is said in [`permission`].
 //!
 //! Deliberately missing: when anything happens. Expiry, compaction and alarms are commands like any other.
 
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::auth;
 use crate::cluster::{Membership, Version, membership};
 use crate::lease;
 use crate::mvcc::Store;
@@ -50,6 +52,7 @@ pub mod alarm;
 pub mod applied;
 mod apply;
 pub mod command;
+pub mod permission;
 pub mod relief;
 
 pub use alarm::{AlarmKind, Alarms};
@@ -60,6 +63,8 @@ pub struct StateMachine {
     pub kv: Store,
     /// Leases and their keys.
     pub leases: lease::Table,
+    /// Users and roles.
+    pub auth: auth::Store,
     /// The members.
     pub members: Membership,
     /// NOSPACE and CORRUPT.
@@ -115,6 +120,7 @@ impl StateMachine {
         Ok(StateMachine {
             kv,
             leases,
+            auth: auth::Store::open(rows)?,
             members,
             alarms,
             cluster_version,

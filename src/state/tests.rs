@@ -10,8 +10,11 @@ use super::command::{
     Reconfiguration,
 };
 use super::*;
+use crate::pb::authpb::Permission;
 use crate::pb::etcdserverpb::*;
-use crate::pb::everwatchpb::{ClusterVersion, MemberAttributes, lease_remaining::Remaining};
+use crate::pb::everwatchpb::{
+    AuthChange, ClusterVersion, MemberAttributes, UserAdd, auth_change, lease_remaining::Remaining,
+};
 use crate::storage::backend::{Backend, memory::MemoryBackend};
 
 /// All rows of a backend.
@@ -178,9 +181,36 @@ impl Dice {
         if self.roll(12) == 0 { Step::Change(self.change()) } else { Step::Command(self.command(revision)) }
     }
 
+    fn name(&mut self) -> String {
+        format!("n{}", self.roll(3))
+    }
+
+    fn users(&mut self) -> auth_change::Change {
+        use auth_change::Change;
+        let (name, role, user) = (self.name(), self.name(), self.name());
+        match self.roll(8) {
+            0 => Change::UserAdd(UserAdd { name, hash: "h".into(), options: None }),
+            1 => Change::UserDelete(AuthUserDeleteRequest { name }),
+            2 => Change::UserGrantRole(AuthUserGrantRoleRequest { user, role }),
+            3 => Change::UserRevokeRole(AuthUserRevokeRoleRequest { name, role }),
+            4 => Change::RoleAdd(AuthRoleAddRequest { name }),
+            5 => Change::RoleDelete(AuthRoleDeleteRequest { role }),
+            6 => {
+                let perm_type = self.roll(3) as i32;
+                let perm = Some(Permission { perm_type, key: self.key(), range_end: self.key() });
+                Change::RoleGrantPermission(AuthRoleGrantPermissionRequest { name, perm })
+            }
+            _ => {
+                let (key, range_end) = (self.key(), self.key());
+                Change::RoleRevokePermission(AuthRoleRevokePermissionRequest { role, key, range_end })
+            }
+        }
+    }
+
     fn command(&mut self, revision: i64) -> Kind {
         let alarm = |action, alarm, member_id| Kind::Alarm(AlarmRequest { action, member_id, alarm });
-        match self.roll(100) {
+        match self.roll(112) {
+            100.. => Kind::AuthChange(AuthChange { change: Some(self.users()) }),
             0..=39 => Kind::Put(self.put()),
             40..=49 => Kind::DeleteRange(self.delete()),
             50..=64 => Kind::Txn(self.txn()),
@@ -225,12 +255,13 @@ fn told(applied: &Applied) -> String {
 /// Everything of a state that anybody can ask.
 fn content(state: &StateMachine) -> String {
     let mut out = format!(
-        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}\n",
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}\n",
         (state.applied(), state.applied_term(), state.kv.revision(), state.kv.compacted(), state.kv.keys_total()),
         state.conf_state(),
         state.cluster_version(),
         state.members,
         state.alarms,
+        state.auth,
         state.leases.iter().collect::<Vec<_>>(),
         (0..8).map(|n| state.leases.lease_of(format!("k{n}").as_bytes())).collect::<Vec<_>>(),
         state.kv.hash_kv(Revision(0)).unwrap(),
@@ -453,7 +484,8 @@ fn damaged_rows_are_refused() {
     assert!(!opens(&|rows| drop(rows.insert(row(Bucket::Meta, schema::CLUSTER_VERSION), "x".into()))));
     assert!(!opens(&|rows| drop(rows.insert(row(Bucket::Alarm, b"short"), Bytes::new()))));
     assert!(!opens(&|rows| drop(rows.insert(row(Bucket::MembersRemoved, b"x"), Bytes::new()))));
-    for bucket in [Bucket::Lease, Bucket::Members] {
+    assert!(!opens(&|rows| drop(rows.insert(row(Bucket::Meta, schema::AUTH_REVISION), "x".into()))));
+    for bucket in [Bucket::Lease, Bucket::Members, Bucket::Users, Bucket::Roles] {
         assert!(!opens(&|rows| drop(rows.insert(row(bucket, b"12345678"), Bytes::new()))), "{bucket:?} elsewhere");
         assert!(!opens(&|rows| drop(rows.insert(row(bucket, b"12345678"), "\u{7f}".into()))), "{bucket:?} unreadable");
     }

@@ -8,6 +8,8 @@
 //! | MembersRemoved  | id (8, big endian)                     | nothing                                           |
 //! | Alarm           | kind (1) member (8, big endian)        | nothing                                           |
 //! | Meta            | a name below                           | see there                                         |
+//! | Users           | name                                   | `authpb.User`; its password is a bcrypt hash       |
+//! | Roles           | name                                   | `authpb.Role`                                      |
 
 use bytes::Bytes;
 
@@ -25,6 +27,10 @@ pub const COMPACTED: &[u8] = b"compacted";
 pub const COMPACTION_DONE: &[u8] = b"compaction_done";
 /// Meta: the cluster version, text.
 pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
+/// Meta: whether users and roles count (nothing); absent while they do not.
+pub const AUTH_ENABLED: &[u8] = b"auth_enabled";
+/// Meta: the auth revision (8, big endian); absent while it is the first one.
+pub const AUTH_REVISION: &[u8] = b"auth_revision";
 /// Meta: cluster id and this member's id (8 and 8, big endian): a directory serves one member of one cluster. Not part of snapshots.
 pub const IDENTITY: &[u8] = b"identity";
 

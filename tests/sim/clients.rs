@@ -479,7 +479,11 @@ pub fn outcome(reply: StateReply) -> Outcome {
             reply: Reply::Grant { id: response.id, ttl_s: response.ttl },
         },
         StateReply::LeaseRevoke(response) => Outcome::Ok { revision: revision(&response.header), reply: Reply::Revoke },
-        StateReply::Alarm(_) | StateReply::Members(_) | StateReply::Done => panic!("no client asked for that"),
+        StateReply::Alarm(_)
+        | StateReply::Members(_)
+        | StateReply::AuthChanged { .. }
+        | StateReply::Authenticated { .. }
+        | StateReply::Done => panic!("no client asked for that"),
     }
 }
 
@@ -498,7 +502,8 @@ fn refusal(refusal: &Refusal) -> Outcome {
         | Refusal::PeerUrlExists
         | Refusal::NotLearner
         | Refusal::TooManyLearners
-        | Refusal::LastVoter => panic!("no client asked for that"),
+        | Refusal::LastVoter
+        | Refusal::Auth(_) => panic!("no client asked for that"),
     };
     Outcome::Refused(text.into())
 }

@@ -1,11 +1,12 @@
 //! Apply: the table of contents. Which command is carried out where, and what may be done while an alarm is raised.
 //!
-//! The order of checks is etcd's: alarm, (permission,) lease, then the keys themselves.
+//! The order of checks is etcd's: alarm, permission, lease, then the keys themselves.
 
 use super::StateMachine;
 use super::alarm::AlarmKind;
 use super::applied::{Applied, LeaseChange, Refusal, Reply};
 use super::command::{Command, Kind};
+use super::permission::Wanted;
 use crate::mvcc::change::SharedChanges;
 use crate::mvcc::{self, Written};
 use crate::pb::etcdserverpb::{TxnRequest, request_op::Request};
@@ -14,6 +15,7 @@ use crate::storage::backend::Batch;
 use crate::types::{Index, Term};
 
 mod alarm;
+mod auth;
 mod cluster;
 mod kv;
 mod lease;
@@ -33,7 +35,9 @@ impl StateMachine {
             let what = format!("entry {index} holds a command that this release does not know");
             return Err(storage::Error::Engine(what));
         };
-        let outcome = match self.refused_by_alarm(kind) {
+        let refusal = self.refused_by_alarm(kind);
+        let refusal = refusal.or_else(|| self.permit(command.asker(), Wanted::Command(kind)).err().map(Refusal::Auth));
+        let outcome = match refusal {
             Some(refusal) => Err(Stopped::Refused(refusal)),
             None => self.carry_out(term, kind, batch),
         };
@@ -60,6 +64,8 @@ impl StateMachine {
             Kind::MemberAttributes(command) => self.member_attributes(command, batch),
             Kind::ClusterVersion(command) => self.raise_cluster_version(command, batch),
             Kind::MemberPeerUrls(command) => self.member_peer_urls(command, batch),
+            Kind::AuthChange(command) => self.change_auth(command, batch),
+            Kind::Authenticate(command) => self.authenticate(command),
         }
     }
 
@@ -74,7 +80,9 @@ impl StateMachine {
             | Kind::Alarm(_)
             | Kind::MemberAttributes(_)
             | Kind::ClusterVersion(_)
-            | Kind::MemberPeerUrls(_) => (false, false),
+            | Kind::MemberPeerUrls(_)
+            | Kind::AuthChange(_)
+            | Kind::Authenticate(_) => (false, false),
         };
         if changes_data && self.alarms.is_raised(AlarmKind::Corrupt) {
             return Some(Refusal::Corrupt);

@@ -41,6 +41,8 @@ const fn table(bucket: Bucket) -> RowTable {
         Bucket::MembersRemoved => "members_removed",
         Bucket::Alarm => "alarm",
         Bucket::Meta => "meta",
+        Bucket::Users => "users",
+        Bucket::Roles => "roles",
     })
 }
 
@@ -69,6 +71,10 @@ impl DiskBackend {
     }
 
     fn over(path: PathBuf, database: Database) -> Result<DiskBackend> {
+        // Releases before there were users made no tables for them.
+        if lacks_tables(&database).map_err(|e| failed(&path, e))? {
+            make_tables(&database).map_err(|e| failed(&path, e))?;
+        }
         let backend = DiskBackend { path, database, row_bytes: AtomicU64::new(0), poisoned: AtomicBool::new(false) };
         let sum = backend.row_bytes_recorded().map_err(|e| failed(&backend.path, e))?;
         backend.row_bytes.store(sum, Ordering::Relaxed);
@@ -256,6 +262,10 @@ fn create(path: &Path) -> Result<()> {
     drop(database);
     RealDisk.open(&made).and_then(|file| file.sync()).map_err(io("syncing"))?;
     RealDisk.rename(&made, path).and_then(|()| RealDisk.sync_dir(dir)).map_err(io("renaming"))
+}
+
+fn lacks_tables(database: &Database) -> std::result::Result<bool, redb::Error> {
+    Ok(database.begin_read()?.list_tables()?.count() <= Bucket::ALL.len())
 }
 
 fn make_tables(database: &Database) -> std::result::Result<(), redb::Error> {

@@ -30,12 +30,24 @@ pub enum Bucket {
     Alarm = 5,
     /// Applied index, revision and the like; see `schema`.
     Meta = 6,
+    /// User name → `authpb.User`.
+    Users = 7,
+    /// Role name → `authpb.Role`.
+    Roles = 8,
 }
 
 impl Bucket {
     /// All of them, in the order in which a snapshot carries them.
-    pub const ALL: [Bucket; 6] =
-        [Bucket::Key, Bucket::Lease, Bucket::Members, Bucket::MembersRemoved, Bucket::Alarm, Bucket::Meta];
+    pub const ALL: [Bucket; 8] = [
+        Bucket::Key,
+        Bucket::Lease,
+        Bucket::Members,
+        Bucket::MembersRemoved,
+        Bucket::Alarm,
+        Bucket::Meta,
+        Bucket::Users,
+        Bucket::Roles,
+    ];
 
     /// Where it stands in [`Bucket::ALL`].
     const fn place(self) -> usize {

@@ -179,3 +179,27 @@ fn a_changed_file_is_refused_or_reads_as_it_was() {
         assert!(DiskBackend::open(&copy).is_err(), "cut to {len} bytes");
     }
 }
+
+#[test]
+fn a_store_of_before_there_were_users_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let database = redb::Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    for name in ["key", "lease", "members", "members_removed", "alarm", "meta"] {
+        let table: redb::TableDefinition<'static, &'static [u8], &'static [u8]> = redb::TableDefinition::new(name);
+        transaction.open_table(table).unwrap().insert(b"k".as_slice(), b"v".as_slice()).unwrap();
+    }
+    let row_bytes: redb::TableDefinition<'static, &'static [u8], u64> = redb::TableDefinition::new("row_bytes");
+    transaction.open_table(row_bytes).unwrap().insert([].as_slice(), 12).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+
+    let backend = DiskBackend::open(&path).unwrap();
+    committed(&backend, &[(Bucket::Users, "root", Some("r"))]);
+    let reader = backend.reader().unwrap();
+    assert_eq!(scanned(&*reader, Bucket::Meta, "", None, 9), "k=v");
+    assert_eq!(scanned(&*reader, Bucket::Users, "", None, 9), "root=r");
+    assert_eq!(scanned(&*reader, Bucket::Roles, "", None, 9), "");
+    assert_eq!(backend.size_in_use(), 17);
+}

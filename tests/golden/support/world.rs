@@ -7,6 +7,8 @@
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use everwatch::auth::token::TokenChange;
+use everwatch::auth::{self, Asker};
 use everwatch::lease::Lessor;
 use everwatch::mvcc::History;
 use everwatch::pb::etcdserverpb::LeaseGrantRequest;
@@ -24,7 +26,7 @@ use everwatch::types::{LeaseId, MemberId};
 use everwatch::watch::Feeds;
 
 use crate::watch_commands::{self, Watches};
-use crate::{kv, lease_commands, member_commands};
+use crate::{auth_commands, kv, lease_commands, member_commands};
 
 /// The member that proposes what scripts say.
 const OWN: Proposer = Proposer { member: 1, boot: 1 };
@@ -46,6 +48,25 @@ pub(crate) struct World {
     pub(crate) now: Duration,
     pub(crate) term: u64,
     index: u64,
+    /// Who asks.
+    pub(crate) speaker: Speaker,
+}
+
+/// Who asks in a script.
+pub(crate) enum Speaker {
+    Nobody,
+    Member,
+    User(String, u64),
+}
+
+impl Speaker {
+    pub(crate) fn asker(&self) -> Asker<'_> {
+        match self {
+            Speaker::Nobody => Asker::Nobody,
+            Speaker::Member => Asker::Member,
+            Speaker::User(name, revision) => Asker::User { name, revision: *revision },
+        }
+    }
 }
 
 impl World {
@@ -74,7 +95,8 @@ impl World {
         lessor.promote(&state.leases, Duration::ZERO, Duration::ZERO);
         let node = node(&state);
         let (watches, state) = watched(state);
-        World { watches, node, state, backend, batch: Batch::default(), lessor, now: Duration::ZERO, term: 1, index: 1 }
+        let (batch, speaker) = (Batch::default(), Speaker::Nobody);
+        World { watches, node, state, backend, batch, lessor, now: Duration::ZERO, term: 1, index: 1, speaker }
     }
 
     /// A world for scripts that are not about leases: those below 100 exist, for ever.
@@ -106,6 +128,7 @@ impl World {
             _ => kv::run(self, &words, &command[1..])
                 .or_else(|| lease_commands::run(self, &words))
                 .or_else(|| watch_commands::run(self, &words))
+                .or_else(|| auth_commands::run(self, &words, &command[1..]))
                 .or_else(|| member_commands::run(self, &words, &command[1..]))
                 .unwrap_or_else(|| panic!("no command {:?}; the areas' commands are in golden/support/", command[0])),
         };
@@ -130,7 +153,7 @@ impl World {
 
     /// An entry with these commands, one after the other.
     pub(crate) fn apply(&mut self, kinds: Vec<Kind>) -> Vec<Result<Reply, Refusal>> {
-        self.turn(vec![commands(kinds)])
+        self.turn(vec![commands_of(self.speaker.asker(), kinds)])
     }
 
     /// One turn of the apply loop with these entries, which get their places here.
@@ -181,11 +204,15 @@ impl World {
     }
 }
 
-/// An entry with these commands.
+/// An entry with these commands, that nobody asked for.
 pub(crate) fn commands(kinds: Vec<Kind>) -> Entry {
+    commands_of(Asker::Nobody, kinds)
+}
+
+fn commands_of(asker: Asker<'_>, kinds: Vec<Kind>) -> Entry {
     let mut proposal = ProposalWriter::new(OWN.member, OWN.boot, 0);
     for (id, kind) in (1..).zip(kinds) {
-        proposal.push(&encode_command(&Command { id, kind: Some(kind), ..Default::default() }));
+        proposal.push(&encode_command(&Command::new(id, asker, kind)));
     }
     Entry { data: proposal.finish(), ..Default::default() }
 }
@@ -238,6 +265,15 @@ pub(crate) fn show_reply(reply: &Result<Reply, Refusal>) -> Vec<String> {
             vec![format!("rev={} id={} ttl={}", kv::revision(&response.header), response.id, response.ttl)]
         }
         Ok(Reply::LeaseRevoke(response)) => vec![format!("rev={}", kv::revision(&response.header))],
+        Ok(Reply::AuthChanged { revision, tokens }) => {
+            let void = match tokens {
+                Some(TokenChange::VoidOf(user)) => format!(", tokens of {user} are void"),
+                Some(TokenChange::VoidAll) => ", all tokens are void".into(),
+                _ => String::new(),
+            };
+            vec![format!("rev={revision}{void}")]
+        }
+        Ok(Reply::Authenticated { revision, token, .. }) => vec![format!("rev={revision} token={token}")],
         Ok(Reply::Members(members)) => members.iter().map(member_commands::show).collect(),
         Ok(_) => Vec::new(),
         Err(refusal) => vec![show_refusal(refusal)],
@@ -260,5 +296,30 @@ fn show_refusal(refusal: &Refusal) -> String {
         Refusal::NotLearner => "error: not a learner".into(),
         Refusal::TooManyLearners => "error: too many learners".into(),
         Refusal::LastVoter => "error: last voter".into(),
+        Refusal::Auth(error) => show_auth_error(*error),
     }
+}
+
+pub(crate) fn show_auth_error(error: auth::Error) -> String {
+    use auth::Error::*;
+    let text = match error {
+        NoRootUser => "no user root",
+        NoRootRole => "root has not the role root",
+        UserEmpty => "nobody",
+        UserExists => "user exists",
+        UserNotFound => "user not found",
+        RoleEmpty => "role without a name",
+        RoleExists => "role exists",
+        RoleNotFound => "role not found",
+        RoleNotGranted => "role not granted",
+        PermissionMissing => "no permission given",
+        PermissionNotGranted => "permission not granted",
+        InvalidManagement => "invalid management",
+        PermissionDenied => "denied",
+        OldRevision => "old auth revision",
+        NotEnabled => "auth is off",
+        WrongPassword => "wrong password",
+        NoPassword => "no password",
+    };
+    format!("error: {text}")
 }
