@@ -260,6 +260,7 @@ table! {
     hash_seconds: Histogram(0.01, 15), "etcd_mvcc_hash_duration_seconds", "Time to hash the backend.";
     hash_rev_seconds: Histogram(0.01, 15), "etcd_mvcc_hash_rev_duration_seconds", "Time to hash up to a revision.";
     current_revision: Gauge, "etcd_debugging_mvcc_current_revision", "Revision of the store.";
+    auth_revision: Gauge, "etcd_debugging_auth_revision", "Auth revision.";
     compact_revision: Gauge, "etcd_debugging_mvcc_compact_revision", "Revision of the last compaction.";
     compacted_keys: Counter, "etcd_debugging_mvcc_db_compaction_keys_total", "Rows removed by compaction.";
     compacted_last: Gauge, "etcd_debugging_mvcc_db_compaction_last", "Unix time of the last compaction.";

@@ -32,6 +32,7 @@ use std::sync::{Arc, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use everwatch::auth::Asker;
 use everwatch::config::Config;
 use everwatch::config::flags::{Request, Values};
 use everwatch::mvcc::History;
@@ -177,7 +178,8 @@ async fn written(config: &Config, seed: u64) -> (Handle, Tasks) {
     tasks.ready().await;
     let mut random = Random::new(seed);
     let mut model = BTreeMap::new();
-    let ask = async |kind| drop(handle.propose(kind).await.expect("the only member, and a fine request"));
+    let ask =
+        async |kind| drop(handle.propose(kind, Asker::Member).await.expect("the only member, and a fine request"));
     for id in 1..=20 {
         ask(Kind::LeaseGrant(LeaseGrantRequest { id, ttl: 36_000 })).await;
     }

@@ -2,6 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
+use super::caller::Caller;
 use super::kv::unexpected;
 use super::status::{Mistake, status};
 use crate::config::Url;
@@ -69,9 +70,12 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        let caller = Caller::passed(request.extensions());
         let pb::MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         let peer_urls = checked(peer_ur_ls)?;
-        let reply = self.handle.propose(Kind::MemberPeerUrls(MemberPeerUrls { id, peer_urls })).await;
+        let identity = caller.identify(&self.handle).await?;
+        let command = Kind::MemberPeerUrls(MemberPeerUrls { id, peer_urls });
+        let reply = self.handle.propose(command, identity.asker()).await;
         let members = members(reply.map_err(status)?)?;
         Ok(Response::new(pb::MemberUpdateResponse { header: self.header(), members }))
     }

@@ -2,7 +2,7 @@
 //! message that is too long.
 //!
 //! * `hasleader: true` at a member that knows no leader: `etcdserver: no leader` (unary calls; streams look for themselves).
-//! * A token while auth is off: `etcdserver: invalid auth token`, for the calls that etcd checks it on.
+//! * Who may call a method at all, while users count ([`Door`]); handlers are told who calls.
 //! * `client-api-version` that is not UTF-8: `etcdserver: invalid client api version`.
 //! * gRPC's Go library answers a message over the limit with ResourceExhausted and words of its own; clients of etcd expect those.
 
@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HeaderName};
+use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -22,6 +22,7 @@ use tonic::codegen::Service;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
+use super::caller::{Caller, Door};
 use super::kv::{Call, KvService};
 use super::status::{Intercepted, no_leader};
 use super::unary::{Body, GRPC_STATUS};
@@ -31,19 +32,6 @@ use crate::server::handle::Handle;
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
 const HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
-const TOKEN: HeaderName = HeaderName::from_static("token");
-
-/// Methods whose calls etcd refuses when they carry a token while auth is off: what goes through the log, and reads of keys.
-const TOKEN_CHECKED: [&str; 8] = [
-    "/etcdserverpb.KV/Range",
-    "/etcdserverpb.KV/Put",
-    "/etcdserverpb.KV/DeleteRange",
-    "/etcdserverpb.KV/Txn",
-    "/etcdserverpb.KV/Compact",
-    "/etcdserverpb.Lease/LeaseGrant",
-    "/etcdserverpb.Lease/LeaseRevoke",
-    "/etcdserverpb.Maintenance/Alarm",
-];
 
 /// Streams decide for themselves what a missing leader means.
 const STREAMS: [&str; 2] = ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"];
@@ -52,7 +40,7 @@ struct Known {
     method: Method,
     /// It goes past the router.
     kv: Option<Call>,
-    token_checked: bool,
+    door: Door,
     stream: bool,
 }
 
@@ -63,7 +51,7 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
         let known = Known {
             method,
             kv: Call::of_path(&path),
-            token_checked: TOKEN_CHECKED.contains(&path.as_str()),
+            door: Door::of_path(&path),
             stream: STREAMS.contains(&path.as_str()),
         };
         Some((path, known))
@@ -93,9 +81,7 @@ impl Intercept {
         if needs_leader && self.handle.leader().is_none() {
             return Some(no_leader());
         }
-        let has_token =
-            || [TOKEN, AUTHORIZATION].iter().any(|name| headers.get(name).is_some_and(|value| !value.is_empty()));
-        (known.token_checked && has_token()).then(|| Intercepted::Token.into())
+        None
     }
 }
 
@@ -109,7 +95,7 @@ impl Service<Request<Incoming>> for Intercept {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let known = KNOWN.get(request.uri().path());
         let count = known.map(|known| {
             let metrics = self.handle.metrics().clone();
@@ -122,8 +108,22 @@ impl Service<Request<Incoming>> for Intercept {
             return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
         }
         if let Some(call) = known.and_then(|known| known.kv) {
-            let kv = self.kv.clone();
-            return Box::pin(async move { Ok(Counted::around(kv.answer(call, request).await, count)) });
+            let (kv, caller) = (self.kv.clone(), Caller::of(request.headers()));
+            return Box::pin(async move { Ok(Counted::around(kv.answer(call, request, caller).await, count)) });
+        }
+        let caller = Caller::of(request.headers());
+        caller.clone().attach(request.extensions_mut());
+        let door = known.map_or(Door::Root, |known| known.door);
+        if door.is_kept(&self.handle) {
+            let (mut inner, handle) = (self.inner.clone(), self.handle.clone());
+            return Box::pin(async move {
+                let mut response = match door.admit(&caller, &handle).await {
+                    Ok(()) => inner.call(request).await?,
+                    Err(status) => status.into_http(),
+                };
+                correct_too_long(response.headers_mut());
+                Ok(Counted::around(response.map(Body::Tonic), count))
+            });
         }
         let answer = self.inner.call(request);
         Box::pin(async move {

@@ -4,9 +4,11 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::Status;
 
+use super::caller::Caller;
 use super::check;
 use super::status::status;
 use super::unary::{self, Body, Rest, Source, receive};
+use crate::auth::Asker;
 use crate::mvcc::{self, Records, txn_is_read_only, txn_is_serializable};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::request_op;
@@ -38,8 +40,9 @@ impl KvService {
         Some(self.handle.header(Revision(inner.map_or(0, |header| header.revision))))
     }
 
-    async fn propose(&self, kind: Kind) -> Result<Reply, Status> {
-        self.handle.propose(kind).await.map_err(status)
+    async fn propose(&self, kind: Kind, caller: &Caller) -> Result<Reply, Status> {
+        let identity = caller.identify(&self.handle).await?;
+        self.handle.propose(kind, identity.asker()).await.map_err(status)
     }
 }
 
@@ -75,43 +78,48 @@ impl Call {
 
 impl KvService {
     /// Answers a call.
-    pub(super) async fn answer(self, call: Call, request: Request<Incoming>) -> Response<Body> {
-        unary::respond(self.outcome(call, request).await)
+    pub(super) async fn answer(self, call: Call, request: Request<Incoming>, caller: Caller) -> Response<Body> {
+        unary::respond(self.outcome(call, request, &caller).await)
     }
 
-    async fn outcome(&self, call: Call, request: Request<Incoming>) -> Result<Rest, Status> {
+    async fn outcome(&self, call: Call, request: Request<Incoming>, caller: &Caller) -> Result<Rest, Status> {
         let bytes_max = self.request_bytes_max;
         match call {
-            Call::Range => self.range(receive(request, bytes_max).await?).await,
-            Call::Put => Rest::message(&self.put(receive(request, bytes_max).await?).await?),
-            Call::DeleteRange => Rest::message(&self.delete_range(receive(request, bytes_max).await?).await?),
-            Call::Txn => Rest::message(&self.txn(receive(request, bytes_max).await?).await?),
-            Call::Compact => Rest::message(&self.compact(receive(request, bytes_max).await?).await?),
+            Call::Range => self.range(receive(request, bytes_max).await?, caller).await,
+            Call::Put => Rest::message(&self.put(receive(request, bytes_max).await?, caller).await?),
+            Call::DeleteRange => Rest::message(&self.delete_range(receive(request, bytes_max).await?, caller).await?),
+            Call::Txn => Rest::message(&self.txn(receive(request, bytes_max).await?, caller).await?),
+            Call::Compact => Rest::message(&self.compact(receive(request, bytes_max).await?, caller).await?),
         }
     }
 
-    async fn range(&self, request: pb::RangeRequest) -> Result<Rest, Status> {
+    async fn range(&self, request: pb::RangeRequest, caller: &Caller) -> Result<Rest, Status> {
         check::range(&request)?;
         if !request.serializable {
             self.handle.linearize().await.map_err(status)?;
         }
-        let (revision, result) = self.handle.range(&request).await.map_err(status)?;
+        let identity = caller.identify(&self.handle).await?;
+        let (revision, result) = self.handle.range(&request, identity.asker()).await.map_err(status)?;
         self.handle.metrics().ranges.inc();
         Rest::range(self.handle.header(revision), result, &self.handle)
     }
 
-    async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
+    async fn put(&self, request: pb::PutRequest, caller: &Caller) -> Result<pb::PutResponse, Status> {
         self.handle.admit(PUT_OVERHEAD_BYTES + request.key.len() + request.value.len()).await.map_err(status)?;
         check::put(&request)?;
-        match self.propose(Kind::Put(request)).await? {
+        match self.propose(Kind::Put(request), caller).await? {
             Reply::Put(response) => Ok(pb::PutResponse { header: self.stamp(response.header), ..response }),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Status> {
+    async fn delete_range(
+        &self,
+        request: pb::DeleteRangeRequest,
+        caller: &Caller,
+    ) -> Result<pb::DeleteRangeResponse, Status> {
         check::delete_range(&request)?;
-        match self.propose(Kind::DeleteRange(request)).await? {
+        match self.propose(Kind::DeleteRange(request), caller).await? {
             Reply::DeleteRange(response) => {
                 Ok(pb::DeleteRangeResponse { header: self.stamp(response.header), ..response })
             }
@@ -119,7 +127,7 @@ impl KvService {
         }
     }
 
-    async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
+    async fn txn(&self, request: pb::TxnRequest, caller: &Caller) -> Result<pb::TxnResponse, Status> {
         let cost = cost(&request);
         if cost > 0 {
             self.handle.admit(cost).await.map_err(status)?;
@@ -129,9 +137,10 @@ impl KvService {
             if !txn_is_serializable(&request) {
                 self.handle.linearize().await.map_err(status)?;
             }
-            self.handle.read_txn(&request).map_err(status)?
+            let identity = caller.identify(&self.handle).await?;
+            self.handle.read_txn(&request, identity.asker()).map_err(status)?
         } else {
-            match self.propose(Kind::Txn(request)).await? {
+            match self.propose(Kind::Txn(request), caller).await? {
                 Reply::Txn(response) => response,
                 other => return Err(unexpected(&other)),
             }
@@ -140,9 +149,9 @@ impl KvService {
         Ok(pb::TxnResponse { header: self.stamp(response.header), ..response })
     }
 
-    async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Status> {
+    async fn compact(&self, request: pb::CompactionRequest, caller: &Caller) -> Result<pb::CompactionResponse, Status> {
         let physical = request.physical;
-        match self.propose(Kind::Compaction(request)).await? {
+        match self.propose(Kind::Compaction(request), caller).await? {
             Reply::Compaction(response) => {
                 if physical {
                     self.handle.compacted().await;
@@ -185,7 +194,7 @@ pub(crate) async fn probe(handle: &Handle, linearizable: bool) -> Result<(), Str
             handle.linearize().await?;
         }
         let request = pb::RangeRequest { key: "\0".into(), limit: 1, ..Default::default() };
-        handle.range(&request).await.map(drop)
+        handle.range(&request, Asker::Member).await.map(drop)
     }
     .await;
     outcome.map_err(|error| status(error).message().to_owned())

@@ -6,15 +6,19 @@ use futures_util::StreamExt;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::{Caller, permit};
 use super::intercept::too_long;
 use super::kv::unexpected;
 use super::status::{Mistake, status};
+use crate::auth;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::lease_server::Lease;
 use crate::server::error::Error;
 use crate::server::handle::Handle;
+use crate::server::logins::Identity;
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::Kind;
+use crate::state::permission::Wanted;
 use crate::types::{LeaseId, Revision};
 
 /// The longest lease, in seconds; etcd's bound.
@@ -38,13 +42,18 @@ impl LeaseService {
         LeaseService { handle }
     }
 
+    /// Who calls a method on which a token is of no interest while auth is off.
+    async fn identify(&self, caller: &Caller) -> Result<Identity, Status> {
+        if self.handle.auth_enabled() { caller.identify(&self.handle).await } else { Ok(Identity::default()) }
+    }
+
     /// A header at this member's present revision.
     fn header(&self) -> pb::ResponseHeader {
         self.handle.header(self.handle.view(|state| state.kv.revision()))
     }
 
-    async fn grant(&self, request: pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse, Error> {
-        match self.handle.propose(Kind::LeaseGrant(request)).await? {
+    async fn grant(&self, request: pb::LeaseGrantRequest, by: &Identity) -> Result<pb::LeaseGrantResponse, Error> {
+        match self.handle.propose(Kind::LeaseGrant(request), by.asker()).await? {
             Reply::LeaseGrant(mut response) => {
                 let revision = response.header.map_or(0, |header| header.revision);
                 response.header = Some(self.handle.header(Revision(revision)));
@@ -55,25 +64,31 @@ impl LeaseService {
     }
 }
 
+fn denied(error: auth::Error) -> Status {
+    status(Error::Refused(Refusal::Auth(error)))
+}
+
 #[tonic::async_trait]
 impl Lease for LeaseService {
     async fn lease_grant(
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        let caller = Caller::passed(request.extensions());
         let mut request = request.into_inner();
         self.handle.admit(LEASE_BYTES).await.map_err(status)?;
         if request.ttl > TTL_MAX {
             return Err(Mistake::TtlTooLarge.into());
         }
         request.ttl = request.ttl.max(self.handle.limits().ttl_min);
+        let identity = caller.identify(&self.handle).await?;
         let drawn = request.id == 0;
         for _ in 0..DRAWS_MAX {
             if drawn {
                 let number = getrandom::u64().map_err(|error| Status::internal(error.to_string()))?;
                 request.id = ((number >> 1) as i64).max(1);
             }
-            match self.grant(request).await {
+            match self.grant(request, &identity).await {
                 Err(Error::Refused(Refusal::LeaseExists)) if drawn => {}
                 outcome => return outcome.map(Response::new).map_err(status),
             }
@@ -85,7 +100,9 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        match self.handle.propose(Kind::LeaseRevoke(request.into_inner())).await.map_err(status)? {
+        let identity = Caller::passed(request.extensions()).identify(&self.handle).await?;
+        let command = Kind::LeaseRevoke(request.into_inner());
+        match self.handle.propose(command, identity.asker()).await.map_err(status)? {
             Reply::LeaseRevoke(mut response) => {
                 let revision = response.header.map_or(0, |header| header.revision);
                 response.header = Some(self.handle.header(Revision(revision)));
@@ -106,12 +123,17 @@ impl Lease for LeaseService {
         if needs_leader && self.handle.leader().is_none() {
             return Err(status(Error::NoLeader));
         }
+        let caller = Caller::passed(request.extensions());
         let renewals = request.into_inner().map(move |request| {
-            let service = service.clone();
+            let (service, caller) = (service.clone(), caller.clone());
             async move {
                 let id = request.map_err(|error| too_long(&error).unwrap_or(error))?.id;
                 // Before the renewal, as etcd does: the answer promises nothing about later revisions.
                 let header = service.header();
+                let identity = service.identify(&caller).await?;
+                if service.handle.auth_enabled() {
+                    permit(&service.handle, identity.asker(), Wanted::Renewal(LeaseId(id)))?;
+                }
                 let ttl = service.handle.renew(LeaseId(id)).await.map_err(status)?;
                 service.handle.metrics().leases_renewed.inc();
                 Ok(pb::LeaseKeepAliveResponse { header: Some(header), id, ttl })
@@ -125,15 +147,22 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let caller = Caller::passed(request.extensions());
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let identity = self.identify(&caller).await?;
+        if self.handle.auth_enabled() {
+            permit(&self.handle, identity.asker(), Wanted::Login)?;
+        }
         let left = self.handle.time_to_live(LeaseId(id)).await.map_err(status)?;
         let keys = if keys && left.is_some() {
             // The leader answered; what is attached is replicated, as soon as this member is as far.
             self.handle.linearize().await.map_err(status)?;
-            self.handle.view(|state| {
+            let keys = self.handle.view(|state| {
+                state.permit(identity.asker(), Wanted::LeaseKeys(LeaseId(id)))?;
                 let lease = state.leases.get(LeaseId(id));
-                lease.map(|lease| lease.keys().cloned().collect()).unwrap_or_default()
-            })
+                Ok(lease.map(|lease| lease.keys().cloned().collect()).unwrap_or_default())
+            });
+            keys.map_err(denied)?
         } else {
             Vec::new()
         };
@@ -143,10 +172,14 @@ impl Lease for LeaseService {
 
     async fn lease_leases(
         &self,
-        _: Request<pb::LeaseLeasesRequest>,
+        request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        let leases =
-            self.handle.view(|state| state.leases.iter().map(|(id, _)| pb::LeaseStatus { id: id.0 }).collect());
+        let identity = self.identify(&Caller::passed(request.extensions())).await?;
+        let leases = self.handle.view(|state| {
+            state.permit(identity.asker(), Wanted::Leases)?;
+            Ok(state.leases.iter().map(|(id, _)| pb::LeaseStatus { id: id.0 }).collect())
+        });
+        let leases = leases.map_err(denied)?;
         Ok(Response::new(pb::LeaseLeasesResponse { header: Some(self.header()), leases }))
     }
 }

@@ -2,6 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
+use super::caller::Caller;
 use super::kv::unexpected;
 use super::status::{NO_LEADER, status};
 use crate::pb::etcdserverpb as pb;
@@ -33,7 +34,9 @@ impl MaintenanceService {
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        match self.handle.propose(Kind::Alarm(request.into_inner())).await.map_err(status)? {
+        let identity = Caller::passed(request.extensions()).identify(&self.handle).await?;
+        let command = Kind::Alarm(request.into_inner());
+        match self.handle.propose(command, identity.asker()).await.map_err(status)? {
             Reply::Alarm(mut response) => {
                 response.header = Some(self.header());
                 Ok(Response::new(response))

@@ -15,6 +15,7 @@ use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::server::handle::Handle;
 
 mod auth;
+mod caller;
 mod check;
 mod cluster;
 mod frames;

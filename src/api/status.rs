@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 
 use crate::auth;
 use crate::server::error::{Error, Unwise};
+use crate::server::watch_loop::Denied;
 use crate::state::applied::Refusal;
 use crate::watch;
 
@@ -104,6 +105,21 @@ pub(crate) fn watch_refused(refusal: watch::Refusal) -> &'static str {
         watch::Refusal::NegativeStart => COMPACTED,
         watch::Refusal::EmptyRange => "mvcc: watcher range is empty",
         watch::Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
+        watch::Refusal::Denied(text) => text,
+    }
+}
+
+/// What it says about one that its client may not have: statuses, as Go prints them. At some of them clients log in again.
+pub(crate) fn watch_denied(denied: Denied) -> &'static str {
+    match denied {
+        Denied::Token => "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+        Denied::Auth(auth::Error::UserEmpty) => {
+            "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
+        }
+        Denied::Auth(auth::Error::OldRevision) => {
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old"
+        }
+        Denied::Auth(_) => "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
     }
 }
 
@@ -155,8 +171,6 @@ pub(crate) enum Mistake {
     DuplicateKey,
     /// A sort order or target that does not exist.
     InvalidSort,
-    /// There are no users.
-    AuthNotEnabled,
     /// Peer URLs that nobody could be reached at.
     MemberUrls,
     /// A lease longer than 9,000,000,000 s.
@@ -173,7 +187,6 @@ impl From<Mistake> for Status {
             Mistake::TooManyOps => (Code::InvalidArgument, "etcdserver: too many operations in txn request"),
             Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
-            Mistake::AuthNotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
             Mistake::MemberUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         };

@@ -12,6 +12,8 @@
 //! created, the member has the leader confirm how far it must be, as for a linearizable read, once for all requests that wait.
 //! So the revision in "created" is never behind a write that the client has seen acknowledged, whoever acknowledged it. Where
 //! no leader can be asked, the member does not wait for one: it says what it knows, as etcd always does.
+//!
+//! Where users count, a watcher is for whoever may read all its keys when it is created. It goes on when he may no longer, as in etcd.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,16 +31,17 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
+use super::caller::Caller;
 use super::frames::{Frames, WRITE_BYTES};
 use super::requests::Requests;
-use super::status::{Intercepted, lagging, no_leader, status};
+use super::status::{Intercepted, lagging, no_leader, status, watch_denied};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::server::error::Error;
 use crate::server::watch_loop::{Confirmation, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
-use crate::watch::{End, Filters, Next, Outgoing, Spec};
+use crate::watch::{End, Filters, Next, Outgoing, Refusal, Spec};
 
 /// Requests read before the outbox is looked at again.
 const REQUESTS_PER_POLL: usize = 64;
@@ -74,7 +77,7 @@ impl WatchService {
         WatchService { handle, options }
     }
 
-    fn open(&self, headers: &HeaderMap, requests: Body) -> Result<Responses, Status> {
+    fn open(&self, headers: &HeaderMap, caller: Caller, requests: Body) -> Result<Responses, Status> {
         let message_bytes_max = self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
         let requests = Requests::new(headers, requests, message_bytes_max)?;
         let standing = self.handle.standing();
@@ -94,6 +97,7 @@ impl WatchService {
         }
         Ok(Responses {
             handle: self.handle.clone(),
+            caller,
             stream,
             requests: Some(requests),
             waiting: VecDeque::new(),
@@ -139,7 +143,10 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let (head, body) = request.into_parts();
         let opened = match head.uri.path() {
-            "/etcdserverpb.Watch/Watch" => self.open(&head.headers, Body::new(body)),
+            "/etcdserverpb.Watch/Watch" => {
+                let caller = Caller::passed(&head.extensions);
+                self.open(&head.headers, caller, Body::new(body))
+            }
             _ => Err(Status::new(Code::Unimplemented, "")),
         };
         std::future::ready(Ok(match opened {
@@ -157,6 +164,8 @@ where
 /// The responses of one stream, as the body of the call's response.
 struct Responses {
     handle: WatchHandle,
+    /// Asked anew for every watcher: a token may run out while its stream goes on.
+    caller: Caller,
     stream: WatchStream,
     /// `None` once the client has half-closed.
     requests: Option<Requests<Body>>,
@@ -258,7 +267,7 @@ impl Responses {
                 self.confirming = None;
             }
             while let Some(request) = self.waiting.front() {
-                if self.confirmed == 0 && wants_now(request) {
+                if self.confirmed == 0 && self.needs_confirmation(request) {
                     break;
                 }
                 // Without room there is something to write, and then we are called again.
@@ -303,20 +312,28 @@ impl Responses {
         Ok(())
     }
 
+    /// Whether a request creates a watcher of what comes from now on, or one by somebody whose rights, or token, another member may
+    /// know better.
+    fn needs_confirmation(&self, request: &WatchRequest) -> bool {
+        let Some(RequestUnion::CreateRequest(create)) = &request.request_union else { return false };
+        create.start_revision == 0 || self.caller.token().is_some()
+    }
+
     fn handle(&self, request: WatchRequest) {
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.stream.create(spec(create)),
+            Some(RequestUnion::CreateRequest(create)) => {
+                let spec = spec(create);
+                match self.handle.admit(self.caller.token(), &spec.range) {
+                    Ok(()) => self.stream.create(spec),
+                    Err(denied) => self.stream.refuse(Refusal::Denied(watch_denied(denied))),
+                }
+            }
             Some(RequestUnion::CancelRequest(cancel)) => self.stream.cancel(cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => self.stream.progress(),
             // A request of a later version of the API, or an empty one.
             None => {}
         }
     }
-}
-
-/// Whether a request creates a watcher of what comes from now on.
-fn wants_now(request: &WatchRequest) -> bool {
-    matches!(&request.request_union, Some(RequestUnion::CreateRequest(create)) if create.start_revision == 0)
 }
 
 /// What a create request asks for. An empty key is the smallest key there is.
@@ -387,6 +404,7 @@ mod tests {
             Arc::new(|_| ()),
             Arc::new(move || *seen.lock().unwrap()),
             confirm,
+            Arc::new(|_, _| Ok(())),
         );
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);

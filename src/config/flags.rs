@@ -261,9 +261,9 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
     (
         "Auth",
         &[
-            flag("auth-token", Text, "simple", NoEffect, "Kind of token: simple or jwt."),
-            flag("bcrypt-cost", Unsigned, "10", NoEffect, "Cost of hashing passwords."),
-            flag("auth-token-ttl", Unsigned, "300", NoEffect, "Seconds a simple token lives."),
+            flag("auth-token", Text, "simple", Works, "Kind of token; only simple is there."),
+            flag("bcrypt-cost", Unsigned, "10", Works, "Cost of hashing passwords, 4 to 31."),
+            flag("auth-token-ttl", Unsigned, "300", Works, "Seconds a simple token lives after it was used."),
         ],
     ),
     (

@@ -91,6 +91,10 @@ pub struct Config {
     pub backend_cache_bytes: usize,
     /// How long compacted history is kept for watches that are reading it.
     pub watch_compaction_grace: Duration,
+    /// What bcrypt is told about how long a password takes to hash.
+    pub bcrypt_cost: u32,
+    /// How long a simple token lives after it was last used.
+    pub auth_token_lifetime: Duration,
     /// Whether `/metrics` has histograms of gRPC calls.
     pub metrics_extensive: bool,
     /// Prefixes whose keys and bytes `/metrics` shows.
@@ -193,6 +197,7 @@ pub struct Remarks {
 
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+const BCRYPT_COST_DEFAULT: u32 = 10;
 /// A shorter interval than this is lengthened to it, as in etcd: every notice costs every watcher.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -260,6 +265,14 @@ impl Config {
             corrupt_checks: corrupt_checks(values)?,
             backend_cache_bytes: usize::try_from(values.unsigned("backend-cache-bytes")).unwrap_or(usize::MAX),
             watch_compaction_grace: values.duration("watch-compaction-grace"),
+            // etcd, too, takes its defaults where a value makes no sense.
+            bcrypt_cost: u32::try_from(values.unsigned("bcrypt-cost"))
+                .ok()
+                .filter(|cost| (4..=31).contains(cost))
+                .unwrap_or(BCRYPT_COST_DEFAULT),
+            auth_token_lifetime: Duration::from_secs(
+                or(values.unsigned("auth-token-ttl"), 300).min(u64::from(u32::MAX)),
+            ),
             metrics_extensive: values.text("metrics") == "extensive",
             metrics_key_prefixes: list(values.text("metrics-key-prefixes")).map(str::to_owned).collect(),
             log: LogConfig::new(values)?,
@@ -280,6 +293,9 @@ impl Config {
         // Not asked of a file, as in etcd.
         if !values.from_file && values.is_given("listen-client-urls") && !values.is_given("advertise-client-urls") {
             return invalid("--advertise-client-urls is required when --listen-client-urls is set explicitly");
+        }
+        if values.text("auth-token") != "simple" {
+            return invalid(format!("--auth-token {:?} is not there yet, only \"simple\"", values.text("auth-token")));
         }
         if let Some(shared) = self.listen_client_http_urls.iter().find(|url| self.listen_client_urls.contains(url)) {
             return invalid(format!("--listen-client-http-urls shares {shared} with --listen-client-urls"));
@@ -471,6 +487,19 @@ mod tests {
 
     fn refusal(line: &str) -> String {
         config(line).and_then(|config| config.founders().map(drop)).expect_err(line).to_string()
+    }
+
+    #[test]
+    fn settings_of_auth_that_make_no_sense_are_etcds_defaults() {
+        let of = |line| {
+            let config = config(line).expect("they are taken");
+            (config.bcrypt_cost, config.auth_token_lifetime.as_secs())
+        };
+        assert_eq!(of(""), (10, 300));
+        assert_eq!(of("--bcrypt-cost 4 --auth-token-ttl 5 --auth-token simple"), (4, 5));
+        assert_eq!(of("--bcrypt-cost 3 --auth-token-ttl 0"), (10, 300));
+        assert_eq!(of("--bcrypt-cost 32 --auth-token-ttl 18446744073709551615"), (10, u64::from(u32::MAX)));
+        assert!(refusal("--auth-token jwt,sign-method=HS256").contains("auth-token"));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
+use crate::auth::token::TokenChange;
 use crate::mvcc::change::{ChangeKind, SharedChanges};
 use crate::pb::everwatchpb::ConfState;
 use crate::raft::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Node, decode_conf_change};
@@ -44,6 +45,10 @@ pub struct Turn {
     pub applied: Index,
     /// The term of the last entry.
     pub term: Term,
+    /// What befell tokens, in order.
+    pub tokens: Vec<TokenChange>,
+    /// Whether auth is on, if users or roles were changed.
+    pub auth_enabled: Option<bool>,
     /// Keys put.
     pub puts: usize,
     /// Keys deleted.
@@ -62,6 +67,16 @@ impl Turn {
             self.deletes += set.changes.len() - puts;
             self.revision = Some(set.revision);
         }
+    }
+
+    fn users_changed(&mut self, state: &StateMachine, reply: &Result<Reply, Refusal>) {
+        let change = match reply {
+            Ok(Reply::AuthChanged { tokens, .. }) => tokens.as_ref(),
+            Ok(Reply::Authenticated { tokens, .. }) => Some(tokens),
+            _ => return,
+        };
+        self.tokens.extend(change.cloned());
+        self.auth_enabled = Some(state.auth.is_enabled());
     }
 
     /// Carries out an entry that changes raft's configuration, or leaves it without effect: on every member alike, for what
@@ -218,6 +233,7 @@ pub fn turn(
                         notices.push(Notice::Compacted(state.kv.compacted()));
                     }
                     turn.members_changed |= matches!(&applied.reply, Ok(Reply::Members(_)));
+                    turn.users_changed(&state, &applied.reply);
                     if waited_for && command.id != 0 {
                         turn.replies.push((command.id, applied.reply));
                     }

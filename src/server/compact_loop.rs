@@ -8,6 +8,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::error::Error;
 use super::handle::Handle;
+use crate::auth::Asker;
 use crate::config;
 use crate::mvcc::auto_compaction::AutoCompaction;
 use crate::pb::etcdserverpb::CompactionRequest;
@@ -31,7 +32,7 @@ pub(super) async fn run(handle: Handle, keep: config::AutoCompaction, logger: Lo
         let began = handle.shared.now();
         let Some(to) = rule.look(began, revision(), leads) else { continue };
         let compaction = CompactionRequest { revision: to.0, physical: false };
-        match handle.propose(Kind::Compaction(compaction)).await {
+        match handle.propose(Kind::Compaction(compaction), Asker::Member).await {
             // Somebody else has compacted that far, or farther.
             Ok(_) | Err(Error::Refused(Refusal::Compacted(_))) => {
                 rule.done(handle.shared.now(), to);

@@ -1,9 +1,9 @@
 //! The loop that owns the [`Core`]: it waits for the inbox and the clock, and carries out what the core says, on the runtime's thread.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use slog::{Logger, info, warn};
@@ -15,6 +15,7 @@ use super::disk_threads::{BackendJob, Failure, ToBackend};
 use super::handle::Shared;
 use super::inbox::Event;
 use super::log_writer::LogJob;
+use crate::auth::token::TokenChange;
 use crate::peer::{FromPeer, Place, Transport};
 use crate::raft::{Input, Message, Role};
 use crate::state::StateMachine;
@@ -164,6 +165,9 @@ impl Outside for Plumbing {
         tokio::task::spawn_blocking(move || drop(old));
         self.place = None;
         self.shared.progress.applied.store(index.0, Release);
+        // Whose tokens have become void meanwhile is not known: all are, and clients log in again.
+        let enabled = self.shared.replicated.state.read().unwrap_or_else(PoisonError::into_inner).auth.is_enabled();
+        self.shared.logins.follow(&[TokenChange::VoidAll], enabled, self.now());
         info!(self.logger, "snapshot adopted"; "index" => index.0);
         self.members_changed();
     }
@@ -189,6 +193,10 @@ impl Outside for Plumbing {
         if took > self.warning_apply_duration {
             metrics.slow_apply.inc();
             warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => turn.applied.0);
+        }
+        // Before anybody has a reply, and before it can be seen that this member is as far.
+        if let Some(enabled) = turn.auth_enabled {
+            self.shared.logins.follow(&turn.tokens, enabled, self.now());
         }
         self.shared.progress.applied.store(turn.applied.0, Release);
         for (index, change) in &turn.conf_changes {

@@ -18,6 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
 
 use super::error::Error;
 use super::handle::Handle;
+use crate::auth::Asker;
 use crate::cluster::corruption::{Answer, Verdict, judge};
 use crate::config::CorruptChecks;
 use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
@@ -177,7 +178,7 @@ async fn alarm(handle: &Handle, comparison: &Comparison, logger: &Logger) {
     for member in wrong {
         let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
         let raise = AlarmRequest { action, member_id: member.0, alarm };
-        if let Err(error) = handle.propose(Kind::Alarm(raise)).await {
+        if let Err(error) = handle.propose(Kind::Alarm(raise), Asker::Member).await {
             // It is found again the next time.
             warn!(logger, "failed to raise CORRUPT"; "member" => %member, "error" => ?error);
         }

@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
 use super::bootstrap::{self, Admission, Error, FOUNDING};
 use super::error::Error::Refused;
 use super::handle::Handle;
+use crate::auth::Asker;
 use crate::cluster::InitialCluster;
 use crate::cluster::founding::{self, Answer, Decision, Heard, Wish};
 use crate::config::{ClusterState, Config};
@@ -268,5 +269,5 @@ async fn commit_without_effect(handle: &Handle) -> bool {
     // Of no leader's term, about no lease.
     let nothing = Kind::LeaseRemaining(LeaseRemaining::default());
     // An alarm may refuse it, when it is carried out.
-    matches!(timeout(CONFIRM_TIMEOUT, handle.propose(nothing)).await, Ok(Ok(_) | Err(Refused(_))))
+    matches!(timeout(CONFIRM_TIMEOUT, handle.propose(nothing, Asker::Member)).await, Ok(Ok(_) | Err(Refused(_))))
 }

@@ -2,13 +2,14 @@
 //!
 //! | verb          | meaning                                                                                  |
 //! |---------------|------------------------------------------------------------------------------------------|
-//! | `propose`     | replicate, apply, answer                                                                  |
+//! | `propose`     | replicate, apply (if who asks may), answer                                                |
 //! | `linearize`   | return when this member has applied everything committed before the call                  |
 //! | `view`        | read the state at its applied revision, shortly                                           |
 //! | `range`       | read keys, in slices between which others get their turn                                  |
 //! | `watch`       | the hub, to open streams on                                                               |
 //! | `renew`, `time_to_live` | the leader's lessor, asked through the peer network if another member leads     |
 //! | `add_member`, `promote_member`, `remove_member` | change who belongs (in `members`)                        |
+//! | `login`, `identify`, `hash_password` | who somebody is (in `logins`)                                     |
 //! | `compacted`   | return when no compaction has rows left to remove                                         |
 //! | `status`      | term, leader, indexes, sizes                                                              |
 //!
@@ -24,7 +25,9 @@ use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
-use super::watch_loop::{Confirmation, Shard, Standing, StoreAccess, Timeline, WatchHandle};
+use super::logins::{Identity, Logins};
+use super::watch_loop::{Confirmation, Denied, Shard, Standing, StoreAccess, Timeline, WatchHandle};
+use crate::auth::{self, Asker};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Records, Store};
 use crate::pb::etcdserverpb::{
@@ -33,9 +36,10 @@ use crate::pb::etcdserverpb::{
 use crate::peer::{Remaining, Renewal, Transport};
 use crate::state::applied::{Refusal, Reply};
 use crate::state::command::{Command, Kind, encode_command};
+use crate::state::permission::Wanted;
 use crate::state::{AlarmKind, StateMachine};
 use crate::storage::backend::Bucket;
-use crate::types::{ClusterId, Index, LeaseId, MemberId, Revision, Term};
+use crate::types::{ClusterId, Index, KeyRange, LeaseId, MemberId, Revision, Term};
 use crate::watch::Cancels;
 
 /// Keys that a range looks at before others get their turn.
@@ -93,6 +97,7 @@ pub(crate) struct Shared {
     pub(crate) replicated: core::Shared,
     /// The hubs, and what each of them hears.
     pub(crate) shards: Arc<[Arc<Shard>]>,
+    pub(crate) logins: Logins,
     pub(crate) timeline: Timeline,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
@@ -171,12 +176,12 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Replicates a command, waits until it is carried out here, gives its reply. `Error::Timeout` leaves open whether it was or
-    /// will be carried out.
-    pub async fn propose(&self, kind: Kind) -> Result<Reply, Error> {
+    /// Replicates what somebody wants done, waits until it is carried out here, gives its reply. `Error::Timeout` leaves open whether
+    /// it was or will be carried out.
+    pub async fn propose(&self, kind: Kind, asker: Asker<'_>) -> Result<Reply, Error> {
         let shared = &self.shared;
         let id = shared.command_ids.fetch_add(1, Ordering::Relaxed);
-        let command = encode_command(&Command { id, kind: Some(kind), ..Command::default() });
+        let command = encode_command(&Command::new(id, asker, kind));
         if command.len() > shared.limits.request_bytes_max {
             return Err(Error::TooLarge);
         }
@@ -209,7 +214,7 @@ impl Handle {
                 member_id: self.shared.member.0,
                 alarm: AlarmType::Nospace as i32,
             };
-            self.propose(Kind::Alarm(raise)).await?;
+            self.propose(Kind::Alarm(raise), Asker::Member).await?;
             // An earlier alarm may have gone meanwhile, and what was refused was forgotten with it.
             refused();
         }
@@ -228,10 +233,16 @@ impl Handle {
         read(&self.shared.replicated.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads keys, with the revision of the store at that moment. Long ranges are read in slices; what they see is fixed by the
-    /// revision.
-    pub async fn range(&self, request: &RangeRequest) -> Result<(Revision, RangeResult), Error> {
-        let mut scan = self.read(|state| state.kv.scan(request))?;
+    /// Whether somebody may do this, in the state as it is now.
+    pub fn permit(&self, asker: Asker<'_>, wanted: Wanted<'_>) -> Result<(), Error> {
+        self.view(|state| state.permit(asker, wanted)).map_err(|error| Error::Refused(Refusal::Auth(error)))
+    }
+
+    /// Reads keys for somebody, with the revision of the store at that moment. Long ranges are read in slices; what they see is fixed by
+    /// the revision.
+    pub async fn range(&self, request: &RangeRequest, asker: Asker<'_>) -> Result<(Revision, RangeResult), Error> {
+        // Asked where the revision is fixed: both are of one moment.
+        let mut scan = self.read_as(asker, Wanted::Range(request), |state| state.kv.scan(request))?;
         while self.read(|state| state.kv.scan_more(&mut scan, SLICE_KEYS))? {
             tokio::task::yield_now().await;
         }
@@ -241,12 +252,18 @@ impl Handle {
         } else {
             scan.finish()
         };
+        // As etcd has it: reading may have taken long.
+        if let Asker::User { revision: recognised_at, .. } = asker
+            && self.view(|state| state.auth.is_enabled() && state.auth.revision() != recognised_at)
+        {
+            return Err(Error::Refused(Refusal::Auth(auth::Error::OldRevision)));
+        }
         Ok((revision, result.map_err(|error| self.fail(&error))?))
     }
 
-    /// Carries out a txn that only reads.
-    pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Error> {
-        self.read(|state| state.kv.read_txn(request))
+    /// Carries out a txn that only reads, for somebody.
+    pub fn read_txn(&self, request: &TxnRequest, asker: Asker<'_>) -> Result<TxnResponse, Error> {
+        self.read_as(asker, Wanted::Txn(request), |state| state.kv.read_txn(request))
     }
 
     /// The hash of every row of the backend.
@@ -276,6 +293,18 @@ impl Handle {
         let hash = hash.map_err(|error| self.fail(&error))?;
         // It was begun anew if there was a compaction.
         Ok((current.max(Revision(hash.hash_revision)), hash))
+    }
+
+    fn read_as<T>(
+        &self,
+        asker: Asker<'_>,
+        wanted: Wanted<'_>,
+        read: impl FnOnce(&StateMachine) -> Result<T, crate::mvcc::Error>,
+    ) -> Result<T, Error> {
+        match self.view(|state| state.permit(asker, wanted).map(|()| read(state))) {
+            Ok(outcome) => outcome.map_err(|error| self.not_read(error)),
+            Err(error) => Err(Error::Refused(Refusal::Auth(error))),
+        }
     }
 
     fn read<T>(&self, read: impl FnOnce(&StateMachine) -> Result<T, crate::mvcc::Error>) -> Result<T, Error> {
@@ -331,7 +360,18 @@ impl Handle {
                 }
             };
             let shards = self.shared.shards.clone();
-            WatchHandle::new(shards, Arc::new(written), Arc::new(standing), Arc::new(confirm))
+            let handle = self.clone();
+            let admit = move |token: Option<&str>, range: &KeyRange| {
+                if !handle.auth_enabled() {
+                    return Ok(());
+                }
+                let identity = match token {
+                    Some(token) => handle.recognise(token).ok_or(Denied::Token)?,
+                    None => Identity::default(),
+                };
+                handle.view(|state| state.permit(identity.asker(), Wanted::Watch(range))).map_err(Denied::Auth)
+            };
+            WatchHandle::new(shards, Arc::new(written), Arc::new(standing), Arc::new(confirm), Arc::new(admit))
         }
     }
 
@@ -481,6 +521,7 @@ impl Handle {
         metrics.is_learner.set_flag(self.is_learner());
         let version = self.view(|state| {
             metrics.current_revision.set(state.kv.revision().0);
+            metrics.auth_revision.set(state.auth.revision() as i64);
             metrics.compact_revision.set(state.kv.compacted().0);
             metrics.keys.set(state.kv.keys_total() as i64);
             state.cluster_version()

@@ -48,6 +48,7 @@ use self::disk_threads::{BackendThread, Failure, LogThread, ToBackend};
 use self::handle::{Handle, Limits, Shared};
 use self::inbox::{Event, Inbox};
 use self::log_writer::LogWriter;
+use self::logins::Logins;
 use self::watch_loop::Shard;
 
 pub mod apply_loop;
@@ -66,6 +67,7 @@ mod inbox;
 pub mod lease_loop;
 mod leaving;
 pub mod log_writer;
+pub mod logins;
 mod members;
 mod pending;
 pub mod raft_loop;
@@ -101,6 +103,7 @@ pub fn start(
     let newest: Arc<Mutex<Arc<dyn Reader>>> = Arc::new(Mutex::new(member.state.kv.reader()));
     let applied = member.state.applied();
     let (revision, compacted) = (member.state.kv.revision(), member.state.kv.compacted());
+    let logins = Logins::new(config, &member.state);
     let feeds = Feeds::new(shard_count(config), revision);
     let replicated = core::Shared { state: Arc::new(RwLock::new(member.state)), feeds };
     let shards = (0..shard_count(config)).map(|number| {
@@ -114,6 +117,7 @@ pub fn start(
         limits: limits(config),
         replicated: replicated.clone(),
         shards: shards.clone(),
+        logins,
         timeline: watch_loop::Timeline::default(),
         inbox: inbox.clone(),
         progress: Default::default(),

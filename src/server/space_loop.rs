@@ -9,6 +9,7 @@ use slog::{Logger, info, warn};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::handle::Handle;
+use crate::auth::Asker;
 use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 use crate::state::AlarmKind;
 use crate::state::command::Kind;
@@ -55,7 +56,9 @@ pub(super) async fn run(handle: Handle, quota: u64, logger: Logger) {
 
 async fn take_back(handle: &Handle, member: MemberId, logger: &Logger) {
     let (action, alarm) = (AlarmAction::Deactivate as i32, AlarmType::Nospace as i32);
-    if let Err(error) = handle.propose(Kind::Alarm(AlarmRequest { action, member_id: member.0, alarm })).await {
+    if let Err(error) =
+        handle.propose(Kind::Alarm(AlarmRequest { action, member_id: member.0, alarm }), Asker::Member).await
+    {
         warn!(logger, "failed to take NOSPACE back"; "member" => %member, "error" => ?error);
     }
 }

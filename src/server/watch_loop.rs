@@ -22,13 +22,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::auth;
 use crate::mvcc::change::SharedChanges;
 use crate::mvcc::revision::RevisionKey;
 use crate::mvcc::{History, Store};
 use crate::storage;
 use crate::storage::backend::Bucket;
-use crate::types::{ClusterId, Index, MemberId, Revision, Term};
-use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Round, Slice, Spec, Stats, StreamId};
+use crate::types::{ClusterId, Index, KeyRange, MemberId, Revision, Term};
+use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Refusal, Round, Slice, Spec, Stats, StreamId};
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
@@ -374,6 +375,19 @@ pub struct WatchHandle {
     written: Arc<dyn Fn(Revision) + Send + Sync>,
     standing: Arc<dyn Fn() -> Standing + Send + Sync>,
     confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
+    admit: Admit,
+}
+
+/// Says whether whoever has a token, or none, may hear of the keys of a range; or why not.
+pub type Admit = Arc<dyn Fn(Option<&str>, &KeyRange) -> Result<(), Denied> + Send + Sync>;
+
+/// Why somebody may not hear of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Nobody has this token, as far as this member knows.
+    Token,
+    /// He may not.
+    Auth(auth::Error),
 }
 
 /// Ends when everything that was committed before it was asked for is published here, or when that cannot be known soon.
@@ -391,14 +405,15 @@ pub fn own_shard(number: usize) {
 
 impl WatchHandle {
     /// `standing` is asked for every portion of messages: it reads a few atomics. `confirm` asks a quorum, once for many watchers.
-    /// `written` hears the newest revision of events that go to a connection together.
+    /// `written` hears the newest revision of events that go to a connection together. `admit` looks at users, where they count.
     pub fn new(
         shards: Arc<[Arc<Shard>]>,
         written: Arc<dyn Fn(Revision) + Send + Sync>,
         standing: Arc<dyn Fn() -> Standing + Send + Sync>,
         confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
+        admit: Admit,
     ) -> WatchHandle {
-        WatchHandle { shards, written, standing, confirm }
+        WatchHandle { shards, written, standing, confirm, admit }
     }
 
     /// Opens a stream.
@@ -412,6 +427,11 @@ impl WatchHandle {
     /// Where this member stands now.
     pub fn standing(&self) -> Standing {
         (self.standing)()
+    }
+
+    /// Whether whoever has this token, or none, may hear of these keys now.
+    pub fn admit(&self, token: Option<&str>, range: &KeyRange) -> Result<(), Denied> {
+        (self.admit)(token, range)
     }
 
     /// Events up to a revision go to a connection now.
@@ -458,6 +478,11 @@ impl WatchStream {
     /// Creates a watcher; the answer comes through the outbox.
     pub fn create(&self, spec: Spec) {
         self.with_hub(|hub| hub.create(self.id, spec));
+    }
+
+    /// Answers that a watcher is not created.
+    pub fn refuse(&self, reason: Refusal) {
+        self.with_hub(|hub| hub.refuse(self.id, reason));
     }
 
     /// Cancels a watcher; the answer, if the watcher is known, comes through the outbox.

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use super::feed::Notice;
 use super::group::{Cohort, CohortKey, GroupKey, Members, Position, Span, Synced, Wish};
 use super::index::Index;
-use super::outbox::{Bell, End, EventList, Events, Full, Limits, Outbox, Outgoing};
+use super::outbox::{Bell, End, EventList, Events, Full, Limits, Outbox, Outgoing, Refusal};
 use super::slab::Slab;
 use super::stats::{Cancels, Stats};
 
@@ -185,17 +185,22 @@ impl Hub {
         self.streams.remove(stream.place());
     }
 
+    /// Answers on a stream that a watcher is not created.
+    pub fn refuse(&mut self, stream: StreamId, reason: Refusal) {
+        let published = self.published;
+        if let Some(home) = self.stream(stream) {
+            home.outbox.push_answer(Outgoing::Refused { reason, revision: published });
+            self.cancels.refused += 1;
+        }
+    }
+
     /// Creates a watcher on a stream and answers there, first of all.
     pub fn create(&mut self, stream: StreamId, spec: Spec) {
         let (published, compacted) = (self.published, self.compacted);
         let Some(home) = self.stream(stream) else { return };
         let id = match home.admit(&spec) {
             Ok(id) => id,
-            Err(reason) => {
-                home.outbox.push_answer(Outgoing::Refused { reason, revision: published });
-                self.cancels.refused += 1;
-                return;
-            }
+            Err(reason) => return self.refuse(stream, reason),
         };
         home.outbox.push_answer(Outgoing::Created { id, revision: published });
         if spec.start.0 > 0 && spec.start < compacted {

@@ -218,6 +218,8 @@ pub enum Refusal {
     EmptyRange,
     /// The stream has a watcher of this id. -1 always counts as taken: on the wire it names the stream itself.
     DuplicateId,
+    /// Its client may not hear of these keys: so says, in words for the client, who knows what clients may.
+    Denied(&'static str),
 }
 
 /// Why the server ends a stream.

@@ -46,7 +46,7 @@ impl Server {
         let child = Command::new(env!("CARGO_BIN_EXE_everwatch"))
             .args(["--name", "m0", "--listen-client-urls", &url, "--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("m0={peer}"), "--heartbeat-interval", "10"])
+            .args(["--initial-cluster", &format!("m0={peer}"), "--heartbeat-interval", "10", "--bcrypt-cost", "4"])
             .args(["--election-timeout", "100", "--data-dir"])
             .arg(root.join("data"))
             .stdout(Stdio::null())
