@@ -1,7 +1,7 @@
 //! What a client sees on the wire, asked of a real server process: watches above all, and the basics of KV and leases.
 //!
 //! Tests are named after what they pin down and grouped by a letter, each letter with a file of its own: S stream, C create,
-//! N cancel, E events, T txn, X filters, V prev_kv, G fragments, P progress, K compaction, L load, M members. Here is what they share. Each uses keys
+//! N cancel, E events, T txn, X filters, V prev_kv, G fragments, P progress, K compaction, L load, M members, A auth. Here is what they share. Each uses keys
 //! of its own. Tests that care about the store's revision have a server to themselves, the others share one. Nothing
 //! sleeps: that something does *not* arrive is shown by a marker written afterwards which arrives first. Names begin with the
 //! numbers of the cases in `tests/watch_cases.txt`, which says where each is.
@@ -245,12 +245,21 @@ impl Client {
     }
 
     fn stream(&self) -> Stream {
+        self.stream_as(None)
+    }
+
+    /// A stream of whoever has this token.
+    fn stream_as(&self, token: Option<&str>) -> Stream {
         let (send, requests) = mpsc::unbounded_channel();
         let (tell, responses) = mpsc::unbounded_channel();
         let mut client = WatchClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
+        let mut requests = tonic::Request::new(UnboundedReceiverStream::new(requests));
+        if let Some(token) = token {
+            requests.metadata_mut().insert("token", token.parse().expect("visible text"));
+        }
         // etcd sends response headers with the first response only, so the call is awaited beside the test.
         tokio::spawn(async move {
-            match client.watch(UnboundedReceiverStream::new(requests)).await {
+            match client.watch(requests).await {
                 Err(status) => drop(tell.send(Err(status))),
                 Ok(stream) => {
                     let mut stream = stream.into_inner();
@@ -530,6 +539,8 @@ macro_rules! wire {
     };
 }
 
+#[path = "wire/auth.rs"]
+mod auth;
 #[path = "wire/cancel.rs"]
 mod cancel;
 #[path = "wire/compaction.rs"]
