@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Holds Everwatch against real etcd 3.5.1: the scripted conversation, random ones, and a foreign Python client.
+# Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones,
+# and a foreign Python client.
 #
 #   scripts/compat.sh                          etcd against target/debug/everwatch
 #   RIGHT=target/release/everwatch scripts/compat.sh
@@ -28,6 +29,7 @@ scripts/compat-venv.sh "$venv"
 python=$venv/bin/python
 failed=0
 "$python" tests/compat/differential.py --left "$left" --right "$right" "${same[@]}" || failed=1
+"$python" tests/compat/differential.py --left "$left" --right "$right" "${same[@]}" --auth || failed=1
 for seed in $(seq 1 "$seeds"); do
     "$python" tests/compat/differential.py --left "$left" --right "$right" --seed "$seed" --count 1500 || failed=1
 done

@@ -2,6 +2,7 @@
 
     differential.py --left etcd --right target/debug/everwatch              the scripted conversation
     differential.py --left etcd --right everwatch --seed 7 --count 3000     a random one
+    differential.py --left etcd --right everwatch --auth                    the one about users
 
 With the same program on both sides there must be no difference at all (--same: intended differences do not apply).
 A difference is fine only if intended.py lists it with its reason, and an entry that matches nothing fails the run.
@@ -13,21 +14,22 @@ import sys
 import threading
 import time
 
+import auth_talk
 import conversation
 import random_talk
-from intended import ANY_ANSWER, INTENDED, INSTEAD_OF_A_CRASH
+from intended import ANY_ANSWER, INTENDED, INTENDED_OF_AUTH, INSTEAD_OF_A_CRASH
 from server import Server
 from talk import Talk
 
 
-def transcripts(commands, speak, flags):
+def transcripts(commands, speak, flags, kind=Talk):
     """Both conversations at once, each with its own fresh server."""
     talks, errors = [None, None], []
 
     def side(number):
         try:
             with Server(commands[number], flags=flags) as server:
-                talk = talks[number] = Talk(server.endpoint)
+                talk = talks[number] = kind(server.endpoint)
                 speak(talk)
                 talk.close()
         except BaseException as error:  # a thread must not fail silently
@@ -109,6 +111,7 @@ def main():
     parser.add_argument("--same", action="store_true", help="no difference is intended")
     parser.add_argument("--seed", type=int, help="a random conversation instead of the script")
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--auth", action="store_true", help="the conversation about users instead of the script")
     parser.add_argument("--sections", help="only these sections of the script, by comma")
     parser.add_argument("--flag", action="append", default=[], help="one more flag for both servers")
     parser.add_argument("--show", type=int, default=40, help="print at most this many differences")
@@ -116,7 +119,11 @@ def main():
     parser.add_argument("--later", action="store_true", help="with services that are not there yet")
     arguments = parser.parse_args()
 
-    if arguments.seed is not None:
+    kind, script = Talk, arguments.seed is None and not arguments.auth
+    if arguments.auth:
+        kind, speak, intended = auth_talk.AuthTalk, auth_talk.speak, {} if arguments.same else INTENDED_OF_AUTH
+        arguments.flag += ["--bcrypt-cost", "4"]
+    elif arguments.seed is not None:
         intended = {}
         speak = lambda t: random_talk.speak(t, arguments.seed, arguments.count)  # noqa: E731
     else:
@@ -128,19 +135,19 @@ def main():
         speak = lambda t: conversation.speak(t, sections)  # noqa: E731
 
     began = time.monotonic()
-    left, right = transcripts((arguments.left, arguments.right), speak, arguments.flag)
+    left, right = transcripts((arguments.left, arguments.right), speak, arguments.flag, kind)
     if arguments.dump:
         with open(arguments.dump, "w") as out:
             for step in right:
                 out.write(f"{step.label}\n    {json.dumps(step.outcome)}\n")
     unexpected, unused = compare(left, right, intended)
-    if arguments.seed is None and not (arguments.same or arguments.sections):
+    if script and not (arguments.same or arguments.sections):
         unexpected += crash_requests(arguments.right, arguments.flag)
     for label, path, a, b in unexpected[:arguments.show]:
         print(f"DIFFERENT  {label}\n    at {path}\n    left  {a!r:.400}\n    right {b!r:.400}")
     for label, wanted in unused.items():
         print(f"UNUSED     {label}: no such difference any more ({wanted.reason})")
-    what = f"seed {arguments.seed}" if arguments.seed is not None else "script"
+    what = f"seed {arguments.seed}" if arguments.seed is not None else "users" if arguments.auth else "script"
     print(f"{what}: {len(left)} requests and reports, {len(unexpected)} unexpected differences, "
           f"{len(intended) - len(unused)} intended ones, {len(unused)} unused; {time.monotonic() - began:.1f} s")
     sys.exit(1 if unexpected or unused else 0)

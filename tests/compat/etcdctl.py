@@ -104,6 +104,85 @@ member list -w fields
 alarm list
 alarm disarm
 version
+auth status
+auth enable
+user add root:rootpw
+user add alice:pw
+user add alice:pw
+user add robot --no-password
+user add carol --interactive=false < pw\n
+user add :x
+user grant-role root root
+user grant-role alice app
+role add app
+role add app
+role grant-permission app readwrite app/ --prefix
+role grant-permission app read config
+role grant-permission app write a b
+role grant-permission app read z --from-key
+role grant-permission app run config
+role grant-permission none read config
+role get app
+role get app -w json
+role get none
+role list
+user grant-role alice app
+user get alice
+user get alice --detail
+user get nobody
+user list
+user list -w json
+user passwd carol --interactive=false < pw2\n
+user passwd nobody --interactive=false < pw2\n
+put app/a 1
+put other 1
+auth enable
+put app/a 2
+--user alice:pw put app/a 2
+--user alice:pw put app/a 3 --prev-kv
+--user alice:pw put other 2
+--user alice:pw put a1 2
+--user alice:pw put a1 2 --prev-kv
+--user alice:pw get app/ --prefix
+--user alice:pw get other
+--user alice:pw get "" --prefix
+--user alice:pw get z --from-key
+--user alice:pw del a b
+--user alice:pw del app/a --prev-kv
+--user alice:wrong get app/a
+--user nobody:pw get app/a
+--user robot:pw get app/a
+--user carol:pw get app/a
+--user carol:pw2 get app/a
+--user alice --password pw get app/a
+--user alice:pw user get alice
+--user alice:pw user get root
+--user alice:pw user list
+--user alice:pw role get app
+--user alice:pw role add mine
+--user alice:pw auth disable
+--user alice:pw txn < value("app/a") = "1"\n\nput app/t 1\n\nget other\n\n
+--user alice:pw txn < value("app/a") = "1"\n\nput app/t 1\n\nget app/a\n\n
+--user root:rootpw put other 3 --prev-kv
+--user root:rootpw get "" --prefix --count-only -w fields
+--user root:rootpw user list
+--user root:rootpw role revoke-permission app config
+--user root:rootpw role revoke-permission app config
+--user root:rootpw role revoke-permission app z --from-key
+--user root:rootpw role get app
+--user root:rootpw user revoke-role alice app
+--user root:rootpw user revoke-role alice app
+--user alice:pw get app/a
+--user root:rootpw user delete alice
+--user root:rootpw user delete alice
+--user root:rootpw user delete root
+--user root:rootpw role delete app
+--user root:rootpw role delete app
+--user root:rootpw auth status
+--user root:rootpw auth disable
+auth status
+put app/a 4
+user delete root
 """.strip().splitlines()
 
 LEASE_CHAIN = ("put e/l 1 --lease={id}", "lease timetolive {id}", "lease timetolive {id} --keys", "lease timetolive {id} -w json --keys",

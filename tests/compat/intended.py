@@ -61,6 +61,59 @@ INTENDED: dict[str, Intended] = {
         "an unknown sort order is refused, as by later etcd", refused("INVALID_ARGUMENT", LIBRARY)),
 }
 
+NOBODY = refused("INVALID_ARGUMENT", "etcdserver: user name is empty")
+BAD_TOKEN = refused("UNAUTHENTICATED", "etcdserver: invalid auth token")
+DENIED = refused("PERMISSION_DENIED", "etcdserver: permission denied")
+WHO = {"nobody": NOBODY, "bad": BAD_TOKEN, "alice": DENIED}
+
+
+def not_watched(code, text, *revisions):
+    """What a stream is told of as many watchers that it may not have."""
+    reason = f"rpc error: code = {code} desc = etcdserver: {text}"
+    refusals = [{"header": header(revision), "watch_id": -1, "created": True, "canceled": True, "cancel_reason": reason}
+                for revision in revisions]
+    return {"watch -1": refusals, "rules broken": [], "ended": None}
+
+
+INTENDED_OF_AUTH: dict[str, Intended] = {
+    **{f"maintenance_denied: [{who}] {method}": Intended("later etcd gives these the status that they have elsewhere", outcome)
+       for who, outcome in WHO.items() for method in ("HashKV", "Hash", "Defragment")},
+    "watches: [root] stream of alice, denied": Intended(
+        "a refused watcher has the id -1, as in later etcd", not_watched(
+            "PermissionDenied", "permission denied", 29, 29, 29, 29, 32)),
+    "watches: [nobody] stream of nobody": Intended(
+        "the reason says what is wrong, as in later etcd", not_watched("InvalidArgument", "user name is empty", 33, 33)),
+    "watches: [bad] stream of bad": Intended(
+        "the reason says what is wrong, as in later etcd: clients log in again", not_watched(
+            "Unauthenticated", "invalid auth token", 33, 33)),
+    **{f"holes_of_etcd: [{who}] Txn {request}".strip(): Intended(
+        "a txn needs what it does, nested txns, prev_kv and leases included (CVE-2026-33343, CVE-2026-44283)", WHO[who])
+       for who, request in (
+           ("alice", "success={request_txn={success={request_range={key='other'}}}}"),
+           ("alice", "success={request_txn={failure={request_put={key='other' value='nested'}}}}"),
+           ("alice", "compare={key='app/one' version=1099511627776} success={request_put={key='config' value='1' prev_kv=True}}"),
+           ("nobody", "success={request_txn={success={request_range={key='app/one'}} failure={request_range={key='log/one'}}}}"),
+           ("nobody", ""))},
+    **{f"holes_of_etcd: [{who}] {request}": Intended(
+        "what goes through the log, or tells of the cluster, is for users, and what changes it for root (CVE-2026-33413)", WHO[who])
+       for who, request in (
+           ("alice", "Compact revision=2 physical=True"), ("alice", "Alarm action=DEACTIVATE memberID=MEMBER alarm=NOSPACE"),
+           ("nobody", "Alarm"), ("nobody", "Status"), ("nobody", "MemberList"), ("nobody", "MoveLeader targetID=1"),
+           ("nobody", "Compact revision=1 physical=True"), ("bad", "Status"), ("bad", "MemberList"))},
+    **{f"holes_of_etcd: [nobody] {request}": Intended(
+        "leases are for users, and so are the names of their keys (CVE-2026-33413, CVE-2023-32082)", outcome)
+       for request, outcome in (
+           ("LeaseGrant TTL=300 ID=90", NOBODY), ("LeaseRevoke ID=90", NOBODY), ("LeaseKeepAlive ID=73", [NOBODY]),
+           ("LeaseTimeToLive ID=73 keys=True", NOBODY), ("LeaseLeases", NOBODY))},
+    "holes_of_etcd: [root] RoleGet role=root": Intended(
+        "the role root is shown with what it allows, as by later etcd", {
+            "header": header(33), "perm": [{"permType": "READWRITE", "range_end": "'\\x00'"}]}),
+    **{f"holes_of_etcd: [root] RoleGrantPermission name=odd perm={{{where}}}": Intended(
+        "a permission on no key is refused, as by later etcd",
+        refused("INVALID_ARGUMENT", "etcdserver: invalid auth management"))
+       for where in ("", "range_end='\\x00'", "key='b' range_end='a'", "key='b' range_end='b'", "range_end='b'")},
+}
+
 ANY_ANSWER = "any answer: there is nothing to compare with, but the server must still be there"
 SORT = refused("INVALID_ARGUMENT", "etcdserver: invalid sort option")
 INSTEAD_OF_A_CRASH: dict[str, Any] = {
