@@ -75,6 +75,7 @@ fn unauthorised(error: auth::Error) -> Status {
         NotEnabled => (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
         WrongPassword => (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
         NoPassword => (Code::Unknown, "auth: authentication failed, password was given for no password user"),
+        VerifyOnly => (Code::Unknown, "auth: token signing attempted with verify-only key"),
     };
     Status::new(code, text)
 }

@@ -22,17 +22,19 @@
 //!
 //! **Passwords** come as bcrypt hashes ([`password`]), made before anything is proposed. **Tokens** ([`token::Tokens`]) are what a member
 //! knows users by. Each is made by an entry of the log and so known to every member; when it ends is each member's own clock's
-//! business, and a restart forgets all of them.
+//! business, and a restart forgets all of them. Or they are signed and say themselves whose they are ([`jwt::Jwt`]).
 //!
 //! What a request needs is said in one place, `state::permission`, which knows requests and leases.
 //!
 //! Deliberately missing: a bound on how often a password may be tried; the edge lets only a few be compared at a time.
 
+pub mod jwt;
 pub mod password;
 pub mod permission;
 pub mod store;
 pub mod token;
 
+pub use jwt::Jwt;
 pub use permission::Access;
 pub use store::{Guard, Store};
 pub use token::Tokens;
@@ -93,4 +95,6 @@ pub enum Error {
     WrongPassword,
     /// The user has no password, and cannot log in with one.
     NoPassword,
+    /// This member recognises tokens, and has no key to make any.
+    VerifyOnly,
 }

@@ -261,7 +261,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
     (
         "Auth",
         &[
-            flag("auth-token", Text, "simple", Works, "Kind of token; only simple is there."),
+            flag(
+                "auth-token",
+                Text,
+                "simple",
+                Works,
+                "Kind of token: simple, or jwt,pub-key=FILE,priv-key=FILE,sign-method=RS256,ttl=5m.",
+            ),
             flag("bcrypt-cost", Unsigned, "10", Works, "Cost of hashing passwords, 4 to 31."),
             flag("auth-token-ttl", Unsigned, "300", Works, "Seconds a simple token lives after it was used."),
         ],

@@ -10,6 +10,7 @@ mod file;
 pub mod flags;
 mod url;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -93,6 +94,8 @@ pub struct Config {
     pub watch_compaction_grace: Duration,
     /// What bcrypt is told about how long a password takes to hash.
     pub bcrypt_cost: u32,
+    /// What users are known by once they have logged in.
+    pub auth_token: AuthToken,
     /// How long a simple token lives after it was last used.
     pub auth_token_lifetime: Duration,
     /// Whether `/metrics` has histograms of gRPC calls.
@@ -105,6 +108,59 @@ pub struct Config {
     pub edge_threads: Option<usize>,
     /// What should be logged, once, about the settings.
     pub remarks: Remarks,
+}
+
+/// What users are known by once they have logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthToken {
+    /// Random letters that the members remember.
+    Simple,
+    /// Signed claims.
+    Jwt {
+        /// File of the key that verifies, unless the method is symmetric.
+        public_key: Option<PathBuf>,
+        /// File of the key that signs; without it nobody can log in here.
+        private_key: Option<PathBuf>,
+        /// The method's name in the standard.
+        method: String,
+        /// How long a token lives.
+        lifetime: Duration,
+    },
+}
+
+impl AuthToken {
+    /// As etcd writes it: a kind, and then options, `name=value`, by commas.
+    fn parse(text: &str) -> Result<AuthToken, Error> {
+        let refused = |why: &str| invalid(format!("auth: invalid auth options: --auth-token={text:?}: {why}"));
+        let mut parts = text.split(',');
+        let kind = parts.next().unwrap_or_default();
+        let mut options = BTreeMap::new();
+        for part in parts {
+            match part.split_once('=') {
+                Some((name, value)) if !value.contains('=') && options.insert(name, value).is_none() => {}
+                _ => return refused("options are name=value, each once"),
+            }
+        }
+        if kind == "simple" {
+            return Ok(AuthToken::Simple);
+        }
+        if kind != "jwt" {
+            return refused("the kinds are simple and jwt");
+        }
+        let mut take = |name| options.remove(name);
+        let path = |text: Option<&str>| text.map(PathBuf::from);
+        let (public_key, private_key) = (path(take("pub-key")), path(take("priv-key")));
+        let method = take("sign-method").unwrap_or_default().to_owned();
+        let lifetime = match take("ttl").map(flags::read_duration) {
+            None => JWT_LIFETIME_DEFAULT,
+            Some(Ok(lifetime)) if !lifetime.is_zero() => lifetime,
+            Some(_) => return refused("its ttl is not a duration"),
+        };
+        if let Some(unknown) = options.keys().next() {
+            return refused(&format!("no option {unknown}"));
+        }
+        Ok(AuthToken::Jwt { public_key, private_key, method, lifetime })
+    }
 }
 
 /// Whether a member founds its cluster or joins one that exists.
@@ -198,6 +254,7 @@ pub struct Remarks {
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
 const BCRYPT_COST_DEFAULT: u32 = 10;
+const JWT_LIFETIME_DEFAULT: Duration = Duration::from_secs(300);
 /// A shorter interval than this is lengthened to it, as in etcd: every notice costs every watcher.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -270,6 +327,7 @@ impl Config {
                 .ok()
                 .filter(|cost| (4..=31).contains(cost))
                 .unwrap_or(BCRYPT_COST_DEFAULT),
+            auth_token: AuthToken::parse(values.text("auth-token"))?,
             auth_token_lifetime: Duration::from_secs(
                 or(values.unsigned("auth-token-ttl"), 300).min(u64::from(u32::MAX)),
             ),
@@ -293,9 +351,6 @@ impl Config {
         // Not asked of a file, as in etcd.
         if !values.from_file && values.is_given("listen-client-urls") && !values.is_given("advertise-client-urls") {
             return invalid("--advertise-client-urls is required when --listen-client-urls is set explicitly");
-        }
-        if values.text("auth-token") != "simple" {
-            return invalid(format!("--auth-token {:?} is not there yet, only \"simple\"", values.text("auth-token")));
         }
         if let Some(shared) = self.listen_client_http_urls.iter().find(|url| self.listen_client_urls.contains(url)) {
             return invalid(format!("--listen-client-http-urls shares {shared} with --listen-client-urls"));
@@ -499,7 +554,13 @@ mod tests {
         assert_eq!(of("--bcrypt-cost 4 --auth-token-ttl 5 --auth-token simple"), (4, 5));
         assert_eq!(of("--bcrypt-cost 3 --auth-token-ttl 0"), (10, 300));
         assert_eq!(of("--bcrypt-cost 32 --auth-token-ttl 18446744073709551615"), (10, u64::from(u32::MAX)));
-        assert!(refusal("--auth-token jwt,sign-method=HS256").contains("auth-token"));
+        for line in ["jwt,sign-method", "jwt,ttl=x", "jwt,ttl=1m,ttl=2m", "jwt,key=a", "other", ""] {
+            assert!(refusal(&format!("--auth-token={line}")).contains("invalid auth options"), "{line}");
+        }
+        let jwt = config("--auth-token jwt,pub-key=a,priv-key=b,sign-method=RS256,ttl=10m").expect("etcd's example");
+        let (public_key, private_key) = (Some("a".into()), Some("b".into()));
+        let lifetime = Duration::from_secs(600);
+        assert_eq!(jwt.auth_token, AuthToken::Jwt { public_key, private_key, method: "RS256".into(), lifetime });
     }
 
     #[test]

@@ -2,18 +2,20 @@
 //!
 //! A password is compared where that may take long, a few at a time, before anything is proposed; the log then decides whether users
 //! have changed meanwhile. What tokens there are comes from the log ([`Logins::follow`]), how long they live from this member's clock.
+//! With `--auth-token=jwt` they are signed here and recognised by their signature, and the log knows nothing of them.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
 use super::error::Error;
 use super::handle::Handle;
 use crate::auth::token::{self, TokenChange};
-use crate::auth::{self, Asker, Tokens, password};
-use crate::config::Config;
+use crate::auth::{self, Asker, Jwt, Tokens, password};
+use crate::config::{AuthToken, Config};
 use crate::pb::everwatchpb::Authenticate;
 use crate::state::StateMachine;
 use crate::state::applied::{Refusal, Reply};
@@ -49,22 +51,35 @@ pub(crate) struct Logins {
     /// Whether auth is on: what the state says, for those who look at every call.
     enabled: AtomicBool,
     tokens: Mutex<Tokens>,
+    /// Instead of tokens that are remembered.
+    jwt: Option<Jwt>,
     cost: u32,
     waiting: Semaphore,
     hashing: Semaphore,
 }
 
 impl Logins {
-    pub(crate) fn new(config: &Config, state: &StateMachine) -> Logins {
+    /// An error says which key cannot be used.
+    pub(crate) fn new(config: &Config, state: &StateMachine) -> Result<Logins, Box<dyn std::error::Error>> {
+        let jwt = match &config.auth_token {
+            AuthToken::Simple => None,
+            AuthToken::Jwt { public_key, private_key, method, lifetime } => {
+                let read =
+                    |path: &Option<PathBuf>| path.as_ref().map(|path| named(path, std::fs::read(path))).transpose();
+                let (public, private) = (read(public_key)?, read(private_key)?);
+                Some(Jwt::new(method, public.as_deref(), private.as_deref(), *lifetime)?)
+            }
+        };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Logins {
+        Ok(Logins {
+            jwt,
             enabled: AtomicBool::new(state.auth.is_enabled()),
             tokens: Mutex::new(Tokens::new(config.auth_token_lifetime)),
             cost: config.bcrypt_cost,
             waiting: Semaphore::new(WAITING_MAX),
             // The others are for those who are logged in.
             hashing: Semaphore::new((processors / 2).max(1)),
-        }
+        })
     }
 
     /// Follows what apply did.
@@ -86,6 +101,16 @@ impl Logins {
     }
 }
 
+/// What came of reading a file, with its name where that failed.
+fn named<T>(path: &Path, outcome: std::io::Result<T>) -> Result<T, String> {
+    outcome.map_err(|error| format!("reading {}: {error}", path.display()))
+}
+
+/// The time that tokens speak of.
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 impl Handle {
     /// Whether users and roles count, as far as this member knows.
     pub fn auth_enabled(&self) -> bool {
@@ -94,6 +119,10 @@ impl Handle {
 
     /// The user of a token, if this member knows it by now.
     pub fn recognise(&self, token: &str) -> Option<Identity> {
+        if let Some(jwt) = &self.shared.logins.jwt {
+            let (user, revision) = jwt.user(token, unix_seconds())?;
+            return Some(Identity::of(user.into(), revision));
+        }
         // First: whatever changes after this is then seen where the request is decided.
         let revision = self.view(|state| state.auth.revision());
         let user = self.shared.logins.tokens().user(token, self.shared.now())?;
@@ -103,7 +132,7 @@ impl Handle {
     /// The user of a token. One that another member has just given out is waited for.
     pub async fn identify(&self, token: &str) -> Option<Identity> {
         let known = self.recognise(token);
-        if known.is_none() && token::made_at(token)? > self.status().applied {
+        if known.is_none() && self.shared.logins.jwt.is_none() && token::made_at(token)? > self.status().applied {
             self.linearize().await.ok()?;
             return self.recognise(token);
         }
@@ -134,6 +163,18 @@ impl Handle {
                     return Err(refused(auth::Error::WrongPassword));
                 }
                 matched = Some(hash);
+            }
+            if let Some(jwt) = &self.shared.logins.jwt {
+                self.linearize().await?;
+                let (revision, now) =
+                    self.view(|state| (state.kv.revision(), state.auth.authenticate(name, auth_revision)));
+                match now {
+                    Ok(()) => {}
+                    Err(auth::Error::OldRevision) => continue,
+                    Err(error) => return Err(refused(error)),
+                }
+                let token = jwt.issue(name, auth_revision, unix_seconds());
+                return token.map(|token| (revision, token)).ok_or(refused(auth::Error::VerifyOnly));
             }
             let mut random = [0; token::LETTERS];
             getrandom::fill(&mut random).map_err(|error| self.fail(&error))?;

@@ -103,7 +103,7 @@ pub fn start(
     let newest: Arc<Mutex<Arc<dyn Reader>>> = Arc::new(Mutex::new(member.state.kv.reader()));
     let applied = member.state.applied();
     let (revision, compacted) = (member.state.kv.revision(), member.state.kv.compacted());
-    let logins = Logins::new(config, &member.state);
+    let logins = Logins::new(config, &member.state)?;
     let feeds = Feeds::new(shard_count(config), revision);
     let replicated = core::Shared { state: Arc::new(RwLock::new(member.state)), feeds };
     let shards = (0..shard_count(config)).map(|number| {

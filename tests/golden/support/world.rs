@@ -320,6 +320,7 @@ pub(crate) fn show_auth_error(error: auth::Error) -> String {
         NotEnabled => "auth is off",
         WrongPassword => "wrong password",
         NoPassword => "no password",
+        VerifyOnly => "no key to sign with",
     };
     format!("error: {text}")
 }
