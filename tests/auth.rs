@@ -2,13 +2,15 @@
 
 mod processes;
 
+use std::time::Instant;
+
 use everwatch::pb::authpb::Permission;
 use everwatch::pb::etcdserverpb::{
     AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
     AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, AuthenticateRequest, PutRequest, RangeRequest,
     auth_client::AuthClient, kv_client::KvClient,
 };
-use processes::{Cluster, Process, READY};
+use processes::{Cluster, PATIENCE, Process, READY};
 use tonic::{Code, Request, Status};
 
 const READWRITE: i32 = 2;
@@ -94,9 +96,15 @@ fn a_member_that_gets_a_snapshot_knows_who_may_what() {
     }
     let last = cluster.start(away);
     last.says("snapshot adopted");
-    last.says(READY);
+    // It may serve already, or not yet.
+    let deadline = Instant::now() + PATIENCE;
+    let alice = loop {
+        match login(&last, "alice") {
+            Ok(token) => break token,
+            Err(status) => assert!(Instant::now() < deadline, "{status}"),
+        }
+    };
     assert_eq!(get(&last, "", "app/a").expect_err("auth is on").message(), "etcdserver: user name is empty");
-    let alice = login(&last, "alice").expect("she has a password");
     assert_eq!(get(&last, &alice, "app/a").expect("she may"), 1);
     assert_eq!(get(&last, &alice, "other").expect_err("she may not").code(), Code::PermissionDenied);
 

@@ -251,7 +251,7 @@ async fn a08_root_hears_everything() {
 }
 
 #[tokio::test]
-async fn a09_users_survive_a_crash_and_their_tokens_do_not_outlive_a_password() {
+async fn users_survive_a_crash_and_their_tokens_do_not_outlive_a_password() {
     let mut users = reader_of_foo().await;
     assert_eq!(users.range("u", "foo").await.expect("he may"), 0);
     let change = pb::AuthUserChangePasswordRequest { name: "u".into(), password: "other".into(), ..Default::default() };
@@ -287,7 +287,7 @@ async fn a09_users_survive_a_crash_and_their_tokens_do_not_outlive_a_password() 
 
 /// CVE-2021-28235's lesson.
 #[tokio::test]
-async fn a10_no_password_is_written_anywhere() {
+async fn no_password_is_written_anywhere() {
     let mut users = Users::new().await;
     let password = "needle-in-the-haystack";
     let add = pb::AuthUserAddRequest { name: "u".into(), password: password.into(), ..Default::default() };
@@ -401,7 +401,7 @@ fn example(path: &str, key: bytes::Bytes) -> (Vec<u8>, [Outcome; 5]) {
 
 /// Every method there is, by everybody there is (CVE-2026-33413).
 #[tokio::test]
-async fn a11_every_method_asks_who_calls() {
+async fn every_method_asks_who_calls() {
     let mut users = Users::new().await;
     users.role("app", READWRITE, users.client.key(""), users.client.end()).await;
     users.add("wrong", &[]).await;
