@@ -139,6 +139,21 @@ fn nospace_waits_for_an_operator_where_he_wants_that() {
     put(&members[0], "k", b"x").expect("there is space");
 }
 
+#[test]
+fn nospace_that_an_operator_raised_stays() {
+    let cluster = Cluster::new(1);
+    let members = started(&cluster, 1);
+    let revision = put(&members[0], "k", b"x").expect("it serves");
+    let (member_id, _) = members[0].ids();
+    let raised = AlarmMember { member_id, alarm: AlarmType::Nospace as i32 };
+    assert_eq!(alarm(&members[0], AlarmAction::Activate, &raised), [raised]);
+    compact(&members[0], revision).expect("compaction needs no space");
+    for _ in 0..200 {
+        assert_eq!(put(&members[0], "k", b"x").expect_err("nobody took it back").message(), NO_SPACE);
+    }
+    assert_eq!(alarms(&members[0]), [raised]);
+}
+
 /// Stops a member and has it say something else from now on.
 fn falsify(cluster: &Cluster, n: usize, member: Process) {
     member.signal("-TERM");
