@@ -546,6 +546,13 @@ pub const METHODS: &[(&str, &str, CallKind)] = {
         ("etcdserverpb.Auth", "RoleDelete", Unary),
         ("etcdserverpb.Auth", "RoleGrantPermission", Unary),
         ("etcdserverpb.Auth", "RoleRevokePermission", Unary),
+        ("v3lockpb.Lock", "Lock", Unary),
+        ("v3lockpb.Lock", "Unlock", Unary),
+        ("v3electionpb.Election", "Campaign", Unary),
+        ("v3electionpb.Election", "Proclaim", Unary),
+        ("v3electionpb.Election", "Leader", Unary),
+        ("v3electionpb.Election", "Observe", ServerStream),
+        ("v3electionpb.Election", "Resign", Unary),
         ("grpc.health.v1.Health", "Check", Unary),
         ("grpc.health.v1.Health", "Watch", ServerStream),
     ]

@@ -565,6 +565,8 @@ mod prev_kv;
 mod progress;
 #[path = "processes/proxy.rs"]
 mod proxy;
+#[path = "wire/recipes.rs"]
+mod recipes;
 #[path = "wire/stream.rs"]
 mod stream;
 #[path = "wire/txn.rs"]

@@ -94,6 +94,8 @@ impl Door {
                 "etcdserverpb.Lease",
                 "LeaseGrant" | "LeaseRevoke" | "LeaseKeepAlive" | "LeaseTimeToLive" | "LeaseLeases",
             )
+            | ("v3lockpb.Lock", "Lock" | "Unlock")
+            | ("v3electionpb.Election", "Campaign" | "Proclaim" | "Leader" | "Observe" | "Resign")
             | ("etcdserverpb.Cluster", "MemberUpdate")
             | ("etcdserverpb.Maintenance", "Alarm")
             | (
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn what_nobody_has_opened_is_closed() {
         for path in
-            ["", "/", "etcdserverpb.KV/Range", "/etcdserverpb.KV", "/v3lockpb.Lock/Lock", "/etcdserverpb.Auth/New"]
+            ["", "/", "etcdserverpb.KV/Range", "/etcdserverpb.KV", "/v3lockpb.Lock/New", "/etcdserverpb.Auth/New"]
         {
             assert_eq!(Door::of_path(path), Door::Root, "{path}");
         }

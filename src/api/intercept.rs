@@ -17,8 +17,7 @@ use bytes::Bytes;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use tonic::codegen::Service;
+use tonic::codegen::{Service, StdError};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
@@ -85,7 +84,10 @@ impl Intercept {
     }
 }
 
-impl Service<Request<Incoming>> for Intercept {
+impl<B> Service<Request<B>> for Intercept
+where
+    B: http_body::Body<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+{
     type Response = Response<Counted>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Counted>, Infallible>> + Send>>;
@@ -95,7 +97,7 @@ impl Service<Request<Incoming>> for Intercept {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let known = KNOWN.get(request.uri().path());
         let count = known.map(|known| {
             let metrics = self.handle.metrics().clone();

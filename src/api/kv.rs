@@ -1,7 +1,7 @@
 //! The KV service: check, call, stamp.
 
+use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tonic::Status;
 
 use super::caller::Caller;
@@ -78,11 +78,17 @@ impl Call {
 
 impl KvService {
     /// Answers a call.
-    pub(super) async fn answer(self, call: Call, request: Request<Incoming>, caller: Caller) -> Response<Body> {
+    pub(super) async fn answer<B>(self, call: Call, request: Request<B>, caller: Caller) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
         unary::respond(self.outcome(call, request, &caller).await)
     }
 
-    async fn outcome(&self, call: Call, request: Request<Incoming>, caller: &Caller) -> Result<Rest, Status> {
+    async fn outcome<B>(&self, call: Call, request: Request<B>, caller: &Caller) -> Result<Rest, Status>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
         let bytes_max = self.request_bytes_max;
         match call {
             Call::Range => self.range(receive(request, bytes_max).await?, caller).await,

@@ -12,17 +12,22 @@ use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::pb::v3electionpb::election_server::ElectionServer;
+use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::server::handle::Handle;
 
 mod auth;
 mod caller;
 mod check;
 mod cluster;
+mod election;
 mod frames;
 mod intercept;
 pub(crate) mod kv;
 mod lease;
+mod lock;
 mod maintenance;
+mod recipe;
 mod requests;
 mod status;
 mod unary;
@@ -51,9 +56,14 @@ pub fn routes(handle: Handle, config: &Config) -> Intercept {
         .add_service(sized!(ClusterServer::new(cluster::ClusterService::new(handle.clone()))))
         .add_service(sized!(MaintenanceServer::new(maintenance::MaintenanceService::new(handle.clone()))))
         .add_service(sized!(AuthServer::new(auth::AuthService::new(handle.clone()))))
-        .add_service(tonic_health::server::health_reporter().1)
-        .prepare();
-    Intercept::new(kv::KvService::new(handle.clone(), decode_max), routes, handle)
+        .add_service(tonic_health::server::health_reporter().1);
+    let kv = kv::KvService::new(handle.clone(), decode_max);
+    // Recipes are clients of what there is without them.
+    let services = Intercept::new(kv.clone(), routes.clone().prepare(), handle.clone());
+    let routes = routes
+        .add_service(sized!(LockServer::new(lock::LockService::new(services.clone()))))
+        .add_service(sized!(ElectionServer::new(election::ElectionService::new(services))));
+    Intercept::new(kv, routes.prepare(), handle)
 }
 
 /// The answer of a method that is not there yet.

@@ -194,3 +194,27 @@ impl From<Mistake> for Status {
         Status::new(code, text)
     }
 }
+
+/// What can be wrong with a request for a lock or in an election. It travels as Unknown, as in etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RecipeError {
+    /// The lease ended while its owner waited for the lock.
+    SessionExpired,
+    /// Nobody stands for election.
+    NoLeader,
+    /// Somebody else leads.
+    NotLeader,
+    /// The request does not say who leads.
+    NoLeaderField,
+}
+
+impl From<RecipeError> for Status {
+    fn from(error: RecipeError) -> Status {
+        Status::unknown(match error {
+            RecipeError::SessionExpired => "mutex: session is expired",
+            RecipeError::NoLeader => "election: no leader",
+            RecipeError::NotLeader => "election: not leader",
+            RecipeError::NoLeaderField => "\"leader\" field must be provided",
+        })
+    }
+}

@@ -16,6 +16,7 @@
 //! | taking NOSPACE back | `space_loop`   | the main runtime        | [`Tasks::stop`]                              |
 //! | counting prefixes | `extent_loop` | the main runtime           | [`Tasks::stop`]                              |
 //! | comparing histories | `corrupt_loop` | the main runtime        | [`Tasks::stop`]                              |
+//! | giving up a place in a queue for a lock | `api::recipe` | a runtime that serves clients | its txn is answered, or with that runtime |
 //!
 //! The main runtime has one thread. Listeners are [`crate::member`]'s: with `--edge-threads` above 1 clients are served by that
 //! many threads with a runtime each, and the main runtime keeps the core and the peers.
