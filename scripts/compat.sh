@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones,
-# and a foreign Python client.
+# Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones, JSON over HTTP,
+# and two foreign Python clients.
 #
 #   scripts/compat.sh                          etcd against target/debug/everwatch
 #   RIGHT=target/release/everwatch scripts/compat.sh
@@ -39,5 +39,7 @@ jwt="--auth-token=jwt,pub-key=$keys/pub,priv-key=$keys/key,sign-method=RS256,ttl
 for seed in $(seq 1 "$seeds"); do
     "$python" tests/compat/differential.py --left "$left" --right "$right" --seed "$seed" --count 1500 || failed=1
 done
+"$python" tests/compat/gateway.py --left "$left" --right "$right" "${same[@]}" || failed=1
 PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python "$python" tests/compat/etcd3_smoke.py "$right" || failed=1
+"$python" tests/compat/etcd3gw_smoke.py "$right" || failed=1
 exit $failed

@@ -66,7 +66,7 @@
 //! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`auth`], who may do what · [`cluster`], who belongs · [`watch`], who is told |
 //! | machines | [`raft`], the order · [`state`], the consequences |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
-//! | edge | [`api`], etcd's gRPC · [`http`], health and metrics · [`listen`], sockets · [`member`], all of it put together |
+//! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`member`], all of it put together |
 //! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
@@ -87,7 +87,7 @@
 //! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
 //! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
 //! | `api`             | `types` `pb` `version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` | no |
-//! | `http`            | `version` `server::handle` `state` `api`                                                   | no   |
+//! | `http`            | `version` `pb` `server::handle` `state` `api`                                              | no   |
 //! | `listen`          | `config`                                                                                   | no   |
 //! | `member`          | `config` `version` `server` `api` `http` `listen`                                          | no   |
 //! | `config`          | –                                                                                          | no   |

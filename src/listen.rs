@@ -136,7 +136,7 @@ pub enum Nothing {
     Yet,
 }
 
-impl Service<Request<Incoming>> for Nothing {
+impl<B> Service<Request<B>> for Nothing {
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
@@ -145,7 +145,7 @@ impl Service<Request<Incoming>> for Nothing {
         std::task::Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         std::future::ready(Ok(match self {
             Nothing::Ever => refusal(&request, "12", http::StatusCode::NOT_FOUND),
             Nothing::Yet => refusal(&request, "14", http::StatusCode::SERVICE_UNAVAILABLE),

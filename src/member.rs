@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::config::Config;
-use crate::http::{HandleProbe, UnfoundedProbe};
+use crate::http::{Gateway, HandleProbe, UnfoundedProbe};
 use crate::server::{Admission, Asking};
 use crate::{api, http, listen, server, version};
 
@@ -41,7 +41,11 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
             let peers = Routes::new(asking.peer_grpc()).prepare();
             serve_unfounded(&mut meanwhile, &peer_sockets, peers, http::peer_routes, logger)?;
             let sockets = if http_sockets.is_empty() { &client_sockets } else { &http_sockets };
-            serve_unfounded(&mut meanwhile, sockets, listen::Nothing::Yet, http::client_routes, logger)?;
+            let routes = |probe, logger| {
+                let gateway = config.grpc_gateway.then(|| Gateway::new(listen::Nothing::Yet, config.request_bytes_max));
+                http::client_routes(probe, gateway, logger)
+            };
+            serve_unfounded(&mut meanwhile, sockets, listen::Nothing::Yet, routes, logger)?;
             serve_unfounded(&mut meanwhile, &metrics_sockets, listen::Nothing::Yet, http::metrics_routes, logger)?;
             tokio::select! {
                 admission = asking.admission() => admission?,
@@ -80,7 +84,8 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         logger: logger.clone(),
     };
     let grpc = api::routes(handle.clone(), config);
-    let routes = http::client_routes(probe(), logger.clone());
+    let gateway = config.grpc_gateway.then(|| Gateway::new(grpc.clone(), config.request_bytes_max));
+    let routes = http::client_routes(probe(), gateway, logger.clone());
     if http_sockets.is_empty() {
         edge.listen(client_sockets, grpc, routes, watches)?;
     } else {

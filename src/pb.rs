@@ -26,3 +26,6 @@ pub mod v3electionpb {
 pub mod everwatchpb {
     tonic::include_proto!("everwatchpb");
 }
+
+/// All of it described as data: an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,7 +1,7 @@
 //! What a client sees on the wire, asked of a real server process: watches above all, and the basics of KV and leases.
 //!
 //! Tests are named after what they pin down and grouped by a letter, each letter with a file of its own: S stream, C create,
-//! N cancel, E events, T txn, X filters, V prev_kv, G fragments, P progress, K compaction, L load, M members, A auth. Here is what they share. Each uses keys
+//! N cancel, E events, T txn, X filters, V prev_kv, G fragments, P progress, K compaction, L load, M members, A auth, W other clients. Here is what they share. Each uses keys
 //! of its own. Tests that care about the store's revision have a server to themselves, the others share one. Nothing
 //! sleeps: that something does *not* arrive is shown by a marker written afterwards which arrives first. Names begin with the
 //! numbers of the cases in `tests/watch_cases.txt`, which says where each is.
@@ -553,6 +553,8 @@ mod events;
 mod filters;
 #[path = "wire/fragment.rs"]
 mod fragment;
+#[path = "wire/gateway.rs"]
+mod gateway;
 #[path = "wire/kv.rs"]
 mod kv;
 #[path = "wire/load.rs"]

@@ -146,7 +146,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 NoEffect,
                 "Set SO_REUSEADDR on listening sockets (always on).",
             ),
-            flag("enable-grpc-gateway", Switch, "true", NoEffect, "Serve the JSON gateway."),
+            flag("enable-grpc-gateway", Switch, "true", Works, "Serve the JSON gateway."),
             flag("raft-read-timeout", Time, "5s", NoEffect, "Read timeout between members."),
             flag("raft-write-timeout", Time, "5s", NoEffect, "Write timeout between members."),
             flag("feature-gates", Gates, "", Works, "Features to switch, Name=true,Name=false."),

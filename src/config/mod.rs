@@ -104,6 +104,8 @@ pub struct Config {
     pub metrics_key_prefixes: Vec<String>,
     /// Where log lines go and how they look.
     pub log: LogConfig,
+    /// Whether the methods of gRPC are there for JSON, too.
+    pub grpc_gateway: bool,
     /// Threads that serve connections; none: chosen by the number of CPUs.
     pub edge_threads: Option<usize>,
     /// What should be logged, once, about the settings.
@@ -334,6 +336,7 @@ impl Config {
             metrics_extensive: values.text("metrics") == "extensive",
             metrics_key_prefixes: list(values.text("metrics-key-prefixes")).map(str::to_owned).collect(),
             log: LogConfig::new(values)?,
+            grpc_gateway: values.switch("enable-grpc-gateway"),
             edge_threads: usize::try_from(values.unsigned("edge-threads")).ok().filter(|threads| *threads > 0),
             remarks: Remarks {
                 without_effect: values.without_effect(),

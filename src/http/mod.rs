@@ -1,10 +1,11 @@
-//! The HTTP endpoints beside gRPC: health, version and metrics.
+//! The HTTP endpoints beside gRPC: health, version and metrics, and the [`gateway`] to gRPC itself.
 //!
-//! Paths, bodies and codes are etcd's, so that probes and dashboards need not change. The JSON gateway (`/v3/...`) is not
-//! there yet: it answers 501 and says so. The routers made here are pure translation; what is true of the member is asked
-//! of a [`Probe`]. `listen.rs` decides which requests come here.
+//! Paths, bodies and codes are etcd's, so that probes and dashboards need not change. The routers made here are pure
+//! translation; what is true of the member is asked of a [`Probe`], and what clients want of its services. `listen.rs`
+//! decides which requests come here.
 
 mod ask;
+pub mod gateway;
 mod health;
 mod probe;
 
@@ -20,6 +21,7 @@ use axum::routing::get;
 use crate::version;
 
 pub use ask::ask_health;
+pub use gateway::Gateway;
 pub use health::{ActiveAlarm, Probe};
 pub(crate) use probe::{HandleProbe, UnfoundedProbe};
 
@@ -28,12 +30,15 @@ struct Endpoints<P> {
     logger: slog::Logger,
 }
 
-/// Everything: for client URLs and for URLs of HTTP alone.
-pub fn client_routes<P: Probe>(probe: P, logger: slog::Logger) -> Router {
+/// Everything: for client URLs and for URLs of HTTP alone. Without a gateway nothing is found where it would be.
+pub fn client_routes<P: Probe, S: gateway::Services>(
+    probe: P,
+    gateway: Option<Gateway<S>>,
+    logger: slog::Logger,
+) -> Router {
     let endpoints = Arc::new(Endpoints { probe, logger });
-    with_health(Router::new())
+    with_health(gateway.map_or_else(Router::new, Gateway::routes))
         .route("/version", get(version_of::<P>))
-        .route("/v3/{*rest}", axum::routing::any(gateway))
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(middleware::from_fn(only_get_and_cors))
@@ -65,9 +70,9 @@ fn with_health<P: Probe>(router: Router<Arc<Endpoints<P>>>) -> Router<Arc<Endpoi
 
 /// HEAD is not GET to etcd (axum would answer it), and every answer may be read by any origin, as etcd's default has it.
 async fn only_get_and_cors(request: Request, next: Next) -> Response<Body> {
-    let strict = !request.uri().path().starts_with("/metrics") && !request.uri().path().starts_with("/v3/");
+    let strict = !request.uri().path().starts_with("/metrics") && !request.uri().path().starts_with("/v3");
     let mut response = match *request.method() {
-        Method::OPTIONS => text(StatusCode::OK, String::new()),
+        Method::OPTIONS => Response::new(Body::empty()),
         Method::HEAD if strict => method_not_allowed(),
         _ => next.run(request).await,
     };
@@ -100,10 +105,6 @@ async fn metrics<P: Probe>(State(endpoints): State<Arc<Endpoints<P>>>) -> Respon
     let form = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, form);
     response
-}
-
-async fn gateway() -> Response<Body> {
-    error(StatusCode::NOT_IMPLEMENTED, "the JSON gateway is not implemented yet")
 }
 
 fn text(status: StatusCode, body: String) -> Response<Body> {
@@ -172,7 +173,9 @@ mod tests {
 
     /// The answer of `member` as `code body`.
     fn ask_with(member: &Member, method: &str, path: &str) -> String {
-        let routes = client_routes(member.clone(), slog::Logger::root(slog::Discard, slog::o!()));
+        let gateway = None::<Gateway<Router>>;
+        let routes =
+            client_routes(member.clone(), gateway, slog::Logger::root(slog::Discard, slog::o!()));
         let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("well-formed");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
@@ -232,9 +235,8 @@ mod tests {
         }
         assert_eq!(ask_with(&member, "POST", "/version"), "405 Method Not Allowed\n");
         assert_eq!(ask_with(&member, "PUT", "/metrics"), "200 up 1\n");
-        for path in ["/", "/nope", "/v2/keys", "/readyz/nope", "/metricsx"] {
+        for path in ["/", "/nope", "/v2/keys", "/readyz/nope", "/metricsx", "/v3/kv/range"] {
             assert_eq!(ask(&member, path), "404 404 page not found\n", "{path}");
         }
-        assert!(ask_with(&member, "POST", "/v3/kv/range").starts_with("501 "));
     }
 }
