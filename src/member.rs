@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::config::Config;
-use crate::http::{Gateway, HandleProbe, UnfoundedProbe};
+use crate::http::{Access, Gateway, HandleProbe, UnfoundedProbe};
 use crate::server::{Admission, Asking};
 use crate::{api, http, listen, server, version};
 
@@ -26,6 +26,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     let mut termination = pin!(listen::Termination::new()?.wait());
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
+    let access = Access::new(&config.cors, &config.host_whitelist);
     // Addresses first: a member that cannot listen should not touch its data.
     let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
     let client_sockets = listen::bind(&config.listen_client_urls).await?;
@@ -43,7 +44,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
             let sockets = if http_sockets.is_empty() { &client_sockets } else { &http_sockets };
             let routes = |probe, logger| {
                 let gateway = config.grpc_gateway.then(|| Gateway::new(listen::Nothing::Yet, config.request_bytes_max));
-                http::client_routes(probe, gateway, logger)
+                http::client_routes(probe, gateway, access.clone(), logger)
             };
             serve_unfounded(&mut meanwhile, sockets, listen::Nothing::Yet, routes, logger)?;
             serve_unfounded(&mut meanwhile, &metrics_sockets, listen::Nothing::Yet, http::metrics_routes, logger)?;
@@ -85,7 +86,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     };
     let grpc = api::routes(handle.clone(), config);
     let gateway = config.grpc_gateway.then(|| Gateway::new(grpc.clone(), config.request_bytes_max));
-    let routes = http::client_routes(probe(), gateway, logger.clone());
+    let routes = http::client_routes(probe(), gateway, access, logger.clone());
     if http_sockets.is_empty() {
         edge.listen(client_sockets, grpc, routes, watches)?;
     } else {

@@ -254,8 +254,8 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("cipher-suites", Text, "", NoEffect, "TLS cipher suites."),
             flag("tls-min-version", Text, "TLS1.2", NoEffect, "Lowest TLS version."),
             flag("tls-max-version", Text, "", NoEffect, "Highest TLS version."),
-            flag("cors", Text, "*", NoEffect, "Origins that browsers may come from."),
-            flag("host-whitelist", Text, "*", NoEffect, "Host names that HTTP requests may carry."),
+            flag("cors", Text, "*", Works, "Origins that browsers may come from."),
+            flag("host-whitelist", Text, "*", Works, "Host names that HTTP requests may carry."),
         ],
     ),
     (
@@ -838,6 +838,6 @@ mod tests {
     fn flags_that_somebody_would_rely_on_are_refused_and_others_confessed() {
         assert!(matches!(refused("--force-new-cluster", &[]), Error::Invalid(_)));
         run("--force-new-cluster=0 --proxy=off", &[]);
-        assert_eq!(run("--max-wals=3 --name=x --cors=*", &[]).without_effect(), ["cors", "max-wals"]);
+        assert_eq!(run("--max-wals=3 --name=x --cipher-suites=x", &[]).without_effect(), ["cipher-suites", "max-wals"]);
     }
 }

@@ -104,6 +104,10 @@ pub struct Config {
     pub metrics_key_prefixes: Vec<String>,
     /// Where log lines go and how they look.
     pub log: LogConfig,
+    /// Origins whose pages may read what is answered by HTTP.
+    pub cors: Vec<String>,
+    /// Names of this host that requests by HTTP may ask for.
+    pub host_whitelist: Vec<String>,
     /// Whether the methods of gRPC are there for JSON, too.
     pub grpc_gateway: bool,
     /// Threads that serve connections; none: chosen by the number of CPUs.
@@ -336,6 +340,8 @@ impl Config {
             metrics_extensive: values.text("metrics") == "extensive",
             metrics_key_prefixes: list(values.text("metrics-key-prefixes")).map(str::to_owned).collect(),
             log: LogConfig::new(values)?,
+            cors: list(values.text("cors")).map(str::to_owned).collect(),
+            host_whitelist: list(values.text("host-whitelist")).map(str::to_owned).collect(),
             grpc_gateway: values.switch("enable-grpc-gateway"),
             edge_threads: usize::try_from(values.unsigned("edge-threads")).ok().filter(|threads| *threads > 0),
             remarks: Remarks {

@@ -4,6 +4,7 @@
 //! translation; what is true of the member is asked of a [`Probe`], and what clients want of its services. `listen.rs`
 //! decides which requests come here.
 
+mod access;
 mod ask;
 pub mod gateway;
 mod health;
@@ -20,6 +21,7 @@ use axum::routing::get;
 
 use crate::version;
 
+pub use access::Access;
 pub use ask::ask_health;
 pub use gateway::Gateway;
 pub use health::{ActiveAlarm, Probe};
@@ -34,6 +36,7 @@ struct Endpoints<P> {
 pub fn client_routes<P: Probe, S: gateway::Services>(
     probe: P,
     gateway: Option<Gateway<S>>,
+    access: Access,
     logger: slog::Logger,
 ) -> Router {
     let endpoints = Arc::new(Endpoints { probe, logger });
@@ -41,7 +44,7 @@ pub fn client_routes<P: Probe, S: gateway::Services>(
         .route("/version", get(version_of::<P>))
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || method_not_allowed())
-        .layer(middleware::from_fn(only_get_and_cors))
+        .layer(middleware::from_fn_with_state(Arc::new(access), at_the_door))
         .with_state(endpoints)
 }
 
@@ -68,19 +71,25 @@ fn with_health<P: Probe>(router: Router<Arc<Endpoints<P>>>) -> Router<Arc<Endpoi
         .route("/metrics", axum::routing::any(metrics::<P>))
 }
 
-/// HEAD is not GET to etcd (axum would answer it), and every answer may be read by any origin, as etcd's default has it.
-async fn only_get_and_cors(request: Request, next: Next) -> Response<Body> {
+/// Who may come, and who may read the answer. HEAD is not GET to etcd (axum would answer it).
+async fn at_the_door(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response<Body> {
+    if let Some(refusal) = access.refusal(&request) {
+        return refusal;
+    }
+    let origin = access.origin(request.headers());
     let strict = !request.uri().path().starts_with("/metrics") && !request.uri().path().starts_with("/v3");
     let mut response = match *request.method() {
         Method::OPTIONS => Response::new(Body::empty()),
         Method::HEAD if strict => method_not_allowed(),
         _ => next.run(request).await,
     };
-    let headers = response.headers_mut();
-    let fixed = HeaderValue::from_static;
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, fixed("POST, GET, OPTIONS, PUT, DELETE"));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, fixed("*"));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, fixed("accept, content-type, authorization"));
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        let fixed = HeaderValue::from_static;
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, fixed("POST, GET, OPTIONS, PUT, DELETE"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, fixed("accept, content-type, authorization"));
+    }
     response
 }
 
@@ -175,7 +184,7 @@ mod tests {
     fn ask_with(member: &Member, method: &str, path: &str) -> String {
         let gateway = None::<Gateway<Router>>;
         let routes =
-            client_routes(member.clone(), gateway, slog::Logger::root(slog::Discard, slog::o!()));
+            client_routes(member.clone(), gateway, Access::default(), slog::Logger::root(slog::Discard, slog::o!()));
         let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("well-formed");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {

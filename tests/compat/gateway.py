@@ -237,6 +237,22 @@ def auth(post):
     yield post("auth", "/v3/auth/status", {})
 
 
+#: What both servers are started with for the last requests. The server itself is asked by its address.
+ACCESS_FLAGS = ["--cors=http://a.example:80,http://b.example:80", "--host-whitelist=127.0.0.1,localhost,::1"]
+
+
+def access():
+    """Who may come, and who may read."""
+    for path in ("/v3/kv/range", "/health", "/nope"):
+        method = "POST" if path.startswith("/v3") else "GET"
+        for host in ("localhost", "localhost:2379", "evil.example", "evil.example:2379", "[::1]:2379", "127.0.0.1", "10.0.0.1:1", ""):
+            yield (f"access: {path} at {host}", method, path, json.dumps(KEY), {"Host": host}, None)
+        for origin in ("http://a.example:80", "http://b.example:80", "http://c.example:80", "http://a.example", ""):
+            yield (f"access: {path} from {origin}", method, path, json.dumps(KEY), {"Origin": origin}, None)
+    yield ("access: OPTIONS", "OPTIONS", "/v3/kv/range", "", {"Origin": "http://b.example:80"}, None)
+    yield ("access: OPTIONS elsewhere", "OPTIONS", "/v3/kv/range", "", {"Host": "evil.example"}, None)
+
+
 def normal(value, name=None):
     if isinstance(value, dict):
         return {key: normal(inner, key) for key, inner in value.items() if key not in LATER}
@@ -319,7 +335,9 @@ def main():
 
     def side(number, command):
         with Server(command) as server:
-            sides[number] = transcript(server, requests())
+            steps = transcript(server, requests())
+        with Server(command, flags=ACCESS_FLAGS) as server:
+            sides[number] = steps + transcript(server, access())
 
     threads = [threading.Thread(target=side, args=pair) for pair in enumerate((arguments.left, arguments.right))]
     for thread in threads:
