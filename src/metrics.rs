@@ -506,6 +506,7 @@ pub const METHODS: &[(&str, &str, CallKind)] = {
     use CallKind::{BidiStream, ServerStream, Unary};
     &[
         ("etcdserverpb.KV", "Range", Unary),
+        ("etcdserverpb.KV", "RangeStream", ServerStream),
         ("etcdserverpb.KV", "Put", Unary),
         ("etcdserverpb.KV", "DeleteRange", Unary),
         ("etcdserverpb.KV", "Txn", Unary),

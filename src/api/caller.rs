@@ -88,7 +88,7 @@ impl Door {
         };
         match (service, method) {
             ("etcdserverpb.Auth", "Authenticate") | ("grpc.health.v1.Health", "Check" | "Watch") => Door::Open,
-            ("etcdserverpb.KV", "Range" | "Put" | "DeleteRange" | "Txn" | "Compact")
+            ("etcdserverpb.KV", "Range" | "RangeStream" | "Put" | "DeleteRange" | "Txn" | "Compact")
             | ("etcdserverpb.Watch", "Watch")
             | (
                 "etcdserverpb.Lease",

@@ -26,6 +26,19 @@ pub(crate) fn range(request: &RangeRequest) -> Result<(), Mistake> {
     Ok(())
 }
 
+/// A range that is streamed comes in the order of the keys, and whole.
+pub(crate) fn range_stream(request: &RangeRequest) -> Result<(), Mistake> {
+    range(request)?;
+    if request.sort_order != SortOrder::None as i32 || request.sort_target != SortTarget::Key as i32 {
+        return Err(Mistake::StreamSorted);
+    }
+    let RangeRequest { min_mod_revision, max_mod_revision, min_create_revision, max_create_revision, .. } = *request;
+    if [min_mod_revision, max_mod_revision, min_create_revision, max_create_revision] != [0; 4] {
+        return Err(Mistake::StreamFiltered);
+    }
+    Ok(())
+}
+
 /// A put needs a key, and neither a value nor a lease that it says it does not bring.
 pub(crate) fn put(request: &PutRequest) -> Result<(), Mistake> {
     if request.key.is_empty() {

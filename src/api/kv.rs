@@ -6,7 +6,8 @@ use tonic::Status;
 
 use super::caller::Caller;
 use super::check;
-use super::status::status;
+use super::range_stream::RangeStream;
+use super::status::{Intercepted, status};
 use super::unary::{self, Body, Rest, Source, receive};
 use crate::auth::Asker;
 use crate::mvcc::{self, Records, txn_is_read_only, txn_is_serializable};
@@ -56,6 +57,7 @@ pub(super) fn unexpected(reply: &Reply) -> Status {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Call {
     Range,
+    RangeStream,
     Put,
     DeleteRange,
     Txn,
@@ -67,6 +69,7 @@ impl Call {
     pub(super) fn of_path(path: &str) -> Option<Call> {
         Some(match path.strip_prefix("/etcdserverpb.KV/")? {
             "Range" => Call::Range,
+            "RangeStream" => Call::RangeStream,
             "Put" => Call::Put,
             "DeleteRange" => Call::DeleteRange,
             "Txn" => Call::Txn,
@@ -85,18 +88,23 @@ impl KvService {
         unary::respond(self.outcome(call, request, &caller).await)
     }
 
-    async fn outcome<B>(&self, call: Call, request: Request<B>, caller: &Caller) -> Result<Rest, Status>
+    async fn outcome<B>(&self, call: Call, request: Request<B>, caller: &Caller) -> Result<Body, Status>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
         let bytes_max = self.request_bytes_max;
-        match call {
+        let message = match call {
             Call::Range => self.range(receive(request, bytes_max).await?, caller).await,
+            Call::RangeStream => {
+                let stream = self.range_stream(receive(request, bytes_max).await?, caller).await?;
+                return Ok(Body::Tonic(tonic::body::Body::new(stream)));
+            }
             Call::Put => Rest::message(&self.put(receive(request, bytes_max).await?, caller).await?),
             Call::DeleteRange => Rest::message(&self.delete_range(receive(request, bytes_max).await?, caller).await?),
             Call::Txn => Rest::message(&self.txn(receive(request, bytes_max).await?, caller).await?),
             Call::Compact => Rest::message(&self.compact(receive(request, bytes_max).await?, caller).await?),
-        }
+        };
+        message.map(Body::Message)
     }
 
     async fn range(&self, request: pb::RangeRequest, caller: &Caller) -> Result<Rest, Status> {
@@ -108,6 +116,20 @@ impl KvService {
         let (revision, result) = self.handle.range(&request, identity.asker()).await.map_err(status)?;
         self.handle.metrics().ranges.inc();
         Rest::range(self.handle.header(revision), result, &self.handle)
+    }
+
+    async fn range_stream(&self, request: pb::RangeRequest, caller: &Caller) -> Result<RangeStream, Status> {
+        if self.handle.is_learner() {
+            return Err(Intercepted::Learner.into());
+        }
+        check::range_stream(&request)?;
+        if !request.serializable {
+            self.handle.linearize().await.map_err(status)?;
+        }
+        let identity = caller.identify(&self.handle).await?;
+        let (revision, result) = self.handle.range(&request, identity.asker()).await.map_err(status)?;
+        self.handle.metrics().ranges.inc();
+        Ok(RangeStream::new(self.handle.header(revision), result, &self.handle))
     }
 
     async fn put(&self, request: pb::PutRequest, caller: &Caller) -> Result<pb::PutResponse, Status> {

@@ -27,6 +27,7 @@ pub(crate) mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod range_stream;
 mod recipe;
 mod requests;
 mod status;

@@ -172,6 +172,10 @@ pub(crate) enum Mistake {
     DuplicateKey,
     /// A sort order or target that does not exist.
     InvalidSort,
+    /// Streams of a range have one order.
+    StreamSorted,
+    /// And no filters.
+    StreamFiltered,
     /// Peer URLs that nobody could be reached at.
     MemberUrls,
     /// A lease longer than 9,000,000,000 s.
@@ -188,6 +192,8 @@ impl From<Mistake> for Status {
             Mistake::TooManyOps => (Code::InvalidArgument, "etcdserver: too many operations in txn request"),
             Mistake::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             Mistake::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Mistake::StreamSorted => (Code::Unimplemented, "RangeStream does not support custom sort orders"),
+            Mistake::StreamFiltered => (Code::Unimplemented, "RangeStream does not support revision filters"),
             Mistake::MemberUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
         };

@@ -27,7 +27,7 @@ use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
 /// How gRPC says how a call ended.
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// What gRPC puts before a message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 /// About how much of a long response is encoded at a time, and of how many records: they may have to be read from a disk.
 const PIECE_BYTES: usize = 64 << 10;
 const PIECE_RECORDS: usize = 250;
@@ -105,10 +105,10 @@ where
 }
 
 /// The response with this message, or with the status of a call that failed.
-pub(super) fn respond(outcome: Result<Rest, Status>) -> Response<Body> {
+pub(super) fn respond(outcome: Result<Body, Status>) -> Response<Body> {
     match outcome {
-        Ok(message) => {
-            let mut response = Response::new(Body::Message(message));
+        Ok(body) => {
+            let mut response = Response::new(body);
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             response
         }
@@ -139,18 +139,7 @@ impl Rest {
         if len < PIECE_BYTES && records.lengths().nth(PIECE_RECORDS).is_none() {
             return Ok(Rest::Whole(piece(&head, &mut records, &tail, |error| source.failed(error))?));
         }
-        let records = Arc::new(Mutex::new(records));
-        let (waiting, renewed) = (Arc::downgrade(&records), source.clone());
-        let renewing = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RENEW_EVERY).await;
-                let Some(records) = waiting.upgrade() else { return };
-                renewed.renew(&mut lock(&records));
-            }
-        });
-        let source = source.clone();
-        let failed = Box::new(move |error| source.failed(error));
-        Ok(Rest::Range(RangePieces { head, records, tail, failed, renewing }))
+        Ok(Rest::Range(RangePieces::new(head, records, tail, source)))
     }
 
     fn next(&mut self) -> Option<Frame<Bytes>> {
@@ -190,8 +179,24 @@ impl Rest {
 }
 
 impl RangePieces {
+    /// These records between what comes before and after them.
+    pub(super) fn new(head: Vec<u8>, records: Records, tail: Vec<u8>, source: &impl Source) -> RangePieces {
+        let records = Arc::new(Mutex::new(records));
+        let (waiting, renewed) = (Arc::downgrade(&records), source.clone());
+        let renewing = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RENEW_EVERY).await;
+                let Some(records) = waiting.upgrade() else { return };
+                renewed.renew(&mut lock(&records));
+            }
+        });
+        let source = source.clone();
+        let failed = Box::new(move |error| source.failed(error));
+        RangePieces { head, records, tail, failed, renewing }
+    }
+
     /// The next piece, and whether it is the last.
-    fn next(&mut self) -> Result<(Bytes, bool), Status> {
+    pub(super) fn next(&mut self) -> Result<(Bytes, bool), Status> {
         let mut records = lock(&self.records);
         let bytes = piece(&std::mem::take(&mut self.head), &mut records, &self.tail, &self.failed)?;
         Ok((bytes, records.is_empty()))
@@ -238,13 +243,14 @@ fn lock(records: &Mutex<Records>) -> MutexGuard<'_, Records> {
     records.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn put_prefix(out: &mut Vec<u8>, len: usize) -> Result<(), Status> {
+/// Puts before a message what gRPC wants there.
+pub(super) fn put_prefix(out: &mut impl BufMut, len: usize) -> Result<(), Status> {
     let Some(shown) = u32::try_from(len).ok().filter(|_| len <= MESSAGE_MAX) else {
         let text = format!("grpc: trying to send message larger than max ({len} vs. {MESSAGE_MAX})");
         return Err(Status::resource_exhausted(text));
     };
-    out.push(0);
-    out.extend_from_slice(&shown.to_be_bytes());
+    out.put_u8(0);
+    out.put_u32(shown);
     Ok(())
 }
 

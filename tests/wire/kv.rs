@@ -82,3 +82,46 @@ wire!(a_client_we_did_not_write_puts_gets_and_watches, |c| {
         }
     }
 });
+
+wire!(a_range_as_a_stream_is_the_range_in_pieces, |c| {
+    if is_etcd() {
+        // It came with 3.7.
+        return;
+    }
+    for n in 0..600 {
+        c.put(&format!("{n:03}"), &"v".repeat(1000)).await;
+    }
+    let all = RangeRequest { key: c.key(""), range_end: c.end(), ..Default::default() };
+    for request in [
+        all.clone(),
+        RangeRequest { limit: 300, ..all.clone() },
+        RangeRequest { keys_only: true, ..all.clone() },
+        RangeRequest { count_only: true, ..all.clone() },
+        RangeRequest { key: c.key("none"), ..Default::default() },
+        RangeRequest { serializable: true, limit: 1, ..all.clone() },
+    ] {
+        let whole = c.kv.range(request.clone()).await.expect("range").into_inner();
+        let mut pieces = c.kv.range_stream(request.clone()).await.expect("range").into_inner();
+        let (mut kvs, mut count, mut last) = (Vec::new(), 0, None);
+        while let Some(piece) = pieces.message().await.expect("a piece") {
+            assert!(last.is_none(), "nothing comes after the header");
+            let piece = piece.range_response.expect("a piece of a range");
+            (count, last) = (count + 1, piece.header);
+            kvs.extend(piece.kvs.iter().cloned());
+            assert!(last.is_some() || (piece.count, piece.more) == (0, false));
+            if last.is_some() {
+                assert_eq!((piece.count, piece.more), (whole.count, whole.more));
+            }
+        }
+        assert_eq!(kvs, whole.kvs, "{request:?}");
+        assert_eq!(last.expect("the last has a header").revision, whole.header.expect("a header").revision);
+        assert_eq!(count > 1, kvs.len() > 1, "{count} pieces for {request:?}");
+    }
+    for (request, text) in [
+        (RangeRequest { sort_order: 1, ..all.clone() }, "RangeStream does not support custom sort orders"),
+        (RangeRequest { min_mod_revision: 1, ..all.clone() }, "RangeStream does not support revision filters"),
+    ] {
+        let refused = c.kv.range_stream(request).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::Unimplemented, text));
+    }
+});
