@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use everwatch::metrics::{CallKind, METHODS};
 use everwatch::pb::authpb::Permission;
+use everwatch::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ResignRequest};
+use everwatch::pb::v3lockpb::{LockRequest, UnlockRequest};
 use prost::Message;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataValue;
@@ -360,7 +362,7 @@ fn example(path: &str, key: bytes::Bytes) -> (Vec<u8>, [Outcome; 5]) {
         "LeaseLeases" => (Vec::new(), CONCERNED),
         "Alarm" => (pb::AlarmRequest::default().encode_to_vec(), USERS),
         "LeaseGrant" => (LeaseGrantRequest { ttl: 60, id: 0 }.encode_to_vec(), USERS),
-        "Range" => (RangeRequest { key, ..Default::default() }.encode_to_vec(), CONCERNED),
+        "Range" | "RangeStream" => (RangeRequest { key, ..Default::default() }.encode_to_vec(), CONCERNED),
         "Put" => (put.encode_to_vec(), CONCERNED),
         "DeleteRange" => (DeleteRangeRequest { key, ..Default::default() }.encode_to_vec(), CONCERNED),
         "Txn" => {
@@ -374,6 +376,16 @@ fn example(path: &str, key: bytes::Bytes) -> (Vec<u8>, [Outcome; 5]) {
         "LeaseRevoke" => (LeaseRevokeRequest { id: 71 }.encode_to_vec(), CONCERNED),
         "LeaseKeepAlive" => (pb::LeaseKeepAliveRequest { id: 72 }.encode_to_vec(), CONCERNED),
         "LeaseTimeToLive" => (pb::LeaseTimeToLiveRequest { id: 72, keys: true }.encode_to_vec(), CONCERNED),
+        // With the lease it is always the same key, so that nobody waits for another.
+        "Lock" => (LockRequest { name: key, lease: 72 }.encode_to_vec(), CONCERNED),
+        "Unlock" => (UnlockRequest { key }.encode_to_vec(), CONCERNED),
+        "Campaign" => (CampaignRequest { name: key, lease: 72, ..Default::default() }.encode_to_vec(), CONCERNED),
+        // What is proclaimed comes after the leader's key, and may be nothing.
+        "Proclaim" | "Resign" => {
+            let leader = Some(LeaderKey { key, rev: 1, lease: 72, ..Default::default() });
+            (ResignRequest { leader }.encode_to_vec(), CONCERNED)
+        }
+        "Leader" | "Observe" => (LeaderRequest { name: key }.encode_to_vec(), CONCERNED),
         "UserGet" => (pb::AuthUserGetRequest { name: name("right") }.encode_to_vec(), CONCERNED),
         "RoleGet" => (pb::AuthRoleGetRequest { role: name("app") }.encode_to_vec(), CONCERNED),
         "Compact" => (CompactionRequest { revision: 1 << 40, physical: false }.encode_to_vec(), ROOT),
