@@ -11,12 +11,15 @@
 //! its own, each commit carrying data together with the applied index, term and raft configuration it belongs to, so that
 //! after any crash it is the exact state at some applied index, and the log still has every entry after that.
 //!
+//! Files of etcd, which backups are, are read and written by [`bolt`].
+//!
 //! An error here is about this disk: it stops the member. It never becomes part of a reply.
 
 use std::fmt;
 use std::path::PathBuf;
 
 pub mod backend;
+pub mod bolt;
 pub mod datadir;
 pub mod disk;
 pub mod schema;
