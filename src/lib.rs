@@ -65,6 +65,7 @@
 //! | disk | [`storage`]: the log, the backend, snapshots; the only place that touches data files |
 //! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`auth`], who may do what · [`cluster`], who belongs · [`watch`], who is told |
 //! | machines | [`raft`], the order · [`state`], the consequences |
+//! | files of etcd's | [`backup`], our rows as one and one as our rows |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`member`], all of it put together |
 //! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
@@ -83,10 +84,11 @@
 //! | `lease` `auth` `cluster` | `types` `pb` `storage::backend` `storage::schema` `storage::Result` `storage::Error`       | yes  |
 //! | `watch`           | `types` `pb` `mvcc::change` `mvcc::revision`                                               | yes, but for its two queues |
 //! | `state`           | `types` `pb` `mvcc` `lease` `auth` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
+//! | `backup`          | `types` `pb` `cluster::Version` `mvcc::revision` `storage`                                 | no   |
 //! | `raft`            | `types`                                                                                    | yes  |
 //! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
-//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `config` `metrics` | no |
-//! | `api`             | `types` `pb` `version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` | no |
+//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` | no |
+//! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` | no |
 //! | `http`            | `version` `pb` `server::handle` `state` `api`                                              | no   |
 //! | `listen`          | `config`                                                                                   | no   |
 //! | `member`          | `config` `version` `server` `api` `http` `listen`                                          | no   |
@@ -96,7 +98,7 @@
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
 //! | `client`          | `pb`                                                                                       | no   |
 //! | `bench`           | `client` `pb`                                                                              | no   |
-//! | `ctl`             | `client` `pb`                                                                              | no   |
+//! | `ctl`             | `client` `pb` `backup` `server::restore`                                                   | no   |
 //! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries
@@ -117,6 +119,8 @@ pub mod watch;
 
 pub mod raft;
 pub mod state;
+
+pub mod backup;
 
 pub mod peer;
 pub mod server;

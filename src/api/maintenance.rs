@@ -1,16 +1,26 @@
-//! The Maintenance service, as far as it is there: status, alarms, hashes and the choice of a leader.
+//! The Maintenance service: status, alarms, hashes, backups, the choice of a leader, and what there is to say about room and versions.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
 use super::kv::unexpected;
-use super::status::{NO_LEADER, status};
+use super::status::{Mistake, NO_LEADER, status};
+use crate::backup::STORAGE_VERSION;
+use crate::cluster::Version;
 use crate::pb::etcdserverpb as pb;
+use crate::pb::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance;
+use crate::server::backups::Blob;
+use crate::server::error::Error;
 use crate::server::handle::Handle;
-use crate::state::AlarmKind;
 use crate::state::applied::Reply;
 use crate::state::command::Kind;
+use crate::state::{AlarmKind, StateMachine};
 use crate::types::{MemberId, Revision};
 use crate::version;
 
@@ -98,14 +108,17 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
+    /// Space is given back as compaction goes on, and nothing has to be rewritten for it. What there is to do is to end what compaction
+    /// has left for later; nobody waits for it but who asked. etcd sends no header.
     async fn defragment(&self, _: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
-        Err(super::not_there())
+        self.handle.compacted().await;
+        Ok(Response::new(pb::DefragmentResponse::default()))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<pb::SnapshotResponse, Status>>;
+    type SnapshotStream = Snapshot;
 
     async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(super::not_there())
+        Ok(Response::new(Snapshot(self.handle.backup().await.map_err(status)?)))
     }
 
     async fn move_leader(
@@ -117,7 +130,45 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(pb::MoveLeaderResponse::default()))
     }
 
-    async fn downgrade(&self, _: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(super::not_there())
+    /// Says what etcd would of a target. No release of ours speaks an older version, so none can be gone down to; as nothing is ever under
+    /// way, there is nothing to call off, which etcd 3.6 takes for success.
+    async fn downgrade(
+        &self,
+        request: Request<pb::DowngradeRequest>,
+    ) -> Result<Response<pb::DowngradeResponse>, Status> {
+        let request = request.into_inner();
+        let action = DowngradeAction::try_from(request.action).map_err(|_| Mistake::UnknownMethod)?;
+        if action != DowngradeAction::Cancel {
+            let target: Version = request.version.parse().map_err(|_| Mistake::DowngradeFormat)?;
+            self.handle.linearize().await.map_err(status)?;
+            let current = self.handle.view(StateMachine::cluster_version).ok_or(Mistake::NoClusterVersion)?;
+            if current.one_below() != Some(Version { patch: 0, ..target }) {
+                return Err(Mistake::DowngradeTarget.into());
+            }
+        }
+        if action == DowngradeAction::Enable {
+            return Err(Mistake::NoDowngrade.into());
+        }
+        let current = self.handle.view(StateMachine::cluster_version);
+        let version = current.map(|Version { major, minor, .. }| format!("{major}.{minor}")).unwrap_or_default();
+        Ok(Response::new(pb::DowngradeResponse { header: Some(self.header()), version }))
+    }
+}
+
+/// The pieces of a backup. etcd sends no headers here.
+pub(super) struct Snapshot(mpsc::Receiver<Result<Blob, Error>>);
+
+impl Stream for Snapshot {
+    type Item = Result<pb::SnapshotResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|piece| {
+            Some(piece?.map_err(status).map(|Blob { left, bytes }| pb::SnapshotResponse {
+                header: None,
+                remaining_bytes: left,
+                blob: bytes,
+                version: STORAGE_VERSION.to_owned(),
+            }))
+        })
     }
 }

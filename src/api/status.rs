@@ -180,6 +180,16 @@ pub(crate) enum Mistake {
     MemberUrls,
     /// A lease longer than 9,000,000,000 s.
     TtlTooLarge,
+    /// An action that there is not.
+    UnknownMethod,
+    /// What a cluster is to go down to is no version.
+    DowngradeFormat,
+    /// It is none that it can go down to.
+    DowngradeTarget,
+    /// The leader has not found out yet what its members speak.
+    NoClusterVersion,
+    /// It could, if there were releases of ours that speak it.
+    NoDowngrade,
 }
 
 impl From<Mistake> for Status {
@@ -196,6 +206,13 @@ impl From<Mistake> for Status {
             Mistake::StreamFiltered => (Code::Unimplemented, "RangeStream does not support revision filters"),
             Mistake::MemberUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
             Mistake::TtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
+            Mistake::UnknownMethod => (Code::Unknown, "etcdserver: unknown method"),
+            Mistake::DowngradeFormat => (Code::InvalidArgument, "etcdserver: wrong downgrade target version format"),
+            Mistake::DowngradeTarget => (Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
+            Mistake::NoClusterVersion => {
+                (Code::FailedPrecondition, "etcdserver: cluster version not found during downgrade")
+            }
+            Mistake::NoDowngrade => (Code::Unimplemented, "everwatch: no release speaks an older version"),
         };
         Status::new(code, text)
     }

@@ -15,6 +15,11 @@ pub struct Version {
 }
 
 impl Version {
+    /// The cluster version before this one: the only one that a cluster may be taken down to. None before the first of a major release.
+    pub fn one_below(self) -> Option<Version> {
+        Some(Version { minor: self.minor.checked_sub(1)?, patch: 0, ..self })
+    }
+
     /// The cluster version of members that run these releases; none of no members.
     pub fn of_cluster(releases: impl IntoIterator<Item = Version>) -> Option<Version> {
         releases.into_iter().min().map(|lowest| Version { patch: 0, ..lowest })
@@ -68,6 +73,9 @@ mod tests {
         let releases = ["3.6.2", "3.5.17-rc.1", "3.10.0"].map(|text| text.parse().unwrap());
         assert_eq!(Version::of_cluster(releases).unwrap().to_string(), "3.5.0");
         assert_eq!(Version::of_cluster([]), None);
+        let below = |text: &str| text.parse::<Version>().unwrap().one_below();
+        assert_eq!(below("3.6.2"), "3.5.0".parse().ok());
+        assert_eq!(below("4.0.1"), None);
         assert_eq!("3.5".parse::<Version>().unwrap().to_string(), "3.5.0");
         for bad in ["", "3", "3.", "3.x", "3.5.1.2", "+3.5", "-1.5", "99999999999.1"] {
             assert_eq!(bad.parse::<Version>(), Err(NotAVersion), "{bad}");

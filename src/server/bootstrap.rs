@@ -91,13 +91,13 @@ pub(crate) struct Member {
 
 /// Who a member is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    cluster: ClusterId,
-    member: MemberId,
+pub(super) struct Identity {
+    pub(super) cluster: ClusterId,
+    pub(super) member: MemberId,
 }
 
 impl Identity {
-    fn rows(self) -> Batch {
+    pub(super) fn rows(self) -> Batch {
         let mut row = Vec::with_capacity(16);
         row.extend(self.cluster.0.to_be_bytes());
         row.extend(self.member.0.to_be_bytes());
@@ -338,7 +338,7 @@ fn conf_state(stored: &everwatchpb::ConfState) -> ConfState {
 }
 
 /// How far the rows are; none in those of a member that has not heard of its cluster yet.
-fn applied_index(reader: &dyn Reader) -> storage::Result<Option<Index>> {
+pub(super) fn applied_index(reader: &dyn Reader) -> storage::Result<Option<Index>> {
     let Some(row) = reader.get(Bucket::Meta, schema::APPLIED_INDEX)? else { return Ok(None) };
     let index = schema::read_u64(&row).map(Index);
     index.map(Some).ok_or_else(|| storage::Error::Engine("the row of the applied index cannot be read".into()))

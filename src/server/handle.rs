@@ -10,6 +10,7 @@
 //! | `renew`, `time_to_live` | the leader's lessor, asked through the peer network if another member leads     |
 //! | `add_member`, `promote_member`, `remove_member` | change who belongs (in `members`)                        |
 //! | `login`, `identify`, `hash_password` | who somebody is (in `logins`)                                     |
+//! | `backup`      | everything carried out here, as a file of etcd's (in `backups`)                           |
 //! | `compacted`   | return when no compaction has rows left to remove                                         |
 //! | `status`      | term, leader, indexes, sizes                                                              |
 //!

@@ -9,6 +9,7 @@
 //! | hearing what was applied | `watch_loop` | a runtime that serves clients | [`Tasks::stop`], or with that runtime |
 //! | log thread      | `disk_threads` | a thread                    | the core drops its queue                     |
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
+//! | a backup being sent | `backups`  | a blocking thread           | the client has it, or goes away              |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
 //! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
@@ -53,6 +54,7 @@ use self::logins::Logins;
 use self::watch_loop::Shard;
 
 pub mod apply_loop;
+pub mod backups;
 pub mod bootstrap;
 mod compact_loop;
 pub mod core;

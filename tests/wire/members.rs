@@ -160,3 +160,25 @@ async fn m2_a_member_removed_through_the_other_stops() {
 async fn m3_a_member_that_removes_itself_stops() {
     remove_one_of_two(0, 0).await;
 }
+
+wire!(a_downgrade_goes_one_version_down_or_nowhere, |c| {
+    use pb::downgrade_request::DowngradeAction::{Enable, Validate};
+    let maintenance = pb::maintenance_client::MaintenanceClient::new(c.channel.clone());
+    let ask = async |action: i32, version: &str| {
+        let request = pb::DowngradeRequest { action, version: version.to_owned() };
+        maintenance.clone().downgrade(request).await.map(|answer| answer.into_inner().version)
+    };
+    let format = (Code::InvalidArgument, "etcdserver: wrong downgrade target version format".to_owned());
+    assert_eq!(refusal(ask(Validate as i32, "next").await), format);
+    assert_eq!(refusal(ask(Enable as i32, "").await), format);
+    assert_eq!(refusal(ask(7, "3.5.0").await), (Code::Unknown, "etcdserver: unknown method".to_owned()));
+    // A single member finds out what all speak soon after its election.
+    let unknown = |answer: &Result<String, Status>| {
+        answer.as_ref().is_err_and(|status| status.message().contains("cluster version not found"))
+    };
+    let mut target = ask(Validate as i32, "3.1.0").await;
+    while unknown(&target) {
+        target = ask(Validate as i32, "3.1.0").await;
+    }
+    assert_eq!(refusal(target), (Code::InvalidArgument, "etcdserver: invalid downgrade target version".to_owned()));
+});

@@ -1,0 +1,171 @@
+//! A file of etcd's to our rows.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::{Error, HASH_BYTES, rows};
+use crate::mvcc::revision::RevisionKey;
+use crate::storage::backend::Bucket;
+use crate::storage::{self, bolt};
+use crate::types::Revision;
+
+/// A file of etcd's: a snapshot, or the one that a stopped member has.
+pub struct Source {
+    pub(super) file: bolt::Reader<File>,
+}
+
+/// What a file was found to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// The newest revision.
+    pub revision: Revision,
+    /// The compacted one; -1: none.
+    pub compacted: Revision,
+    /// The compaction whose rows have been removed; -1: none.
+    pub compaction_done: Revision,
+    /// Changes, tombstones included.
+    pub changes: u64,
+    /// Leases.
+    pub leases: u64,
+    /// Alarms raised.
+    pub alarms: u64,
+}
+
+/// Takes a row of ours.
+pub type Take<'a> = dyn FnMut(Bucket, Bytes, Bytes) -> storage::Result<()> + 'a;
+
+/// Looks at a row of etcd's. `None`: it is not one that etcd writes.
+type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Option<storage::Result<()>> + 'a;
+
+impl Source {
+    /// Opens a file. Without `unchecked` it has to end with the hash of everything before. Texts as etcdutl has them.
+    pub fn open(path: &Path, unchecked: bool) -> Result<Source, Error> {
+        let mut file = File::open(path)?;
+        if !unchecked {
+            check_hash(&mut file)?;
+        }
+        Ok(Source { file: bolt::Reader::open(file)? })
+    }
+
+    /// Bytes of the file's pages.
+    pub fn size(&self) -> u64 {
+        self.file.size()
+    }
+
+    /// Gives all rows of ours that a new cluster can begin with to `take`. Leases count as granted by the entry `granted`.
+    pub fn read(&mut self, granted: u64, take: &mut Take<'_>) -> Result<Content, Error> {
+        if !self.file.buckets().contains_key(&b"key"[..]) {
+            return Err(Error::Refused("this is not a file of etcd: it has no bucket \"key\"".to_owned()));
+        }
+        self.refuse_users()?;
+        let none = Revision(-1);
+        let mut content = Content { compacted: none, compaction_done: none, ..Content::default() };
+        let mut newest = Revision::FIRST;
+        self.each("key", &mut |key, value| {
+            let (place, tombstone) = rows::revision_from_etcd(key)?;
+            newest = newest.max(place.revision());
+            content.changes += 1;
+            Some(take(Bucket::Key, place.row(tombstone), Bytes::copy_from_slice(value)))
+        })?;
+        self.each("lease", &mut |key, value| {
+            content.leases += 1;
+            let row = rows::lease_from_etcd(key, value, granted)?;
+            Some(take(Bucket::Lease, Bytes::copy_from_slice(key), row))
+        })?;
+        self.each("alarm", &mut |key, _| {
+            content.alarms += 1;
+            Some(take(Bucket::Alarm, rows::alarm_from_etcd(key)?, Bytes::new()))
+        })?;
+        self.each("meta", &mut |key, value| {
+            let revision = match key {
+                b"scheduledCompactRev" => &mut content.compacted,
+                b"finishedCompactRev" => &mut content.compaction_done,
+                _ => return Some(Ok(())),
+            };
+            let (RevisionKey { main, .. }, _) = rows::revision_from_etcd(value)?;
+            *revision = Revision(main);
+            Some(Ok(()))
+        })?;
+        // Older versions of etcd have files in which only one of them is there.
+        content.compacted = content.compacted.max(content.compaction_done);
+        // What was compacted may be all there was.
+        content.revision = newest.max(content.compacted);
+        Ok(content)
+    }
+
+    /// The last entry that is in the file, of a member's log; 0: none.
+    pub fn consistent_index(&mut self) -> Result<u64, Error> {
+        let mut index = 0;
+        self.each("meta", &mut |key, value| {
+            if key == b"consistent_index" {
+                index = u64::from_be_bytes(value.try_into().ok()?);
+            }
+            Some(Ok(()))
+        })?;
+        Ok(index)
+    }
+
+    /// Users and roles have no place here yet: who has them must not lose them without a word.
+    fn refuse_users(&mut self) -> Result<(), Error> {
+        let mut found = 0u64;
+        for bucket in ["authUsers", "authRoles"] {
+            self.each(bucket, &mut |_, _| {
+                found += 1;
+                Some(Ok(()))
+            })?;
+        }
+        self.each("auth", &mut |key, value| {
+            found += (key == b"authEnabled" && value == [1]) as u64;
+            Some(Ok(()))
+        })?;
+        if found > 0 {
+            return Err(Error::Refused("the file has users or roles, which this version cannot keep".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Visits all rows of a bucket, until one is refused.
+    fn each(&mut self, bucket: &str, visit: &mut Visit<'_>) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        self.file.scan(bucket, &mut |key, value| {
+            outcome = match visit(key, value) {
+                Some(taken) => taken.map_err(Error::Storage),
+                None => {
+                    let key = key.escape_ascii();
+                    Err(Error::Refused(format!("the row {key} of the bucket {bucket:?} is none that etcd writes")))
+                }
+            };
+            outcome.is_ok()
+        })?;
+        outcome
+    }
+}
+
+/// Whether the file ends with the hash of everything before.
+fn check_hash(file: &mut File) -> Result<(), Error> {
+    let bytes = file.seek(SeekFrom::End(0))?;
+    // A file of bbolt has whole sectors.
+    if bytes % 512 != HASH_BYTES as u64 {
+        return Err(Error::Refused("snapshot missing hash but --skip-hash-check=false".to_owned()));
+    }
+    file.rewind()?;
+    let (mut hash, mut left) = (Sha256::new(), bytes - HASH_BYTES as u64);
+    let mut portion = vec![0; 1 << 20];
+    while left > 0 {
+        let wanted = portion.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        file.read_exact(&mut portion[..wanted])?;
+        hash.update(&portion[..wanted]);
+        left -= wanted as u64;
+    }
+    let mut expected = [0; HASH_BYTES];
+    file.read_exact(&mut expected)?;
+    let found = hash.finalize();
+    if found[..] != expected {
+        return Err(Error::Refused(format!("expected sha256 {expected:?}, got {:?}", &found[..])));
+    }
+    Ok(())
+}
