@@ -1,7 +1,7 @@
-//! `everwatchctl`: what etcdctl does not do, or not so. So far one thing: a watch that goes on where it was when its member goes
-//! away, at the next endpoint, with nothing lost and nothing twice.
+//! `everwatchctl`: what etcdctl does not do, or not so. A watch that goes on where it was when its member goes away, at the next
+//! endpoint, with nothing lost and nothing twice; backups, whose restore makes a directory of ours; and the way here from etcd.
 //!
-//! Its output is etcdctl's, so that scripts can take either; what becomes of the connection is said on stderr.
+//! Its output is that of etcd's tools, so that scripts can take either; what becomes of the connection is said on stderr.
 //!
 //! Deliberately missing: everything that etcdctl does well with this server.
 
@@ -14,6 +14,11 @@ use crate::client::{Client, Heard, Want, Watch};
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 
+mod arguments;
+mod migrate;
+mod progress;
+mod snapshot;
+
 /// How it is used.
 pub const USAGE: &str = "\
 everwatchctl watch KEY [RANGE_END] [--endpoints=127.0.0.1:2379[,..]]
@@ -22,18 +27,69 @@ everwatchctl watch KEY [RANGE_END] [--endpoints=127.0.0.1:2379[,..]]
     --rev=N             from this revision on; without it, what comes from now on
     --prev-kv           with what was there before each change
     --progress-notify   with a word from time to time how far it is
-Prints changes as etcdctl does, until it is interrupted or compaction has removed what comes next.";
+Prints changes as etcdctl does, until it is interrupted or compaction has removed what comes next.
+
+everwatchctl snapshot save FILE [--endpoints=127.0.0.1:2379]
+Saves a backup of a member. It is a file of etcd's: etcdutl takes it, too.
+
+everwatchctl snapshot status FILE [-w simple|json|table|fields]
+everwatchctl snapshot restore FILE --data-dir=DIR
+    --wal-dir=DIR       the log's directory, if not inside the other
+    --name=default      the member, of those in --initial-cluster
+    --initial-cluster=default=http://localhost:2380
+    --initial-cluster-token=etcd-cluster
+    --initial-advertise-peer-urls=http://localhost:2380
+    --skip-hash-check   the file has no hash, or a wrong one
+    --bump-revision=N --mark-compacted   go on N revisions later, so that watches of before end
+Makes the data directory of a member of a new cluster, from a backup of Everwatch or etcd. Every member is made from the same file.
+
+everwatchctl migrate --from=DIR|FILE --data-dir=DIR
+    --from-wal-dir=DIR  etcd's log, if not inside its data directory
+    and what describes the member, as with restore
+The same from the data directory of an etcd that has been stopped, which stays as it is, or from a snapshot of it.";
 
 /// What is asked for.
 #[derive(Clone, Debug)]
-pub struct Options {
-    endpoints: Vec<String>,
-    want: Want,
+pub struct Options(Command);
+
+#[derive(Clone, Debug)]
+enum Command {
+    Watch(Watching),
+    Snapshot(snapshot::Command),
+    Migrate(migrate::Command),
 }
 
 impl Options {
     /// Reads the arguments, without the program's name.
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut arguments = arguments.peekable();
+        let command = match arguments.peek().map(String::as_str) {
+            Some("snapshot") => Command::Snapshot(snapshot::parse(arguments.skip(1))?),
+            Some("migrate") => Command::Migrate(migrate::parse(arguments.skip(1))?),
+            _ => Command::Watch(Watching::parse(arguments)?),
+        };
+        Ok(Options(command))
+    }
+}
+
+/// Does what is asked for.
+pub async fn run(options: Options) -> Result<(), String> {
+    match options.0 {
+        Command::Watch(watching) => watch(watching).await,
+        Command::Snapshot(command) => snapshot::run(command).await,
+        Command::Migrate(command) => print(&migrate::run(&command)?),
+    }
+}
+
+/// What is to be watched, and where.
+#[derive(Clone, Debug)]
+struct Watching {
+    endpoints: Vec<String>,
+    want: Want,
+}
+
+impl Watching {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Watching, String> {
         let mut endpoints = vec!["127.0.0.1:2379".to_owned()];
         let (mut words, mut want) = (Vec::new(), Want::default());
         let (mut prefix, mut from_key) = (false, false);
@@ -76,7 +132,7 @@ impl Options {
         }
         // Large responses are handed out whole all the same.
         want.fragment = true;
-        Ok(Options { endpoints, want })
+        Ok(Watching { endpoints, want })
     }
 }
 
@@ -99,10 +155,9 @@ fn behind_prefix(prefix: &[u8]) -> Bytes {
     })
 }
 
-/// Does what is asked for.
-pub async fn run(options: Options) -> Result<(), String> {
-    let client = Client::new(&options.endpoints, 1).map_err(|error| error.to_string())?;
-    let mut watch = Watch::new(client, [options.want], 0, 0);
+async fn watch(watching: Watching) -> Result<(), String> {
+    let client = Client::new(&watching.endpoints, 1).map_err(|error| error.to_string())?;
+    let mut watch = Watch::new(client, [watching.want], 0, 0);
     let mut stdout = io::stdout().lock();
     let mut lost = false;
     while let Some(heard) = watch.next().await.map_err(|error| error.to_string())? {
@@ -126,7 +181,7 @@ pub async fn run(options: Options) -> Result<(), String> {
             }
             Heard::Moved(endpoint) => {
                 if lost {
-                    eprintln!("everwatchctl: watching at {}", options.endpoints[endpoint % options.endpoints.len()]);
+                    eprintln!("everwatchctl: watching at {}", watching.endpoints[endpoint % watching.endpoints.len()]);
                 }
                 lost = false;
                 Ok(())
@@ -140,6 +195,15 @@ pub async fn run(options: Options) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn print(text: &str) -> Result<(), String> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(()),
+    }
 }
 
 fn write_events(out: &mut impl Write, events: &[Event]) -> io::Result<()> {
@@ -158,8 +222,8 @@ fn write_events(out: &mut impl Write, events: &[Event]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Options, String> {
-        Options::parse(line.split_whitespace().map(str::to_owned))
+    fn parse(line: &str) -> Result<Watching, String> {
+        Watching::parse(line.split_whitespace().map(str::to_owned))
     }
 
     #[test]

@@ -29,6 +29,7 @@ use std::{fmt, io};
 
 use crate::storage::{self, bolt};
 
+pub mod etcd_log;
 pub mod read;
 mod rows;
 pub mod status;

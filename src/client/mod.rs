@@ -19,6 +19,7 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
 mod backoff;
+pub mod backup;
 pub mod resume;
 pub mod watch;
 

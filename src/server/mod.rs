@@ -76,6 +76,7 @@ mod pending;
 pub mod raft_loop;
 mod reads;
 mod renewals;
+pub mod restore;
 mod space_loop;
 mod waiters;
 pub mod watch_loop;

@@ -1,0 +1,90 @@
+//! `migrate`: from a stopped etcd, or from a file of it, to a member of ours.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::arguments::Arguments;
+use super::snapshot::{self, PLAN_FLAGS, describe, restore_from};
+use crate::backup::etcd_log::changes_after;
+use crate::backup::read::Source;
+use crate::server::restore::Plan;
+
+/// What is to be migrated.
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    from: PathBuf,
+    from_wal: Option<PathBuf>,
+    unchecked: bool,
+    plan: Plan,
+}
+
+/// Reads what comes after `migrate`.
+pub(super) fn parse(line: impl Iterator<Item = String>) -> Result<Command, String> {
+    let valued = [&["--from", "--from-wal-dir"][..], &PLAN_FLAGS].concat();
+    let arguments = Arguments::read(line, &valued, &["--skip-hash-check"])?;
+    if let Some(word) = arguments.words().first() {
+        return Err(format!("{word:?} is one word too many"));
+    }
+    Ok(Command {
+        from: arguments.get("--from").ok_or("required flag(s) \"from\" not set")?.into(),
+        from_wal: arguments.get("--from-wal-dir").map(PathBuf::from),
+        unchecked: arguments.on("--skip-hash-check")?,
+        plan: snapshot::plan(&arguments)?,
+    })
+}
+
+/// Does it; says what it did.
+pub(super) fn run(command: &Command) -> Result<String, String> {
+    let Command { from, from_wal, unchecked, plan } = command;
+    if !from.is_dir() {
+        return Ok(describe(from, plan, &restore_from(from, *unchecked, plan)?));
+    }
+    let file = from.join("member/snap/db");
+    // Held to the end: etcd does not start meanwhile.
+    let _lock = lock(&file)?;
+    let log = from_wal.clone().unwrap_or_else(|| from.join("member/wal"));
+    let index = require_complete(from, &file, &log)?;
+    let restored = restore_from(&file, true, plan)?;
+    let described = describe(&file, plan, &restored);
+    Ok(format!("{described}everything up to entry {index} of its log; the log holds no change after that\n"))
+}
+
+/// etcd holds the file while it runs.
+fn lock(file: &Path) -> Result<File, String> {
+    let opened = File::open(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(opened),
+        Err(error) => Err(format!("{} cannot be locked: is etcd still running? ({error})", file.display())),
+    }
+}
+
+/// Refuses a directory whose file is not all there is. The last entry that is in the file.
+fn require_complete(dir: &Path, file: &Path, log: &Path) -> Result<u64, String> {
+    let about = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let snaps = file.parent().expect("it has a name");
+    let names = std::fs::read_dir(snaps).map_err(|error| about(snaps, &error))?;
+    for name in names {
+        let name = name.map_err(|error| about(snaps, &error))?.file_name();
+        if name.as_encoded_bytes().ends_with(b".snap.db") {
+            let name = name.display();
+            return Err(format!("{} has a snapshot that it has not taken over yet, {name}; {REMEDY}", dir.display()));
+        }
+    }
+    let index = Source::open(file, true).and_then(|mut source| source.consistent_index());
+    let index = index.map_err(|error| about(file, &error))?;
+    let changes = changes_after(log, index).map_err(|error| about(log, &error))?;
+    match (changes.first(), changes.last()) {
+        (Some(first), Some(last)) => Err(format!(
+            "the log of {} holds {} changes (entries {first} to {last}) that its file, which is at entry {index}, does not have yet; \
+             {REMEDY}",
+            dir.display(),
+            changes.len(),
+        )),
+        _ => Ok(index),
+    }
+}
+
+const REMEDY: &str =
+    "start etcd once more and stop it with SIGTERM, or migrate from what `etcdctl snapshot save` gives";
