@@ -12,6 +12,8 @@
 //! An input that fails is cut down and saved into the corpus under a name that begins with `fail-`; the test says how to
 //! replay it. `scripts/fuzz.sh` runs all targets for long and counts.
 
+#[path = "fuzz/backups.rs"]
+mod backups;
 #[path = "fuzz/boot.rs"]
 mod boot;
 #[path = "fuzz/engine.rs"]
@@ -88,4 +90,9 @@ fn boot() {
 #[test]
 fn readers() {
     engine::run("readers", 200, readers::run);
+}
+
+#[test]
+fn backups() {
+    engine::run("backups", 200, backups::run);
 }
