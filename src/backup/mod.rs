@@ -12,7 +12,7 @@
 //! | meta            | consistent_index, term, confState (JSON), scheduledCompactRev, finishedCompactRev | Meta; the newest revision is not there: it follows from the rows |
 //! | members         | id in hex → JSON · members_removed: id in hex → `removed`      | Members, MembersRemoved                |
 //! | cluster         | clusterVersion → text                                          | Meta                                   |
-//! | auth, authUsers, authRoles | authEnabled, authRevision · `authpb.User` · `authpb.Role` | none yet                          |
+//! | auth, authUsers, authRoles | authEnabled, authRevision · `authpb.User` · `authpb.Role` | Users, Roles (the same rows), Meta |
 //!
 //! The layout is that of etcd 3.5, which 3.5 and 3.6 read; 3.4 has all of it but confState and term.
 //!
@@ -20,8 +20,7 @@
 //! count, once to send. So no copy of the data is made, on disk or in memory, and nobody waits.
 //!
 //! **Reading** ([`read`]) yields what a new cluster can begin with: keys with their history, leases, alarms. Who the members were and
-//! how far their log was is left out, as etcd's own restore leaves it out. What this release cannot keep (users and roles) is refused
-//! rather than dropped.
+//! how far their log was is left out, as etcd's own restore leaves it out.
 //!
 //! Deliberately missing: what is done with the rows. `server::restore` makes data directories, `ctl` saves files.
 

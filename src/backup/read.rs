@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{Error, HASH_BYTES, rows};
 use crate::mvcc::revision::RevisionKey;
 use crate::storage::backend::Bucket;
-use crate::storage::{self, bolt};
+use crate::storage::{self, bolt, schema};
 use crate::types::Revision;
 
 /// A file of etcd's: a snapshot, or the one that a stopped member has.
@@ -33,6 +33,10 @@ pub struct Content {
     pub leases: u64,
     /// Alarms raised.
     pub alarms: u64,
+    /// Users.
+    pub users: u64,
+    /// Roles.
+    pub roles: u64,
 }
 
 /// Takes a row of ours.
@@ -61,7 +65,6 @@ impl Source {
         if !self.file.buckets().contains_key(&b"key"[..]) {
             return Err(Error::Refused("this is not a file of etcd: it has no bucket \"key\"".to_owned()));
         }
-        self.refuse_users()?;
         let none = Revision(-1);
         let mut content = Content { compacted: none, compaction_done: none, ..Content::default() };
         let mut newest = Revision::FIRST;
@@ -90,6 +93,7 @@ impl Source {
             *revision = Revision(main);
             Some(Ok(()))
         })?;
+        self.read_auth(&mut content, take)?;
         // Older versions of etcd have files in which only one of them is there.
         content.compacted = content.compacted.max(content.compaction_done);
         // What was compacted may be all there was.
@@ -109,23 +113,26 @@ impl Source {
         Ok(index)
     }
 
-    /// Users and roles have no place here yet: who has them must not lose them without a word.
-    fn refuse_users(&mut self) -> Result<(), Error> {
-        let mut found = 0u64;
-        for bucket in ["authUsers", "authRoles"] {
-            self.each(bucket, &mut |_, _| {
-                found += 1;
-                Some(Ok(()))
+    /// Users and roles are the same rows here.
+    fn read_auth(&mut self, content: &mut Content, take: &mut Take<'_>) -> Result<(), Error> {
+        for (bucket, ours, count) in
+            [("authUsers", Bucket::Users, &mut content.users), ("authRoles", Bucket::Roles, &mut content.roles)]
+        {
+            self.each(bucket, &mut |key, value| {
+                *count += 1;
+                Some(take(ours, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)))
             })?;
         }
-        self.each("auth", &mut |key, value| {
-            found += (key == b"authEnabled" && value == [1]) as u64;
-            Some(Ok(()))
-        })?;
-        if found > 0 {
-            return Err(Error::Refused("the file has users or roles, which this version cannot keep".to_owned()));
-        }
-        Ok(())
+        self.each("auth", &mut |key, value| match key {
+            b"authEnabled" if value == [1] => {
+                Some(take(Bucket::Meta, Bytes::from_static(schema::AUTH_ENABLED), Bytes::new()))
+            }
+            b"authRevision" => {
+                let revision = schema::read_u64(value)?;
+                Some(take(Bucket::Meta, Bytes::from_static(schema::AUTH_REVISION), schema::u64_row(revision)))
+            }
+            _ => Some(Ok(())),
+        })
     }
 
     /// Visits all rows of a bucket, until one is refused.

@@ -62,7 +62,7 @@ impl<W: Write> Write for Hashing<W> {
 
 fn write_rows<W: Write>(reader: &dyn Reader, out: W) -> Result<(W, Layout), Error> {
     let mut file = Writer::new(out)?;
-    auth(&mut file)?;
+    auth(reader, &mut file)?;
     alarms(reader, &mut file)?;
     cluster(reader, &mut file)?;
     keys(reader, &mut file)?;
@@ -72,10 +72,16 @@ fn write_rows<W: Write>(reader: &dyn Reader, out: W) -> Result<(W, Layout), Erro
     Ok(file.finish()?)
 }
 
-/// There are no users.
-fn auth<W: Write>(file: &mut Writer<W>) -> Result<(), Error> {
-    for bucket in ["auth", "authRoles", "authUsers"] {
-        file.bucket(bucket)?;
+/// Users and roles are the same rows in etcd.
+fn auth<W: Write>(reader: &dyn Reader, file: &mut Writer<W>) -> Result<(), Error> {
+    let enabled = reader.get(Bucket::Meta, schema::AUTH_ENABLED)?.is_some();
+    let revision = reader.get(Bucket::Meta, schema::AUTH_REVISION)?;
+    file.bucket("auth")?;
+    file.row(b"authEnabled", &[u8::from(enabled)])?;
+    file.row(b"authRevision", &revision.unwrap_or_else(|| schema::u64_row(1)))?;
+    for (name, bucket) in [("authRoles", Bucket::Roles), ("authUsers", Bucket::Users)] {
+        file.bucket(name)?;
+        each(reader, bucket, |key, value| Ok(file.row(key, value)?))?;
     }
     Ok(())
 }

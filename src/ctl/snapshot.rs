@@ -131,7 +131,7 @@ pub(super) fn describe(from: &Path, plan: &Plan, restored: &Restored) -> String 
     format!(
         "restored {} to {}\n\
          member {member} ({}) of cluster {cluster} of {}\n\
-         revision {}, {compacted}: {keys} keys, {} changes, {} leases, {} alarms\n",
+         revision {}, {compacted}: {keys} keys, {} changes, {} leases, {} alarms, {} users, {} roles\n",
         from.display(),
         plan.data_dir.display(),
         plan.name,
@@ -140,6 +140,8 @@ pub(super) fn describe(from: &Path, plan: &Plan, restored: &Restored) -> String 
         content.changes,
         content.leases,
         content.alarms,
+        content.users,
+        content.roles,
     )
 }
 
