@@ -1,9 +1,8 @@
 //! What clients see: etcd's gRPC services, thin translators onto one [`Handle`].
 //!
 //! A method is three steps: check the request (`check`), call a verb, stamp the header. Errors get their code and text in
-//! `status`, and nowhere else. Services that are not registered answer UNIMPLEMENTED, as methods do that are not there yet.
+//! `status`, and nowhere else. Services that are not registered answer UNIMPLEMENTED.
 
-use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
@@ -65,11 +64,6 @@ pub fn routes(handle: Handle, config: &Config) -> Intercept {
         .add_service(sized!(LockServer::new(lock::LockService::new(services.clone()))))
         .add_service(sized!(ElectionServer::new(election::ElectionService::new(services))));
     Intercept::new(kv, routes.prepare(), handle)
-}
-
-/// The answer of a method that is not there yet.
-fn not_there() -> Status {
-    Status::unimplemented("everwatch: not implemented yet")
 }
 
 /// Whether the client wants to be refused by a member that knows no leader.
