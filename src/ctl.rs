@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 
 use crate::client::resume::News;
-use crate::client::{Client, Heard, Want, Watch};
+use crate::client::{Client, Heard, Login, Want, Watch};
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 
@@ -27,9 +27,10 @@ everwatchctl watch KEY [RANGE_END] [--endpoints=127.0.0.1:2379[,..]]
     --rev=N             from this revision on; without it, what comes from now on
     --prev-kv           with what was there before each change
     --progress-notify   with a word from time to time how far it is
+    --user=NAME:PASSWORD, or --user=NAME --password=PASSWORD
 Prints changes as etcdctl does, until it is interrupted or compaction has removed what comes next.
 
-everwatchctl snapshot save FILE [--endpoints=127.0.0.1:2379]
+everwatchctl snapshot save FILE [--endpoints=127.0.0.1:2379] [--user=NAME:PASSWORD] [--password=PASSWORD]
 Saves a backup of a member. It is a file of etcd's: etcdutl takes it, too.
 
 everwatchctl snapshot status FILE [-w simple|json|table|fields]
@@ -85,6 +86,7 @@ pub async fn run(options: Options) -> Result<(), String> {
 #[derive(Clone, Debug)]
 struct Watching {
     endpoints: Vec<String>,
+    login: Option<Login>,
     want: Want,
 }
 
@@ -93,9 +95,12 @@ impl Watching {
         let mut endpoints = vec!["127.0.0.1:2379".to_owned()];
         let (mut words, mut want) = (Vec::new(), Want::default());
         let (mut prefix, mut from_key) = (false, false);
+        let (mut user, mut password) = (None, None);
         for argument in arguments {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
             match name {
+                "--user" => user = Some(value.to_owned()),
+                "--password" => password = Some(value.to_owned()),
                 "--endpoints" => endpoints = value.split(',').map(str::to_owned).collect(),
                 "--prefix" => prefix = flag(&argument)?,
                 "--from-key" => from_key = flag(&argument)?,
@@ -132,7 +137,8 @@ impl Watching {
         }
         // Large responses are handed out whole all the same.
         want.fragment = true;
-        Ok(Watching { endpoints, want })
+        let login = Login::parse(user.as_deref(), password.as_deref())?;
+        Ok(Watching { endpoints, login, want })
     }
 }
 
@@ -156,7 +162,7 @@ fn behind_prefix(prefix: &[u8]) -> Bytes {
 }
 
 async fn watch(watching: Watching) -> Result<(), String> {
-    let client = Client::new(&watching.endpoints, 1).map_err(|error| error.to_string())?;
+    let client = Client::new(&watching.endpoints, 1).map_err(|error| error.to_string())?.with_login(watching.login);
     let mut watch = Watch::new(client, [watching.want], 0, 0);
     let mut stdout = io::stdout().lock();
     let mut lost = false;

@@ -16,7 +16,7 @@
 //!
 //! The layout is that of etcd 3.5, which 3.5 and 3.6 read; 3.4 has all of it but confState and term.
 //!
-//! **Writing** ([`write`]) goes twice through the rows of one reader, for the head of the file says where things lie behind it: once to
+//! **Writing** ([`mod@write`]) goes twice through the rows of one reader, for the head of the file says where things lie behind it: once to
 //! count, once to send. So no copy of the data is made, on disk or in memory, and nobody waits.
 //!
 //! **Reading** ([`read`]) yields what a new cluster can begin with: keys with their history, leases, alarms. Who the members were and

@@ -26,8 +26,10 @@ pub struct Piece {
 impl Client {
     /// Asks an endpoint for a backup. Where it breaks off there is no going on: another would be of another moment.
     pub async fn backup(&self, endpoint: usize) -> Result<Backup, Error> {
-        let mut client = MaintenanceClient::new(self.channel(endpoint, 0)).max_decoding_message_size(i32::MAX as usize);
-        let responses = client.snapshot(SnapshotRequest {}).await.map_err(Error::Refused)?;
+        let channel = self.channel(endpoint, 0);
+        let call = self.call(&channel, SnapshotRequest {}).await.map_err(Error::Refused)?;
+        let mut client = MaintenanceClient::new(channel).max_decoding_message_size(i32::MAX as usize);
+        let responses = client.snapshot(call).await.map_err(Error::Refused)?;
         Ok(Backup { responses: responses.into_inner() })
     }
 }

@@ -10,19 +10,21 @@
 //! happens to members and connections; or it is said that compaction removed some. What it does not promise: that a
 //! change is handed out soon. A cluster out of reach is waited for.
 //!
-//! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless), authentication, TLS and
-//! discovery of members.
+//! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless), TLS and discovery of members.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 mod backoff;
 pub mod backup;
+mod login;
 pub mod resume;
 pub mod watch;
 
+pub use login::Login;
 pub use resume::Want;
 pub use watch::{Heard, Watch};
 
@@ -70,6 +72,7 @@ impl std::error::Error for Error {}
 pub struct Client {
     /// For each endpoint its connections.
     channels: Arc<Vec<Vec<Channel>>>,
+    login: Option<Login>,
 }
 
 impl Client {
@@ -96,7 +99,21 @@ impl Client {
         if channels.is_empty() {
             return Err(Error::Endpoint("none was named".to_owned()));
         }
-        Ok(Client { channels: Arc::new(channels) })
+        Ok(Client { channels: Arc::new(channels), login: None })
+    }
+
+    /// The same for a user of the cluster.
+    pub fn with_login(self, login: Option<Login>) -> Client {
+        Client { login, ..self }
+    }
+
+    /// A call of the client's user, who first gets a token over this connection.
+    async fn call<T>(&self, channel: &Channel, message: T) -> Result<tonic::Request<T>, Status> {
+        let mut call = tonic::Request::new(message);
+        if let Some(login) = &self.login {
+            call.metadata_mut().insert("token", login.token(channel.clone()).await?);
+        }
+        Ok(call)
     }
 
     /// How many endpoints there are.

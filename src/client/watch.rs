@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::backoff::Backoff;
 use super::resume::{News, Resume, Want};
@@ -158,12 +158,12 @@ impl Watch {
         let creating = creates.iter().map(|(place, _)| *place).collect();
         let (requests, rest) = mpsc::channel(REQUESTS_MAX);
         let first = tokio_stream::iter(creates.into_iter().map(|(_, create)| create));
-        let mut call = Request::new(first.chain(ReceiverStream::new(rest)));
+        let channel = self.client.channel(self.endpoint, self.user);
+        let mut call = self.client.call(&channel, first.chain(ReceiverStream::new(rest))).await?;
         if self.needs_leader {
             // A member without leader must not keep a client that could be served elsewhere.
             call.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         }
-        let channel = self.client.channel(self.endpoint, self.user);
         let mut client = WatchClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
         let responses = client.watch(call).await?.into_inner();
         self.stream = Some(Stream { requests, responses, creating, running_since: None });

@@ -11,13 +11,13 @@ use super::progress::{Progress, bytes};
 use crate::backup::HASH_BYTES;
 use crate::backup::read::Source;
 use crate::backup::status::Status;
-use crate::client::Client;
+use crate::client::{Client, Login};
 use crate::server::restore::{Plan, Restored, restore};
 
 /// A command about backups.
 #[derive(Clone, Debug)]
 pub(super) enum Command {
-    Save { endpoint: String, path: PathBuf },
+    Save { endpoint: String, login: Option<Login>, path: PathBuf },
     Status { path: PathBuf, format: Format },
     Restore { path: PathBuf, unchecked: bool, plan: Plan },
 }
@@ -43,7 +43,7 @@ pub(super) const PLAN_FLAGS: [&str; 6] = [
 
 /// Reads what comes after `snapshot`.
 pub(super) fn parse(line: impl Iterator<Item = String>) -> Result<Command, String> {
-    let own = ["--endpoints", "--write-out", "--bump-revision"];
+    let own = ["--endpoints", "--user", "--password", "--write-out", "--bump-revision"];
     let valued = [&own[..], &PLAN_FLAGS].concat();
     let arguments = Arguments::read(line, &valued, &["--skip-hash-check", "--mark-compacted"])?;
     let (command, words) = arguments.words().split_first().ok_or("snapshot wants save, status or restore")?;
@@ -56,7 +56,8 @@ pub(super) fn parse(line: impl Iterator<Item = String>) -> Result<Command, Strin
                 let list = endpoints.replace(',', " ");
                 return Err(format!("snapshot must be requested to one selected node, not multiple [{list}]"));
             }
-            Ok(Command::Save { endpoint: endpoints, path })
+            let login = Login::parse(arguments.get("--user"), arguments.get("--password"))?;
+            Ok(Command::Save { endpoint: endpoints, login, path })
         }
         "status" => {
             let format = match arguments.or("--write-out", "simple").as_str() {
@@ -100,7 +101,7 @@ pub(super) fn plan(arguments: &Arguments) -> Result<Plan, String> {
 /// Does it.
 pub(super) async fn run(command: Command) -> Result<(), String> {
     match command {
-        Command::Save { endpoint, path } => save(&endpoint, &path).await,
+        Command::Save { endpoint, login, path } => save(&endpoint, login, &path).await,
         Command::Status { path, format } => {
             let status = Source::open(&path, true).and_then(|mut source| source.status());
             let status = status.map_err(|error| about(&path, &error))?;
@@ -146,11 +147,11 @@ pub(super) fn describe(from: &Path, plan: &Plan, restored: &Restored) -> String 
 }
 
 /// The file appears under its name when it is whole and on disk.
-async fn save(endpoint: &str, path: &Path) -> Result<(), String> {
+async fn save(endpoint: &str, login: Option<Login>, path: &Path) -> Result<(), String> {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     let part = PathBuf::from(name);
-    let outcome = save_as(endpoint, &part).await.and_then(|version| {
+    let outcome = save_as(endpoint, login, &part).await.and_then(|version| {
         let renamed = std::fs::rename(&part, path);
         renamed.map_err(|error| format!("could not rename {} to {} ({error})", part.display(), path.display()))?;
         Ok(version)
@@ -168,9 +169,9 @@ async fn save(endpoint: &str, path: &Path) -> Result<(), String> {
     }
 }
 
-async fn save_as(endpoint: &str, part: &Path) -> Result<String, String> {
+async fn save_as(endpoint: &str, login: Option<Login>, part: &Path) -> Result<String, String> {
     let failed = |error: io::Error| format!("could not write {} ({error})", part.display());
-    let client = Client::new(&[endpoint.to_owned()], 1).map_err(|error| error.to_string())?;
+    let client = Client::new(&[endpoint.to_owned()], 1).map_err(|error| error.to_string())?.with_login(login);
     let mut backup = client.backup(0).await.map_err(|error| error.to_string())?;
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part);
     let mut file = file.map_err(failed)?;

@@ -1,7 +1,7 @@
 //! Members compare what they hold: after compactions, from time to time, and before one that was started serves.
 //!
 //! The leader asks. It takes the hash of its history up to a revision and has every peer do the same; whose differs is
-//! [`corruption::judge`]'s to say. For a member that is wrong CORRUPT is raised, for member 0 where nobody can say who is, and then
+//! [`judge`]'s to say. For a member that is wrong CORRUPT is raised, for member 0 where nobody can say who is, and then
 //! the cluster takes no more writes until an operator has looked, as in etcd. Nothing is compared while CORRUPT is raised.
 //!
 //! A peer that is behind, away, or has compacted elsewhere is left out, and compared the next time. A comparison after compaction is

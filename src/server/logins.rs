@@ -1,7 +1,7 @@
 //! The verbs of the [`Handle`] about who somebody is: logging in, recognising tokens, hashing passwords.
 //!
 //! A password is compared where that may take long, a few at a time, before anything is proposed; the log then decides whether users
-//! have changed meanwhile. What tokens there are comes from the log ([`Logins::follow`]), how long they live from this member's clock.
+//! have changed meanwhile. What tokens there are comes from the log (`Logins::follow`), how long they live from this member's clock.
 //! With `--auth-token=jwt` they are signed here and recognised by their signature, and the log knows nothing of them.
 
 use std::path::{Path, PathBuf};

@@ -287,6 +287,47 @@ async fn users_survive_a_crash_and_their_tokens_do_not_outlive_a_password() {
     assert_eq!(users.put("u", "foo").await.expect_err("he may not").code(), Code::PermissionDenied);
 }
 
+/// `everwatchctl` with these arguments.
+fn ctl(arguments: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_everwatchctl"));
+    command.args(arguments);
+    command
+}
+
+#[tokio::test]
+async fn the_control_tool_logs_in() {
+    let users = reader_of_foo().await;
+    let endpoints = format!("--endpoints={}", users.client.server.url);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("backup.db");
+    let save = |login: &[&str]| {
+        let line = ["snapshot", "save", file.to_str().expect("text"), &endpoints];
+        let output = ctl(&[&line, login].concat()).output().expect("it runs");
+        assert_eq!(output.status.success(), file.exists());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    for (login, why) in [
+        (&[][..], "user name is empty"),
+        (&["--user=root:wrong"], "authentication failed"),
+        (&["--user=u:secret"], "permission denied"),
+        (&["--user=root"], "--user wants"),
+    ] {
+        let said = save(login);
+        assert!(said.contains(why) && !file.exists(), "{login:?}: {said}");
+    }
+    assert_eq!(save(&["--user=root", "--password=secret"]), "");
+    assert!(file.exists());
+
+    users.put("root", "foo").await.expect("root may");
+    let key = String::from_utf8(users.client.key("foo").to_vec()).expect("text");
+    let mut watching = ctl(&["watch", &key, "--rev=1", "--user=u:secret", &endpoints]);
+    let mut watching = watching.stdout(std::process::Stdio::piped()).spawn().expect("it runs");
+    let mut seen = [0; 4];
+    std::io::Read::read_exact(&mut watching.stdout.take().expect("a pipe"), &mut seen).expect("it says something");
+    watching.kill().and_then(|()| watching.wait()).expect("it ends");
+    assert_eq!(&seen, b"PUT\n");
+}
+
 /// CVE-2021-28235's lesson.
 #[tokio::test]
 async fn no_password_is_written_anywhere() {

@@ -1,6 +1,6 @@
 //! The JSON gateway: etcd's gRPC methods for who has HTTP/1 and JSON, `POST /v3/...`.
 //!
-//! It knows no method by itself. A request is found in [`ROUTES`], its JSON becomes the message that the method takes (`json`,
+//! It knows no method by itself. A request is found in `ROUTES`, its JSON becomes the message that the method takes (`json`,
 //! guided by the description of the API in `pb`), the message goes to the same services that gRPC clients are answered by
 //! (`call`), and what they answer becomes JSON again. So checks, tokens, counters and errors are those of gRPC.
 //!
