@@ -18,10 +18,9 @@ import threading
 from server import Server
 
 PATIENCE_S = 20
-NOT_THERE = "everwatch: not implemented yet"
 #: Of a cluster or a moment, by the name of the field; what is a string of digits stays one.
 VARIABLE = {"cluster_id", "member_id", "raft_term", "leader", "raftIndex", "raftAppliedIndex", "raftTerm", "dbSize", "dbSizeInUse",
-            "version", "peerURLs", "clientURLs", "memberID", "blob", "remaining_bytes", "token"}
+            "version", "peerURLs", "clientURLs", "memberID", "token"}
 #: Names of fields that only later versions of the API have.
 LATER = {"storageVersion", "dbSizeQuota", "downgradeInfo"}
 HEADERS = ("Content-Type", "Grpc-Metadata-Content-Type", "Location", "X-Content-Type-Options", "Access-Control-Allow-Origin",
@@ -255,6 +254,9 @@ def access():
 
 def normal(value, name=None):
     if isinstance(value, dict):
+        # A piece of a snapshot: files are of different lengths, and later versions say which layout theirs has.
+        if "blob" in value:
+            return {"blob": "BLOB"}
         return {key: normal(inner, key) for key, inner in value.items() if key not in LATER}
     if name in VARIABLE and value:
         return name.upper()
@@ -291,7 +293,6 @@ def outcome(endpoint, method, path, body, headers, lines):
             if not line:
                 break
             read.append(parsed(line))
-        # A snapshot is in pieces of any size.
         return {"status": response.status, "headers": shown, "lines": read}, ""
     except (OSError, http.client.HTTPException) as error:
         return {"broke off": repr(error)}, ""
@@ -348,15 +349,11 @@ def main():
         raise SystemExit("a server did not serve")
 
     other_words, otherwise = ({}, {}) if arguments.same else (dict(OTHER_WORDS), dict(OTHERWISE))
-    unexpected = later = intended = 0
-    no_users = any(label.startswith("auth: /v3/auth/enable") and NOT_THERE in json.dumps(right) for label, right in sides[1])
+    unexpected = intended = 0
     for (label, left), (_, right) in zip(*sides):
         if left == right:
             continue
-        not_there = NOT_THERE in json.dumps(right) or no_users and label.startswith("auth: ")
-        if not arguments.same and not_there:
-            later += 1
-        elif label in OTHER_WORDS and not arguments.same and wordless(left) == wordless(right):
+        if label in OTHER_WORDS and not arguments.same and wordless(left) == wordless(right):
             other_words.pop(label, None)
             intended += 1
         elif label in OTHERWISE and not arguments.same and OTHERWISE[label][1] == short(right):
@@ -368,8 +365,7 @@ def main():
     unused = [*other_words, *otherwise]
     for label in unused:
         print(f"UNUSED     {label}")
-    print(f"gateway: {len(sides[0])} requests, {unexpected} unexpected differences, {intended} intended ones, {len(unused)} unused, "
-          f"{later} not there yet")
+    print(f"gateway: {len(sides[0])} requests, {unexpected} unexpected differences, {intended} intended ones, {len(unused)} unused")
     sys.exit(1 if unexpected or unused else 0)
 
 
