@@ -66,7 +66,8 @@ impl Tokens {
             self.sweep = now + self.lifetime;
         }
         if self.known.len() >= TOKENS_MAX {
-            let first = self.known.iter().min_by_key(|(_, login)| login.ends).map(|(token, _)| token.clone());
+            let first =
+                self.known.iter().min_by_key(|&(token, login)| (login.ends, token)).map(|(token, _)| token.clone());
             first.map(|token| self.known.remove(&token));
         }
         self.known.insert(token, Login { user, ends: now + self.lifetime });

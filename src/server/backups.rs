@@ -24,6 +24,9 @@ const BLOB_BYTES: usize = 32 << 10;
 /// Pieces read and not yet sent. Beyond this reading waits for the client.
 const BLOBS_WAITING_MAX: usize = 16;
 
+/// Backups under way. Each has a thread that waits for its client, and keeps pages of the backend. Beyond this the next is refused.
+pub(super) const AT_ONCE_MAX: usize = 8;
+
 /// How often to look whether the backend has come as far as this member.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -39,16 +42,20 @@ pub struct Blob {
 impl Handle {
     /// A backup of everything this member has carried out by now, in pieces.
     pub async fn backup(&self) -> Result<mpsc::Receiver<Result<Blob, Error>>, Error> {
+        let place = self.shared.backups.clone().try_acquire_owned().map_err(|_| Error::TooManyRequests)?;
         let reader = self.caught_up_reader().await?;
         let (blobs, waiting) = mpsc::channel(BLOBS_WAITING_MAX);
         let handle = self.clone();
-        tokio::task::spawn_blocking(move || match write(&*reader, blobs.clone()) {
-            Ok(()) => {}
-            Err(backup::Error::Storage(error)) => {
-                let _ = blobs.blocking_send(Err(handle.fail(&error)));
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            match write(&*reader, blobs.clone()) {
+                Ok(()) => {}
+                Err(backup::Error::Storage(error)) => {
+                    let _ = blobs.blocking_send(Err(handle.fail(&error)));
+                }
+                // The client went away.
+                Err(_) => {}
             }
-            // The client went away.
-            Err(_) => {}
         });
         Ok(waiting)
     }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::core;
 use super::disk_threads::{Failure, Sizes};
@@ -99,6 +99,8 @@ pub(crate) struct Shared {
     /// The hubs, and what each of them hears.
     pub(crate) shards: Arc<[Arc<Shard>]>,
     pub(crate) logins: Logins,
+    /// Places for backups.
+    pub(crate) backups: Arc<Semaphore>,
     pub(crate) timeline: Timeline,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,

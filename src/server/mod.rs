@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use slog::{Logger, crit};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::Config;
@@ -122,6 +122,7 @@ pub fn start(
         replicated: replicated.clone(),
         shards: shards.clone(),
         logins,
+        backups: Arc::new(Semaphore::new(backups::AT_ONCE_MAX)),
         timeline: watch_loop::Timeline::default(),
         inbox: inbox.clone(),
         progress: Default::default(),
