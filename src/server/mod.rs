@@ -208,9 +208,9 @@ pub fn start(
     let core = tokio::spawn(core_loop::run(core, plumbing, config.heartbeat_interval));
     let mut watching = JoinSet::new();
     for shard in shards.iter().cloned() {
-        let handle = handle.clone();
+        let (handle, visits) = (handle.clone(), watch_loop::Visits::start()?);
         watching.spawn(async move {
-            if let Err(error) = watch_loop::run(shard, handle.shared.clone()).await {
+            if let Err(error) = watch_loop::run(shard, handle.shared.clone(), visits).await {
                 handle.fail(&error);
             }
         });

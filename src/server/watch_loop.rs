@@ -13,14 +13,16 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::auth;
 use crate::mvcc::change::SharedChanges;
@@ -29,7 +31,7 @@ use crate::mvcc::{History, Store};
 use crate::storage;
 use crate::storage::backend::Bucket;
 use crate::types::{ClusterId, Index, KeyRange, MemberId, Revision, Term};
-use crate::watch::{CatchUp, End, Feed, Hub, Outbox, Refusal, Round, Slice, Spec, Stats, StreamId};
+use crate::watch::{Bell, CatchUp, End, Feed, Hub, Outbox, Refusal, Round, Slice, Spec, Stats, StreamId};
 
 /// Bytes of history read in one turn (and one revision more). Small enough to keep all watchers that are behind moving,
 /// large enough that a history of a thousand small events comes in one response.
@@ -38,11 +40,14 @@ pub const SLICE_BYTES_MAX: usize = 256 << 10;
 const SHORT_SLICE_BYTES_MAX: usize = 64 << 10;
 /// Revisions whose previous values are looked for at once, in an index that apply needs too.
 const LINKED_PER_LOOK: usize = 32;
-/// Turns made in one visit to the blocking threads.
+/// Turns made in one visit to the thread for it.
 const TURNS_PER_VISIT: usize = 16;
+/// How nice that thread is to all others, of 19: where every processor is busy it gets a tenth of one, and who has something to do for
+/// a put never waits until it is through with its turn.
+const NICENESS: i32 = 10;
 /// While others write, a turn is followed by a rest so many times as long, up to a most: who is late by a million revisions can
 /// wait better than a put. (Unless he gets no nearer that way.)
-const RESTS_PER_TURN: u32 = 5;
+const RESTS_PER_TURN: u32 = 2;
 const REST_MAX: Duration = Duration::from_millis(10);
 /// Who is no further behind than this rests as well: he is late because he reads slowly.
 const BEHIND_LITTLE: i64 = 10_000;
@@ -172,8 +177,8 @@ fn hand_out(shard: &Shard, slice: &Slice) {
     }
 }
 
-/// Catches up watchers whenever there are any.
-pub async fn run<S>(shard: Arc<Shard>, state: Arc<S>) -> storage::Result<()>
+/// Catches up watchers whenever there are any, on the thread given.
+pub async fn run<S>(shard: Arc<Shard>, state: Arc<S>, visits: Visits) -> storage::Result<()>
 where
     S: StoreAccess + Send + Sync + 'static,
 {
@@ -182,24 +187,46 @@ where
     loop {
         bell.rung().await;
         let (shard, state, bell) = (shard.clone(), state.clone(), bell.clone());
-        let visit = tokio::task::spawn_blocking(move || -> storage::Result<Pace> {
-            pace.begin(shard.lock().published());
-            for _ in 0..TURNS_PER_VISIT {
-                let began = cpu_time();
-                let slice_bytes = pace.slice_bytes(Instant::now());
-                let Some(job) = serve_next(&shard, &*state, slice_bytes)? else { return Ok(pace) };
-                // Mostly less than a millisecond, which is the least that the runtime's timers know.
-                thread::sleep(pace.rest(&job, cpu_time().saturating_sub(began), Instant::now()));
-            }
-            bell.ring();
-            Ok(pace)
-        });
-        match visit.await {
-            Ok(done) => pace = done?,
-            // The runtime is going down.
-            Err(error) if error.is_cancelled() => return Ok(()),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        let (done, visited) = oneshot::channel();
+        let visit = move || {
+            // Nobody waits any more when the member is going down.
+            let _ = done.send(visit(&shard, &*state, &bell, pace));
+        };
+        // Either fails only if the thread panicked.
+        visits.0.send(Box::new(visit)).expect("the thread that catches up goes on");
+        pace = visited.await.expect("the thread that catches up goes on")?;
+    }
+}
+
+/// Some turns, with what rests belong to them.
+fn visit(shard: &Shard, state: &impl StoreAccess, bell: &Bell, mut pace: Pace) -> storage::Result<Pace> {
+    pace.begin(shard.lock().published());
+    for _ in 0..TURNS_PER_VISIT {
+        let began = cpu_time();
+        let slice_bytes = pace.slice_bytes(Instant::now());
+        let Some(job) = serve_next(shard, state, slice_bytes)? else { return Ok(pace) };
+        // Mostly less than a millisecond, which is the least that the runtime's timers know.
+        thread::sleep(pace.rest(&job, cpu_time().saturating_sub(began), Instant::now()));
+    }
+    bell.ring();
+    Ok(pace)
+}
+
+/// A thread that visits when nobody else wants the processor, until this is dropped. One of its own: a thread that was nice once
+/// cannot be asked to be less so.
+#[derive(Debug)]
+pub struct Visits(mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Visits {
+    /// Starts it.
+    pub fn start() -> io::Result<Visits> {
+        let (sender, receiver) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        thread::Builder::new().name("catch-up".to_owned()).spawn(move || {
+            // Of this thread alone, on Linux. Where it is not allowed, it is as the others are.
+            let _ = rustix::process::nice(NICENESS);
+            receiver.into_iter().for_each(|visit| visit());
+        })?;
+        Ok(Visits(sender))
     }
 }
 
