@@ -68,7 +68,7 @@
 //! | files of etcd's | [`backup`], our rows as one and one as our rows |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`member`], all of it put together |
-//! | beside | [`config`], flags and what they mean · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
+//! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
 //!
@@ -86,19 +86,20 @@
 //! | `state`           | `types` `pb` `mvcc` `lease` `auth` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
 //! | `backup`          | `types` `pb` `cluster::Version` `mvcc::revision` `storage`                                 | no   |
 //! | `raft`            | `types`                                                                                    | yes  |
-//! | `peer`            | `types` `pb` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
-//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` | no |
-//! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` | no |
-//! | `http`            | `version` `pb` `server::handle` `state` `api`                                              | no   |
-//! | `listen`          | `config`                                                                                   | no   |
-//! | `member`          | `config` `version` `server` `api` `http` `listen`                                          | no   |
-//! | `config`          | –                                                                                          | no   |
+//! | `peer`            | `types` `pb` `tls` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
+//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` `tls` | no |
+//! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` | no |
+//! | `http`            | `version` `pb` `server::handle` `state` `api` `tls`                                        | no   |
+//! | `listen`          | `config` `tls`                                                                             | no   |
+//! | `member`          | `config` `version` `server` `api` `http` `listen` `tls`                                    | no   |
+//! | `config`          | `tls`                                                                                      | no   |
+//! | `tls`             | –                                                                                          | no   |
 //! | `logging`         | `config`                                                                                   | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
-//! | `client`          | `pb`                                                                                       | no   |
-//! | `bench`           | `client` `pb`                                                                              | no   |
-//! | `ctl`             | `client` `pb` `backup` `server::restore`                                                   | no   |
+//! | `client`          | `pb` `tls`                                                                                 | no   |
+//! | `bench`           | `client` `pb` `tls`                                                                        | no   |
+//! | `ctl`             | `client` `pb` `backup` `server::restore` `tls`                                             | no   |
 //! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries
@@ -136,3 +137,4 @@ pub mod config;
 pub mod ctl;
 pub mod logging;
 pub mod metrics;
+pub mod tls;

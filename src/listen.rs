@@ -1,4 +1,4 @@
-//! Sockets: accepts connections, tells HTTP/1 from HTTP/2 and gRPC from the rest, and stops within bounds.
+//! Sockets: accepts connections, speaks TLS where it should, tells HTTP/1 from HTTP/2 and gRPC from the rest, and stops within bounds.
 //!
 //! Promises: a connection never moves between runtimes; running out of file descriptors slows accepting down but ends
 //! nothing; once told to stop, nothing new is accepted, running calls may finish for [`GRACE`], then they are cut off.
@@ -11,8 +11,9 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use slog::Logger;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -29,7 +31,8 @@ use tokio::task::JoinSet;
 use tower::Service;
 
 use self::gathered::Gathered;
-use crate::config::{Config, Url};
+use crate::config::{Config, Scheme, Url};
+use crate::tls::{Accepted, Acceptor, CommonName};
 
 mod gathered;
 
@@ -93,26 +96,34 @@ impl Limits {
 pub struct Socket {
     listener: std::net::TcpListener,
     address: SocketAddr,
+    /// Where TLS is spoken.
+    tls: Option<Arc<Acceptor>>,
 }
 
-/// Opens a socket for every URL. A port of 0 takes a free one ([`Socket::address`] tells). Needs a runtime with I/O.
-pub async fn bind(urls: &[Url]) -> io::Result<Vec<Socket>> {
+/// Opens a socket for every URL; those of `https` speak TLS, as `tls` says. A port of 0 takes a free one ([`Socket::address`] tells).
+/// Needs a runtime with I/O.
+pub async fn bind(urls: &[Url], tls: Option<&Arc<Acceptor>>) -> io::Result<Vec<Socket>> {
     let mut sockets = Vec::new();
     for url in urls {
-        let bound = url.socket_addr().and_then(open);
+        let tls = match (url.scheme, tls) {
+            (Scheme::Https, None) => return Err(io::Error::other(format!("cannot listen on TLS for {}", url.address))),
+            (Scheme::Https, Some(tls)) => Some(tls.clone()),
+            _ => None,
+        };
+        let bound = url.socket_addr().and_then(|address| open(address, tls));
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {url}: {error}"));
         sockets.push(bound.map_err(named)?);
     }
     Ok(sockets)
 }
 
-fn open(address: SocketAddr) -> io::Result<Socket> {
+fn open(address: SocketAddr, tls: Option<Arc<Acceptor>>) -> io::Result<Socket> {
     let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
     // A restart must not wait for connections of the former process to be forgotten.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?.into_std()?;
-    Ok(Socket { address: listener.local_addr()?, listener })
+    Ok(Socket { address: listener.local_addr()?, listener, tls })
 }
 
 impl Socket {
@@ -123,7 +134,7 @@ impl Socket {
 
     /// Another handle of the same socket, for another runtime.
     pub fn try_clone(&self) -> io::Result<Socket> {
-        Ok(Socket { listener: self.listener.try_clone()?, address: self.address })
+        Ok(Socket { listener: self.listener.try_clone()?, address: self.address, tls: self.tls.clone() })
     }
 }
 
@@ -201,17 +212,25 @@ pub async fn serve<G: Answer, H: Answer>(
     let mut accepting = JoinSet::new();
     for socket in sockets {
         let listener = TcpListener::from_std(socket.listener)?;
-        accepting.spawn(accept(listener, grpc.clone(), http.clone(), limits, stop.clone(), logger.clone()));
+        let served = Served { grpc: grpc.clone(), http: http.clone(), limits, tls: socket.tls };
+        accepting.spawn(accept(listener, served, stop.clone(), logger.clone()));
     }
     while accepting.join_next().await.is_some() {}
     Ok(())
 }
 
-async fn accept<G: Answer, H: Answer>(
-    listener: TcpListener,
+/// What a socket's connections get.
+#[derive(Clone)]
+struct Served<G, H> {
     grpc: G,
     http: H,
     limits: Limits,
+    tls: Option<Arc<Acceptor>>,
+}
+
+async fn accept<G: Answer, H: Answer>(
+    listener: TcpListener,
+    served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
     logger: Logger,
 ) {
@@ -228,7 +247,7 @@ async fn accept<G: Answer, H: Answer>(
                 Ok((stream, remote)) => {
                     pause = ACCEPT_PAUSE_MIN;
                     let logger = logger.new(slog::o!("remote-addr" => remote.to_string()));
-                    connections.spawn(connection(stream, grpc.clone(), http.clone(), limits, stopping.clone(), logger));
+                    connections.spawn(connection(stream, remote.ip(), served.clone(), stopping.clone(), logger));
                 }
                 // The client went away before we came to it.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted
@@ -292,14 +311,40 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 async fn connection<G: Answer, H: Answer>(
     stream: TcpStream,
-    grpc: G,
-    http: H,
-    limits: Limits,
+    remote: IpAddr,
+    served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
     logger: Logger,
 ) {
     // Small replies must not wait for one another. A connection that is already gone fails here and, properly, below.
     let _ = stream.set_nodelay(true);
+    let stream = Gathered::new(stream);
+    let Some(tls) = served.tls.clone() else {
+        return exchange(stream.clone(), &stream, None, served, stop, logger).await;
+    };
+    let mut accepting = pin!(tls.accept(stream.clone(), remote));
+    let accepted = tokio::select! {
+        accepted = stream.around(accepting.as_mut()) => accepted,
+        () = stopped(&mut stop) => return,
+    };
+    match accepted {
+        Ok(Accepted { stream: secure, name }) => exchange(secure, &stream, name, served, stop, logger).await,
+        Err(error) => slog::warn!(logger, "rejected connection"; "error" => %error),
+    }
+}
+
+/// Answers what comes on a connection, until it ends. `socket` is what is below `stream`.
+async fn exchange<S, G: Answer, H: Answer>(
+    stream: S,
+    socket: &Gathered,
+    name: Option<CommonName>,
+    served: Served<G, H>,
+    mut stop: watch::Receiver<bool>,
+    logger: Logger,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Served { grpc, http, limits, .. } = served;
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
     builder
@@ -315,8 +360,16 @@ async fn connection<G: Answer, H: Answer>(
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout);
     // Each request goes to the service it is for.
-    let dispatch = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let service = if is_grpc(&request) { Either::Left(grpc.clone()) } else { Either::Right(http.clone()) };
+    let dispatch = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        let service = if is_grpc(&request) {
+            // Not for HTTP: whoever calls for others there would lend them its own name (CVE-2018-16886).
+            if let Some(name) = &name {
+                request.extensions_mut().insert(name.clone());
+            }
+            Either::Left(grpc.clone())
+        } else {
+            Either::Right(http.clone())
+        };
         async move {
             Ok::<_, Infallible>(match service {
                 Either::Left(grpc) => grpc.answer(request).await.map(Either::Left),
@@ -324,13 +377,12 @@ async fn connection<G: Answer, H: Answer>(
             })
         }
     });
-    let stream = Gathered::new(stream);
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream.clone()), dispatch));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
     let ended = tokio::select! {
-        ended = stream.around(serving.as_mut()) => ended,
+        ended = socket.around(serving.as_mut()) => ended,
         () = stopped(&mut stop) => {
             serving.as_mut().graceful_shutdown();
-            stream.around(serving).await
+            socket.around(serving).await
         }
     };
     if let Err(error) = ended {
@@ -362,7 +414,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let url = Url::parse("http://127.0.0.1:0").expect("well-formed");
-            let sockets = bind(&[url]).await.expect("a free port");
+            let sockets = bind(&[url], None).await.expect("a free port");
             let address = sockets[0].address();
             let (stop, stopped) = watch::channel(false);
             let serving = tokio::spawn(serve(sockets, Nothing::Ever, http, Limits::of_peers(), stopped, discard()));

@@ -5,16 +5,18 @@
 //! because peers never end their streams by themselves. A member that was removed from its cluster stops by itself.
 
 use std::pin::pin;
+use std::sync::Arc;
 
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
-use crate::config::Config;
+use crate::config::{Config, Scheme, Url};
 use crate::http::{Access, Gateway, HandleProbe, UnfoundedProbe};
 use crate::server::{Admission, Asking};
-use crate::{api, http, listen, server, version};
+use crate::tls::{Acceptor, Dialer, self_signed};
+use crate::{api, config, http, listen, server, tls, version};
 
 /// Runs a member until it is told to stop. An error says why it could not start.
 pub fn run(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
@@ -28,12 +30,17 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         "name" => &config.name, "data-dir" => %config.data_dir.display());
     let access = Access::new(&config.cors, &config.host_whitelist);
     // Addresses first: a member that cannot listen should not touch its data.
-    let peer_sockets = listen::bind(&config.listen_peer_urls).await?;
-    let client_sockets = listen::bind(&config.listen_client_urls).await?;
-    let http_sockets = listen::bind(&config.listen_client_http_urls).await?;
-    let metrics_sockets = listen::bind(&config.listen_metrics_urls).await?;
+    let of_clients =
+        [&config.listen_client_urls[..], &config.listen_client_http_urls, &config.listen_metrics_urls].concat();
+    let client_tls = acceptor(config, &config.client_tls, "client", &of_clients, logger)?;
+    let peer_tls = acceptor(config, &config.peer_tls, "peer", &config.listen_peer_urls, logger)?;
+    let dialer = peer_dialer(config, logger)?;
+    let peer_sockets = listen::bind(&config.listen_peer_urls, peer_tls.as_ref()).await?;
+    let client_sockets = listen::bind(&config.listen_client_urls, client_tls.as_ref()).await?;
+    let http_sockets = listen::bind(&config.listen_client_http_urls, client_tls.as_ref()).await?;
+    let metrics_sockets = listen::bind(&config.listen_metrics_urls, client_tls.as_ref()).await?;
 
-    let admission = match Asking::new(config, logger)? {
+    let admission = match Asking::new(config, dialer.clone(), logger)? {
         None => Admission::Resident,
         Some(asking) => {
             // Those who are asked ask, too, and whoever looks after this member shall see what it does. What is served here
@@ -59,7 +66,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         }
     };
 
-    let (handle, tasks) = server::start(config, &admission, logger)?;
+    let (handle, tasks) = server::start(config, &admission, &dialer, logger)?;
     let (stop, stopped) = watch::channel(false);
     let probe = || HandleProbe::new(handle.clone());
     let peer_listener = tokio::spawn(listen::serve(
@@ -113,6 +120,46 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     peer_listener.abort();
     info!(logger, "stopped");
     Ok(())
+}
+
+/// TLS for the sockets of one kind, where there is one that speaks it.
+fn acceptor(
+    config: &Config,
+    tls: &config::Tls,
+    kind: &str,
+    urls: &[Url],
+    logger: &Logger,
+) -> Result<Option<Arc<Acceptor>>, Box<dyn std::error::Error>> {
+    let secure: Vec<&Url> = urls.iter().filter(|url| url.scheme == Scheme::Https).collect();
+    if !tls.settings.is_empty() && secure.len() < urls.len() {
+        warn!(logger, "scheme is HTTP while key and cert files are present; ignoring key and cert files"; "for" => kind);
+    }
+    if tls.settings.certificate_needed && secure.len() < urls.len() {
+        warn!(logger, "scheme is HTTP while --client-cert-auth is enabled; ignoring client cert auth for this URL"; "for" => kind);
+    }
+    if secure.is_empty() {
+        return Ok(None);
+    }
+    let mut settings = tls.settings.clone();
+    if tls.automatic {
+        let hosts: Vec<String> =
+            secure.iter().map(|url| url.host().to_owned()).filter(|host| !host.is_empty()).collect();
+        let (certificate, key) = self_signed(&config.data_dir.join("fixtures").join(kind), &hosts, tls.years)?;
+        warn!(logger, "a certificate that nobody vouches for encrypts and says nothing of who is at the other end";
+            "for" => kind, "cert-file" => %certificate.display());
+        (settings.certificate, settings.key) = (Some(certificate), Some(key));
+    }
+    info!(logger, "TLS"; "for" => kind, "cert" => settings.certificate.as_ref().map(|path| path.display().to_string()),
+        "client-cert-auth" => settings.certificate_needed,
+        "trusted-ca" => settings.authority.as_ref().map(|path| path.display().to_string()));
+    Ok(Some(Arc::new(Acceptor::new(settings, logger)?)))
+}
+
+/// What connects to the other members.
+fn peer_dialer(config: &Config, logger: &Logger) -> Result<Dialer, String> {
+    let tls = &config.peer_tls;
+    // With certificates that are made nobody could verify the others'.
+    Dialer::new(tls::Settings { unverified: tls.automatic, ..tls.settings.clone() }, logger)
 }
 
 /// Serves on the same sockets before there is a member behind them, for as long as the task is kept.

@@ -174,7 +174,9 @@ impl Random {
 
 /// A member that has been written to, and its keys as its clients know them.
 async fn written(config: &Config, seed: u64) -> (Handle, Tasks) {
-    let (handle, tasks) = server::start(config, &server::Admission::Founder, &logger()).expect("an empty directory");
+    let (handle, tasks) =
+        server::start(config, &server::Admission::Founder, &everwatch::tls::Dialer::plain(), &logger())
+            .expect("an empty directory");
     tasks.ready().await;
     let mut random = Random::new(seed);
     let mut model = BTreeMap::new();

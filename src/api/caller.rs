@@ -1,7 +1,7 @@
 //! Who calls, and what a method asks of him before its handler does.
 //!
-//! A client that has logged in sends its token with every call, as `token` or, from HTTP, as `authorization`. What it is worth is found
-//! out where it matters ([`Caller::identify`]); that depends on neither path nor method, so that no way in forgets it.
+//! A client that has logged in sends its token with every call, as `token` or, from HTTP, as `authorization`. One that has not is who its
+//! certificate says, if the connection is one of gRPC and certificates are asked for. What that is worth is found out where it matters ([`Caller::identify`]); that depends on neither path nor method, so that no way in forgets it.
 //!
 //! Handlers of what the log decides, and of what reads keys, pass the caller on to whoever decides. All other methods have a [`Door`]
 //! before the handler. A method that is in no table here is for the role `root`: one that is added is closed until somebody opens it.
@@ -15,8 +15,9 @@ use tonic::Status;
 use super::status::{Intercepted, status};
 use crate::auth::Asker;
 use crate::server::handle::Handle;
-use crate::server::logins::Identity;
+use crate::server::logins::{Claim, Identity};
 use crate::state::permission::Wanted;
+use crate::tls::CommonName;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
 
@@ -24,23 +25,25 @@ const TOKEN: HeaderName = HeaderName::from_static("token");
 #[derive(Clone, Debug, Default)]
 pub(super) struct Caller {
     token: Option<Arc<str>>,
+    /// The name in the certificate of a connection whose client had to show one.
+    certified: Option<CommonName>,
 }
 
 impl Caller {
-    /// The caller of a call with these headers.
-    pub(super) fn of(headers: &HeaderMap) -> Caller {
+    /// The caller of a call with these headers, and what is known of its connection.
+    pub(super) fn of(headers: &HeaderMap, extensions: &Extensions) -> Caller {
         let value = headers.get(TOKEN).or_else(|| headers.get(AUTHORIZATION)).filter(|value| !value.is_empty());
         let token = value.map(|value| {
             // Text that is none is nobody's token.
             let text = String::from_utf8_lossy(value.as_bytes());
             Arc::from(text.strip_prefix("Bearer ").unwrap_or(&text))
         });
-        Caller { token }
+        Caller { token, certified: extensions.get().cloned() }
     }
 
     /// Passes it on to the handler.
     pub(super) fn attach(self, extensions: &mut Extensions) {
-        if self.token.is_some() {
+        if self.token.is_some() || self.certified.is_some() {
             extensions.insert(self);
         }
     }
@@ -51,16 +54,21 @@ impl Caller {
     }
 
     /// What he says, as it stands.
-    pub(super) fn token(&self) -> Option<&str> {
-        self.token.as_deref()
+    pub(super) fn claim(&self) -> Claim<'_> {
+        match (&self.token, &self.certified) {
+            (Some(token), _) => Claim::Token(token),
+            (None, Some(CommonName(name))) => Claim::Certified(name),
+            (None, None) => Claim::Nothing,
+        }
     }
 
     /// Who he is, for whoever decides: nobody if he does not say. A token that this member does not know is refused, whether users
     /// count or not, as etcd does for what it puts into the log.
     pub(super) async fn identify(&self, handle: &Handle) -> Result<Identity, Status> {
-        match &self.token {
-            Some(token) => handle.identify(token).await.ok_or_else(|| Intercepted::Token.into()),
-            None => Ok(Identity::default()),
+        match self.claim() {
+            Claim::Token(token) => handle.identify(token).await.ok_or_else(|| Intercepted::Token.into()),
+            Claim::Certified(name) => Ok(handle.certified(name)),
+            Claim::Nothing => Ok(Identity::default()),
         }
     }
 }
@@ -158,7 +166,7 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());
         }
-        Caller::of(&map).token.map(|token| token.to_string())
+        Caller::of(&map, &Extensions::new()).token.map(|token| token.to_string())
     }
 
     #[test]

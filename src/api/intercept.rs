@@ -110,10 +110,10 @@ where
             return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
         }
         if let Some(call) = known.and_then(|known| known.kv) {
-            let (kv, caller) = (self.kv.clone(), Caller::of(request.headers()));
+            let (kv, caller) = (self.kv.clone(), Caller::of(request.headers(), request.extensions()));
             return Box::pin(async move { Ok(Counted::around(kv.answer(call, request, caller).await, count)) });
         }
-        let caller = Caller::of(request.headers());
+        let caller = Caller::of(request.headers(), request.extensions());
         caller.clone().attach(request.extensions_mut());
         let door = known.map_or(Door::Root, |known| known.door);
         if door.is_kept(&self.handle) {

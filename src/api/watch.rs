@@ -39,6 +39,7 @@ use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::server::error::Error;
+use crate::server::logins::Claim;
 use crate::server::watch_loop::{Confirmation, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
 use crate::watch::{End, Filters, Next, Outgoing, Refusal, Spec};
@@ -316,14 +317,14 @@ impl Responses {
     /// know better.
     fn needs_confirmation(&self, request: &WatchRequest) -> bool {
         let Some(RequestUnion::CreateRequest(create)) = &request.request_union else { return false };
-        create.start_revision == 0 || self.caller.token().is_some()
+        create.start_revision == 0 || !matches!(self.caller.claim(), Claim::Nothing)
     }
 
     fn handle(&self, request: WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
                 let spec = spec(create);
-                match self.handle.admit(self.caller.token(), &spec.range) {
+                match self.handle.admit(self.caller.claim(), &spec.range) {
                     Ok(()) => self.stream.create(spec),
                     Err(denied) => self.stream.refuse(Refusal::Denied(watch_denied(denied))),
                 }

@@ -10,13 +10,15 @@
 //! happens to members and connections; or it is said that compaction removed some. What it does not promise: that a
 //! change is handed out soon. A cluster out of reach is waited for.
 //!
-//! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless), TLS and discovery of members.
+//! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless) and discovery of members.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::Dialer;
 
 mod backoff;
 pub mod backup;
@@ -84,16 +86,25 @@ impl Client {
 
     /// The same with another patience for members that say nothing.
     pub fn with_keepalive(endpoints: &[String], connections: usize, keepalive: Keepalive) -> Result<Client, Error> {
+        Client::dialling(endpoints, connections, keepalive, &Dialer::plain())
+    }
+
+    /// The same with connections that `dialer` makes: what knows of TLS.
+    pub fn dialling(
+        endpoints: &[String],
+        connections: usize,
+        keepalive: Keepalive,
+        dialer: &Dialer,
+    ) -> Result<Client, Error> {
         let bad = |endpoint: &String| Error::Endpoint(endpoint.clone());
         let connect = |endpoint: &String| {
             let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
             let settings = Endpoint::from_shared(url).map_err(|_| bad(endpoint))?;
             let settings = settings
-                .tcp_nodelay(true)
                 .connect_timeout(CONNECT_TIMEOUT)
                 .http2_keep_alive_interval(keepalive.interval)
                 .keep_alive_timeout(keepalive.timeout);
-            Ok((0..connections.max(1)).map(|_| settings.connect_lazy()).collect())
+            Ok((0..connections.max(1)).map(|_| settings.connect_with_connector_lazy(dialer.clone())).collect())
         };
         let channels = endpoints.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
         if channels.is_empty() {

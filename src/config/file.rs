@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(config.keepalive_interval, Some(Duration::from_secs(5)));
         assert_eq!(config.log.outputs, [LogOutput::Stdout, LogOutput::File(PathBuf::from("/x"))]);
         assert_eq!(config.remarks.unknown_keys, ["peer-transport-security.nor-this", "what-is-this"]);
-        assert!(config.remarks.without_effect.contains(&"cert-file"));
+        assert_eq!(config.client_tls.settings.certificate, Some(PathBuf::from("c")));
     }
 
     #[test]
@@ -301,6 +301,6 @@ mod tests {
         }
         assert!(refusal("a: 1\n  b: c").starts_with("error converting YAML to JSON: yaml: "));
         assert!(refusal("force-new-cluster: true").contains("not supported by Everwatch yet"));
-        assert!(refusal("listen-client-urls: https://127.0.0.1:1").contains("only http is supported"));
+        assert!(refusal("listen-client-urls: https://127.0.0.1:1").contains("must be provided"));
     }
 }

@@ -8,6 +8,7 @@
 mod features;
 mod file;
 pub mod flags;
+mod tls;
 mod url;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use flags::{Error, Request, Values};
+pub use tls::Tls;
 pub use url::{Founders, Scheme, Url};
 
 /// Everything a member is told at its start.
@@ -34,6 +36,10 @@ pub struct Config {
     pub listen_client_http_urls: Vec<Url>,
     /// Where `/metrics` and the health endpoints alone are served.
     pub listen_metrics_urls: Vec<Url>,
+    /// TLS of all that clients connect to.
+    pub client_tls: Tls,
+    /// TLS between members.
+    pub peer_tls: Tls,
     /// What the other members are told as this member's peer URLs.
     pub initial_advertise_peer_urls: Vec<Url>,
     /// What clients are told as this member's client URLs.
@@ -288,6 +294,8 @@ impl Config {
             listen_client_urls: own_addresses(values, "listen-client-urls")?,
             listen_client_http_urls: own_addresses(values, "listen-client-http-urls")?,
             listen_metrics_urls: own_addresses(values, "listen-metrics-urls")?,
+            client_tls: Tls::new(values, &tls::OF_CLIENTS)?,
+            peer_tls: Tls::new(values, &tls::OF_MEMBERS)?,
             initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls"),
             advertise_client_urls: values.urls("advertise-client-urls"),
             initial_cluster,
@@ -363,6 +371,10 @@ impl Config {
         }
         if let Some(shared) = self.listen_client_http_urls.iter().find(|url| self.listen_client_urls.contains(url)) {
             return invalid(format!("--listen-client-http-urls shares {shared} with --listen-client-urls"));
+        }
+        self.peer_tls.serves(&self.listen_peer_urls, true)?;
+        for urls in [&self.listen_client_urls, &self.listen_client_http_urls, &self.listen_metrics_urls] {
+            self.client_tls.serves(urls, false)?;
         }
         for (flag, urls) in [
             ("listen-peer-urls", &self.listen_peer_urls),
@@ -502,12 +514,12 @@ fn auto_compaction(values: &Values) -> Result<Option<AutoCompaction>, Error> {
     Ok(kept.filter(|kept| !everything.contains(kept)))
 }
 
-/// URLs one can listen on. TLS and Unix sockets are refused rather than served as something else.
+/// URLs one can listen on. Unix sockets are refused rather than served as something else.
 fn own_addresses(values: &Values, name: &'static str) -> Result<Vec<Url>, Error> {
     let urls = values.urls(name);
     for url in &urls {
-        if url.scheme != Scheme::Http {
-            return invalid(format!("--{name}: {url}: only http is supported by Everwatch yet"));
+        if matches!(url.scheme, Scheme::Unix | Scheme::Unixs) {
+            return invalid(format!("--{name}: {url}: only http and https are supported by Everwatch yet"));
         }
         if !url.names_own_address() {
             return invalid(format!("expected IP in URL for binding ({url})"));
@@ -682,6 +694,6 @@ mod tests {
         ] {
             assert_eq!(refusal(line), text, "{line}");
         }
-        assert!(refusal("--listen-peer-urls=https://127.0.0.1:1").contains("only http is supported"));
+        assert!(refusal("--listen-peer-urls=unix://x").contains("only http and https are supported"));
     }
 }

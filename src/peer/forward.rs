@@ -27,6 +27,7 @@ use crate::pb::everwatchpb::{
     HistoryHashRequest, HistoryHashResponse, MembersRequest, MembersResponse, RenewRequest, RenewResponse,
     TimeToLiveRequest, TimeToLiveResponse, renew_response,
 };
+use crate::tls::Dialer;
 use crate::types::{LeaseId, MemberId, Revision};
 
 /// How long the leader may take to answer.
@@ -145,12 +146,12 @@ const MEMBERS_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What the member that is reached at one of `urls` says about the members, or `None`. For a member without data: it asks without
 /// a transport, and nobody needs to know it.
-pub async fn ask_members(urls: &[String], question: MembersRequest) -> Option<MembersResponse> {
+pub async fn ask_members(urls: &[String], dialer: &Dialer, question: MembersRequest) -> Option<MembersResponse> {
     let mut asking = JoinSet::new();
     for url in urls {
-        let url = url.clone();
+        let (url, dialer) = (url.clone(), dialer.clone());
         asking.spawn(timeout(MEMBERS_TIMEOUT, async move {
-            let connection = connect(&url).await.ok()?;
+            let connection = connect(&url, &dialer).await.ok()?;
             Some(connection.client.clone().members(question).await.ok()?.into_inner())
         }));
     }

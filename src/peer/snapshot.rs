@@ -90,7 +90,7 @@ async fn send_rows(shared: &Arc<Shared>, peer: &Arc<Peer>, message: Message) -> 
     let urls = peer.urls.borrow().clone();
     let mut connection = Err("it has no URL".to_owned());
     for url in urls {
-        connection = connect(&url).await;
+        connection = connect(&url, &shared.dialer).await;
         if connection.is_ok() {
             break;
         }

@@ -26,6 +26,7 @@ use crate::pb::everwatchpb::peer_client::PeerClient;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Bucket};
 use crate::storage::schema;
+use crate::tls::Dialer;
 use crate::types::{ClusterId, LeaseId};
 
 const CLUSTER: ClusterId = ClusterId(77);
@@ -195,6 +196,7 @@ fn transport(local: MemberId, events: Sender<FromPeer>, parts: &Parts) -> Transp
         local,
         cluster: CLUSTER,
         logger: logger(),
+        dialer: Dialer::plain(),
         deliver: Arc::new(move |event| {
             // A test that has seen enough no longer listens.
             let _ = events.send(event);
@@ -442,15 +444,16 @@ fn a_member_that_is_yet_to_be_founded_hears_whom_the_others_know() {
     as_stranger(async {
         let gone = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
         let urls = [format!("http://{gone}"), b.url(), "nonsense".to_owned()];
+        let dialer = Dialer::plain();
         let ask = |cluster: u64, asker: MemberId| {
-            ask_members(&urls, wire::MembersRequest { cluster_id: cluster, asker: asker.0 })
+            ask_members(&urls, &dialer, wire::MembersRequest { cluster_id: cluster, asker: asker.0 })
         };
         let answer = ask(CLUSTER.0, A).await.expect("one of the URLs is right");
         assert_eq!((answer.cluster_id, answer.standing()), (CLUSTER.0, wire::Standing::HasRun));
         let answer = ask(0, MemberId(0)).await.expect("the cluster need not be known");
         assert_eq!((answer.members[0].id, answer.standing()), (B.0, wire::Standing::Unsure));
         assert_eq!(ask(78, A).await, None, "of another cluster");
-        assert_eq!(ask_members(&urls[..1], wire::MembersRequest::default()).await, None);
+        assert_eq!(ask_members(&urls[..1], &Dialer::plain(), wire::MembersRequest::default()).await, None);
     });
 }
 

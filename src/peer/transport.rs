@@ -27,6 +27,7 @@ use super::queue::{MESSAGE_BYTES_MAX, Queue};
 use super::{Deliver, FromPeer, SnapshotSource, codec, remote, snapshot};
 use crate::pb::everwatchpb::peer_client::PeerClient;
 use crate::pb::everwatchpb::{MessageBatch, RenewRequest};
+use crate::tls::Dialer;
 use crate::types::{ClusterId, MemberId};
 
 /// How long a peer may take to accept a connection.
@@ -52,6 +53,8 @@ pub struct TransportConfig {
     pub cluster: ClusterId,
     /// Where connections that come and go are reported.
     pub logger: Logger,
+    /// Makes connections.
+    pub dialer: Dialer,
     /// Takes what arrives and what became of things.
     pub deliver: Deliver,
     /// Gives the rows when a MsgSnapshot is to be sent.
@@ -114,11 +117,12 @@ pub struct PeerStatus {
 impl Transport {
     /// A transport without peers. Must be called on the tokio runtime its tasks shall run on.
     pub fn new(config: TransportConfig) -> Transport {
-        let TransportConfig { local, cluster, logger, deliver, .. } = config;
+        let TransportConfig { local, cluster, logger, dialer, deliver, .. } = config;
         let shared = Shared {
             local,
             cluster,
             logger,
+            dialer,
             deliver,
             snapshot_source: config.snapshot_source,
             was_removed: config.was_removed,
@@ -230,6 +234,7 @@ pub(super) struct Shared {
     pub(super) local: MemberId,
     pub(super) cluster: ClusterId,
     pub(super) logger: Logger,
+    pub(super) dialer: Dialer,
     pub(super) deliver: Deliver,
     pub(super) snapshot_source: SnapshotSource,
     pub(super) was_removed: Arc<dyn Fn(MemberId) -> bool + Send + Sync>,
@@ -375,19 +380,18 @@ pub(super) struct Connection {
 }
 
 /// Dials one of the URLs of a peer.
-pub(super) async fn connect(url: &str) -> Result<Connection, String> {
+pub(super) async fn connect(url: &str, dialer: &Dialer) -> Result<Connection, String> {
     let open = watch::Sender::new(());
     let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(|error| error.to_string())?
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .executor(WhileOpen(open.subscribe()));
-    match timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
+    match timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(dialer.clone())).await {
         Ok(Ok(channel)) => Ok(Connection { client: PeerClient::new(channel), _open: open }),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err("no connection in time".to_owned()),
@@ -437,7 +441,7 @@ async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>) {
         };
         let why = match &url {
             None => "it has no URL".to_owned(),
-            Some(url) => match connect(url).await {
+            Some(url) => match connect(url, &shared.dialer).await {
                 Ok(connection) => {
                     let (why, answered) = serve(&shared, &peer, connection, &mut urls).await;
                     // Whatever was on its way may be lost, and will not be sent again.

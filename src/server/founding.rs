@@ -32,6 +32,7 @@ use crate::raft::Node;
 use crate::state::command::Kind;
 use crate::storage::backend::Bucket;
 use crate::storage::schema;
+use crate::tls::Dialer;
 use crate::types::{ClusterId, MemberId};
 
 /// The pause between two questions to the same member: it grows by half each time, up to the longest.
@@ -52,6 +53,7 @@ pub(crate) struct Asking {
     /// As `--initial-cluster` has them.
     listed: InitialCluster,
     wish: Wish,
+    dialer: Dialer,
     logger: Logger,
     /// Those who asked, for those who ask them.
     calls: Arc<BTreeMap<MemberId, Notify>>,
@@ -59,7 +61,7 @@ pub(crate) struct Asking {
 
 impl Asking {
     /// The conversation that `config` asks for; none where there is data, or nobody to ask.
-    pub(crate) fn new(config: &Config, logger: &Logger) -> Result<Option<Asking>, Error> {
+    pub(crate) fn new(config: &Config, dialer: Dialer, logger: &Logger) -> Result<Option<Asking>, Error> {
         if bootstrap::has_data(config)? {
             return Ok(None);
         }
@@ -79,7 +81,7 @@ impl Asking {
         let token = config.initial_cluster_token.clone();
         let ids = listed.members().filter_map(|(name, _)| listed.member_id(name, &token));
         let calls = Arc::new(ids.map(|id| (id, Notify::new())).collect());
-        Ok(Some(Asking { name: config.name.clone(), token, listed, wish, logger: logger.clone(), calls }))
+        Ok(Some(Asking { name: config.name.clone(), token, listed, wish, dialer, logger: logger.clone(), calls }))
     }
 
     /// What peers call meanwhile.
@@ -127,8 +129,8 @@ impl Asking {
     async fn find(&self, others: &[(MemberId, Vec<String>)]) -> Result<(MemberId, MembersResponse), Error> {
         let mut asking = JoinSet::new();
         for (_, urls) in others {
-            let urls = urls.clone();
-            asking.spawn(async move { ask_members(&urls, MembersRequest::default()).await });
+            let (urls, dialer) = (urls.clone(), self.dialer.clone());
+            asking.spawn(async move { ask_members(&urls, &dialer, MembersRequest::default()).await });
         }
         let mut refusal =
             "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
@@ -152,11 +154,11 @@ impl Asking {
         // They end with this function.
         let mut asking = JoinSet::new();
         for (at, (id, urls)) in others.iter().cloned().enumerate() {
-            let (say, calls) = (say.clone(), self.calls.clone());
+            let (say, calls, dialer) = (say.clone(), self.calls.clone(), self.dialer.clone());
             asking.spawn(async move {
                 let mut pause = PAUSE_SHORTEST;
                 loop {
-                    let answer = ask_members(&urls, question).await;
+                    let answer = ask_members(&urls, &dialer, question).await;
                     let answer = answer.filter(|answer| answer.cluster_id == cluster.0);
                     let standing = answer.map(|answer| Standing::try_from(answer.standing).unwrap_or_default());
                     let heard = standing.map_or(Heard::Silence, |standing| Heard::Said(Answer::from_wire(standing)));

@@ -26,7 +26,7 @@ use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
-use super::logins::{Identity, Logins};
+use super::logins::{Claim, Identity, Logins};
 use super::watch_loop::{Confirmation, Denied, Shard, Standing, StoreAccess, Timeline, WatchHandle};
 use crate::auth::{self, Asker};
 use crate::metrics::Metrics;
@@ -40,6 +40,7 @@ use crate::state::command::{Command, Kind, encode_command};
 use crate::state::permission::Wanted;
 use crate::state::{AlarmKind, StateMachine};
 use crate::storage::backend::Bucket;
+use crate::tls::Dialer;
 use crate::types::{ClusterId, Index, KeyRange, LeaseId, MemberId, Revision, Term};
 use crate::watch::Cancels;
 
@@ -93,6 +94,8 @@ pub(crate) struct Progress {
 pub(crate) struct Shared {
     pub(crate) cluster: ClusterId,
     pub(crate) member: MemberId,
+    /// Reaches the other members.
+    pub(crate) dialer: Dialer,
     pub(crate) limits: Limits,
     /// What the core works on, too.
     pub(crate) replicated: core::Shared,
@@ -364,13 +367,14 @@ impl Handle {
             };
             let shards = self.shared.shards.clone();
             let handle = self.clone();
-            let admit = move |token: Option<&str>, range: &KeyRange| {
+            let admit = move |claim: Claim<'_>, range: &KeyRange| {
                 if !handle.auth_enabled() {
                     return Ok(());
                 }
-                let identity = match token {
-                    Some(token) => handle.recognise(token).ok_or(Denied::Token)?,
-                    None => Identity::default(),
+                let identity = match claim {
+                    Claim::Token(token) => handle.recognise(token).ok_or(Denied::Token)?,
+                    Claim::Certified(name) => handle.certified(name),
+                    Claim::Nothing => Identity::default(),
                 };
                 handle.view(|state| state.permit(identity.asker(), Wanted::Watch(range))).map_err(Denied::Auth)
             };

@@ -42,7 +42,8 @@ pub(super) async fn run(handle: Handle, logger: Logger) {
         farewells.add(handle.shared.peers().0, handle.member());
         let question = MembersRequest { cluster_id: handle.cluster().0, asker: handle.member().0 };
         for (id, urls) in farewells.next_questions() {
-            asking.spawn(async move { (id, ask_members(&urls, question).await) });
+            let dialer = handle.shared.dialer.clone();
+            asking.spawn(async move { (id, ask_members(&urls, &dialer, question).await) });
         }
         let next = Instant::now() + pause;
         while Instant::now() < next {

@@ -46,6 +46,17 @@ impl Identity {
     }
 }
 
+/// What somebody says of himself.
+#[derive(Clone, Copy, Debug)]
+pub enum Claim<'a> {
+    /// Nothing.
+    Nothing,
+    /// To have logged in, and been given this.
+    Token(&'a str),
+    /// To be the one whom the certificate of his connection names.
+    Certified(&'a Arc<str>),
+}
+
 /// What a member knows of those who have logged in.
 pub(crate) struct Logins {
     /// Whether auth is on: what the state says, for those who look at every call.
@@ -137,6 +148,14 @@ impl Handle {
             return self.recognise(token);
         }
         known
+    }
+
+    /// The user that a certificate names. Its right to that name is as good as the authority behind it.
+    pub fn certified(&self, name: &Arc<str>) -> Identity {
+        match self.auth_enabled() {
+            true => Identity::of(name.clone(), self.view(|state| state.auth.revision())),
+            false => Identity::default(),
+        }
     }
 
     /// The hash of a new password.

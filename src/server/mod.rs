@@ -41,6 +41,7 @@ use crate::storage::backend::Reader;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::datadir::DataDir;
 use crate::storage::wal::Wal;
+use crate::tls::Dialer;
 use crate::types::Index;
 use crate::watch::{Feeds, Hub};
 
@@ -89,6 +90,7 @@ pub(crate) use founding::Asking;
 pub fn start(
     config: &Config,
     admission: &Admission,
+    dialer: &Dialer,
     logger: &Logger,
 ) -> Result<(Handle, Tasks), Box<dyn std::error::Error>> {
     let boot = getrandom::u64()?;
@@ -118,6 +120,7 @@ pub fn start(
     let shared = Arc::new(Shared {
         cluster: member.cluster,
         member: member.id,
+        dialer: dialer.clone(),
         limits: limits(config),
         replicated: replicated.clone(),
         shards: shards.clone(),
@@ -422,6 +425,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
         local: shared.member,
         cluster: shared.cluster,
         logger: logger.new(slog::o!("part" => "peer")),
+        dialer: shared.dialer.clone(),
         deliver: Arc::new(move |news: FromPeer| inbox.put(Event::Peer(news))),
         snapshot_source: Arc::new(move || {
             let reader = newest.lock().unwrap_or_else(PoisonError::into_inner).clone();

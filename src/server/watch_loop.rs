@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::logins::Claim;
 use crate::auth;
 use crate::mvcc::change::SharedChanges;
 use crate::mvcc::revision::RevisionKey;
@@ -406,7 +407,7 @@ pub struct WatchHandle {
 }
 
 /// Says whether whoever has a token, or none, may hear of the keys of a range; or why not.
-pub type Admit = Arc<dyn Fn(Option<&str>, &KeyRange) -> Result<(), Denied> + Send + Sync>;
+pub type Admit = Arc<dyn Fn(Claim<'_>, &KeyRange) -> Result<(), Denied> + Send + Sync>;
 
 /// Why somebody may not hear of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -456,9 +457,9 @@ impl WatchHandle {
         (self.standing)()
     }
 
-    /// Whether whoever has this token, or none, may hear of these keys now.
-    pub fn admit(&self, token: Option<&str>, range: &KeyRange) -> Result<(), Denied> {
-        (self.admit)(token, range)
+    /// Whether whoever says this of himself may hear of these keys now.
+    pub fn admit(&self, claim: Claim<'_>, range: &KeyRange) -> Result<(), Denied> {
+        (self.admit)(claim, range)
     }
 
     /// Events up to a revision go to a connection now.
