@@ -12,10 +12,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
-from server import Server
+from server import Certificates, Server
 
 # One command a line, as after `etcdctl`. '<' feeds standard input. 'watch' runs beside the writes that follow '::' .
 COMMANDS = r"""
@@ -195,6 +196,9 @@ class Client:
 
     def __init__(self, etcdctl, server):
         self.base = [etcdctl, "--endpoints", server.endpoint, "--dial-timeout=5s", "--command-timeout=10s"]
+        if server.certificates:
+            self.base[2] = f"{server.scheme}://{server.endpoint}"
+            self.base += server.certificates.of_client("client")
         self.environment = {**os.environ, "ETCDCTL_API": "3"}
         self.names = [(server.endpoint, "ENDPOINT"), (f":{server.peer}", ":PEER")]
         listing = self.run(["member", "list", "-w", "json"])[1]
@@ -304,13 +308,17 @@ def main():
     parser.add_argument("--right", required=True)
     parser.add_argument("--etcdctl", action="append")
     parser.add_argument("--skip", action="append", default=[], help="leave out commands that start so")
+    parser.add_argument("--tls", action="store_true", help="with TLS, and a client whose certificate names root")
     arguments = parser.parse_args()
-    different = 0
+    different, certificates = 0, None
+    directory = tempfile.TemporaryDirectory()
+    if arguments.tls:
+        certificates = Certificates(directory.name).sign("server", "a member", "IP:127.0.0.1,DNS:localhost").sign("client", "root")
     for etcdctl in arguments.etcdctl or ["etcdctl"]:
         results = [None, None]
 
         def side(number, command):
-            with Server(command) as server:
+            with Server(command, certificates=certificates) as server:
                 results[number] = Client(etcdctl, server).all(arguments.skip)
 
         threads = [threading.Thread(target=side, args=pair) for pair in enumerate((arguments.left, arguments.right))]

@@ -11,6 +11,7 @@ import shutil
 import signal
 import random
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -35,6 +36,48 @@ def free_ports(count):
     return ports
 
 
+class Certificates:
+    """An authority made with openssl, and what it signed, in a directory."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.openssl("req", "-x509", *self.NEW_KEY, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=authority",
+                     "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+
+    NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+    def openssl(self, *arguments):
+        subprocess.run(["openssl", *arguments], cwd=self.directory, check=True, capture_output=True)
+
+    def sign(self, file, name, hosts=""):
+        """A certificate for `name`, as FILE.pem and FILE.key."""
+        self.openssl("req", *self.NEW_KEY, "-keyout", f"{file}.key", "-out", f"{file}.csr", "-subj", f"/CN={name}")
+        extensions = "extendedKeyUsage=serverAuth,clientAuth\n" + (f"subjectAltName={hosts}\n" if hosts else "")
+        (self.directory / f"{file}.ext").write_text(extensions)
+        self.openssl("x509", "-req", "-in", f"{file}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+                     "-extfile", f"{file}.ext", "-out", f"{file}.pem")
+        return self
+
+    def of_server(self):
+        """Flags of a server that asks everybody for a certificate."""
+        flags = []
+        for side in ("", "peer-"):
+            flags += [f"--{side}cert-file", self.path("server.pem"), f"--{side}key-file", self.path("server.key")]
+            flags += [f"--{side}trusted-ca-file", self.path("ca.pem"), f"--{side}client-cert-auth"]
+        return flags
+
+    def of_client(self, file):
+        return ["--cacert", self.path("ca.pem"), "--cert", self.path(f"{file}.pem"), "--key", self.path(f"{file}.key")]
+
+    def path(self, name):
+        return str(self.directory / name)
+
+    def context(self, file):
+        context = ssl.create_default_context(cafile=self.path("ca.pem"))
+        context.load_cert_chain(self.path(f"{file}.pem"), self.path(f"{file}.key"))
+        return context
+
+
 class ServerFailed(SystemExit):
     """Ends a script that does not expect it."""
 
@@ -42,12 +85,14 @@ class ServerFailed(SystemExit):
 class Server:
     """One process; its data directory outlives kill() and start(), and goes with close()."""
 
-    def __init__(self, command, name="m0", client=None, peer=None, cluster=None, flags=(), base=None):
+    def __init__(self, command, name="m0", client=None, peer=None, cluster=None, flags=(), base=None, certificates=None):
         if client is None:
             client, peer = free_ports(2)
         self.command, self.name, self.client, self.peer = command, name, client, peer
-        self.cluster = cluster or f"{name}=http://127.0.0.1:{peer}"
-        self.flags = list(flags)
+        # With certificates it speaks TLS with everybody, and "server" and "client" are to be among them.
+        self.certificates, self.scheme = certificates, "https" if certificates else "http"
+        self.cluster = cluster or f"{name}={self.scheme}://127.0.0.1:{peer}"
+        self.flags = list(flags) + (certificates.of_server() if certificates else [])
         self.owns_base = base is None
         self.base = pathlib.Path(base or tempfile.mkdtemp(prefix="everwatch-compat-"))
         self.log = self.base / f"{name}.log"
@@ -58,7 +103,7 @@ class Server:
         return f"127.0.0.1:{self.client}"
 
     def spawn(self):
-        client, peer = f"http://127.0.0.1:{self.client}", f"http://127.0.0.1:{self.peer}"
+        client, peer = f"{self.scheme}://127.0.0.1:{self.client}", f"{self.scheme}://127.0.0.1:{self.peer}"
         arguments = shlex.split(self.command) + [
             "--name", self.name, "--data-dir", str(self.base / self.name),
             "--listen-client-urls", client, "--advertise-client-urls", client,
@@ -83,7 +128,8 @@ class Server:
 
     def healthy(self):
         try:
-            with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=2) as answer:
+            context = self.certificates.context("client") if self.certificates else None
+            with urllib.request.urlopen(f"{self.scheme}://{self.endpoint}/health", timeout=2, context=context) as answer:
                 return b"true" in answer.read()
         except OSError:
             return False

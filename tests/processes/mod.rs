@@ -40,6 +40,10 @@ pub(crate) struct Cluster {
     pub(crate) wires: Option<Wires>,
     /// What each is told besides.
     pub(crate) flags: &'static [&'static str],
+    /// The same, put together for one test.
+    pub(crate) more: Vec<String>,
+    /// `http`, or `https` for clients and members.
+    pub(crate) scheme: &'static str,
 }
 
 /// One process, killed when dropped.
@@ -55,7 +59,16 @@ impl Cluster {
         let addresses = || (0..places).map(|_| free_address()).collect::<Vec<String>>();
         let data = tempfile::tempdir().expect("a directory");
         let peers = addresses();
-        Cluster { data, clients: addresses(), listens: peers.clone(), peers, wires: None, flags: &[] }
+        Cluster {
+            data,
+            clients: addresses(),
+            listens: peers.clone(),
+            peers,
+            wires: None,
+            flags: &[],
+            more: Vec::new(),
+            scheme: "http",
+        }
     }
 
     /// Places for so many, with a network between them that can be cut.
@@ -77,7 +90,7 @@ impl Cluster {
 
     /// The list that names the first `count` members.
     pub(crate) fn list(&self, count: usize) -> String {
-        let names: Vec<String> = (0..count).map(|n| format!("m{n}=http://{}", self.peers[n])).collect();
+        let names: Vec<String> = (0..count).map(|n| format!("m{n}={}://{}", self.scheme, self.peers[n])).collect();
         names.join(",")
     }
 
@@ -87,14 +100,15 @@ impl Cluster {
     }
 
     pub(crate) fn start_with(&self, n: usize, list: &str, state: &str) -> Process {
-        let (client, peer) = (format!("http://{}", self.clients[n]), format!("http://{}", self.peers[n]));
+        let scheme = self.scheme;
+        let (client, peer) = (format!("{scheme}://{}", self.clients[n]), format!("{scheme}://{}", self.peers[n]));
         let mut command = Command::new(env!("CARGO_BIN_EXE_everwatch"));
         command.env_clear().args(["--name", &format!("m{n}"), "--data-dir"]).arg(self.dir(n));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        command.args(["--listen-peer-urls", &format!("http://{}", self.listens[n])]);
+        command.args(["--listen-peer-urls", &format!("{scheme}://{}", self.listens[n])]);
         command.args(["--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", list, "--initial-cluster-state", state]);
-        command.args(self.flags);
+        command.args(self.flags).args(&self.more);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         if let Some(wires) = &self.wires {
             wires.knows(n, child.id());
