@@ -121,16 +121,23 @@ func upkeepMoveLeader(t *T) {
 
 func upkeepMembers(t *T) {
 	c := t.client(at(t.cluster.members[0].endpoint()))
-	list, err := c.MemberList(t.ctx)
-	t.must(err)
-	t.equal("members", len(list.Members), 3)
-	for _, m := range list.Members {
-		t.check(m.Name != "" && len(m.PeerURLs) == 1 && len(m.ClientURLs) == 1 && !m.IsLearner, "%+v", m)
-	}
+	// A member tells its name and its clients' address when it serves.
+	t.until("all members are listed with their addresses", func() bool {
+		list, err := c.MemberList(t.ctx)
+		t.must(err)
+		t.equal("members", len(list.Members), 3)
+		for _, m := range list.Members {
+			t.check(len(m.PeerURLs) == 1 && !m.IsLearner, "%+v", m)
+			if m.Name == "" || len(m.ClientURLs) != 1 {
+				return false
+			}
+		}
+		return true
+	})
 	t.must(c.Sync(t.ctx))
 	t.equal("endpoints", len(c.Endpoints()), 3)
 	t.cluster.members[0].kill()
-	t.put(c, t.key("k"), "1")
+	t.putInTime(c, t.key("k"), "1")
 	t.equal("by what it was told of", t.value(c, t.key("k")), "1")
 }
 
@@ -148,7 +155,8 @@ func upkeepLearner(t *T) {
 	t.check(added.Member.IsLearner && len(added.Members) == 4, "%+v", added)
 	_, err := c.MemberAddAsLearner(t.ctx, []string{nowhere})
 	t.check(err != nil, "the same address again")
-	_, err = c.MemberPromote(t.ctx, id)
+	// Whether it has the log is known to the leader.
+	_, err = t.client(at(t.cluster.leader(t).endpoint())).MemberPromote(t.ctx, id)
 	t.wantErr("promoted without data", err, rpctypes.ErrMemberLearnerNotReady)
 	moved := "http://127.0.0.1:2"
 	_, err = c.MemberUpdate(t.ctx, id, []string{moved})
