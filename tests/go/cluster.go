@@ -98,12 +98,14 @@ func (w *writing) end(t *T) int {
 
 // numbers checks that a watcher hears 0 to count-1 in order, each once.
 func (t *T) numbers(channel clientv3.WatchChan, count int) {
+	last := int64(0)
 	for next := 0; next < count; {
 		response := t.response(channel)
 		t.must(response.Err())
 		for _, event := range response.Events {
-			t.equal("the next number", string(event.Kv.Value), next)
-			next++
+			t.check(string(event.Kv.Value) == fmt.Sprint(next) && event.Kv.ModRevision > last, "heard %s of revision %d instead of %d, after revision %d",
+				event.Kv.Value, event.Kv.ModRevision, next, last)
+			next, last = next+1, event.Kv.ModRevision
 		}
 	}
 }
