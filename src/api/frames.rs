@@ -163,7 +163,9 @@ impl Frames {
                 cancel_reason: watch_refused(refusal).to_owned(),
                 ..head(revision, NO_WATCHER)
             },
-            Outgoing::Canceled { id, revision } => WatchResponse { canceled: true, ..head(revision, id) },
+            Outgoing::Canceled { id, revision, reason } => {
+                WatchResponse { canceled: true, cancel_reason: reason.to_owned(), ..head(revision, id) }
+            }
             // etcd leaves the revision out here.
             Outgoing::Compacted { id, at } => {
                 WatchResponse { canceled: true, compact_revision: at.0, ..head(Revision(0), id) }

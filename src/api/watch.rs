@@ -17,7 +17,9 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,12 +37,13 @@ use super::caller::Caller;
 use super::frames::{Frames, WRITE_BYTES};
 use super::requests::Requests;
 use super::status::{Intercepted, lagging, no_leader, status, watch_denied};
+use crate::auth;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::server::error::Error;
 use crate::server::logins::Claim;
-use crate::server::watch_loop::{Confirmation, WatchHandle, WatchStream};
+use crate::server::watch_loop::{Confirmation, Denied, WatchHandle, WatchStream};
 use crate::types::{KeyRange, Revision};
 use crate::watch::{End, Filters, Next, Outgoing, Refusal, Spec};
 
@@ -99,6 +102,9 @@ impl WatchService {
         Ok(Responses {
             handle: self.handle.clone(),
             caller,
+            user: None,
+            rights: self.handle.guard().rights(),
+            revoked: Vec::new(),
             stream,
             requests: Some(requests),
             waiting: VecDeque::new(),
@@ -167,6 +173,12 @@ struct Responses {
     handle: WatchHandle,
     /// Asked anew for every watcher: a token may run out while its stream goes on.
     caller: Caller,
+    /// Who that was for the last of them, where users count.
+    user: Option<Arc<str>>,
+    /// What [`Guard::rights`] was when it was last asked whether he may hear of everything that he does.
+    rights: u64,
+    /// Watchers that he may hear no more of; their last word is still to be written.
+    revoked: Vec<i64>,
     stream: WatchStream,
     /// `None` once the client has half-closed.
     requests: Option<Requests<Body>>,
@@ -224,6 +236,7 @@ impl Responses {
             self.end = Some(status);
             return true;
         }
+        self.check_rights();
         let standing = self.handle.standing();
         let (mut written, mut newest) = (false, None);
         while self.frames.resume() && !self.frames.is_full() {
@@ -238,10 +251,18 @@ impl Responses {
             let result = match next {
                 Next::Message(Outgoing::Events(mut events)) => {
                     self.next = self.stream.outbox().join(&mut events, JOINED_BYTES_MAX);
+                    if !self.revoked.is_empty() {
+                        events.ids = events.ids.without(&self.revoked);
+                    }
                     newest = Some(events.revision);
                     self.frames.write(Outgoing::Events(events), &standing)
                 }
-                Next::Message(message) => self.frames.write(message, &standing),
+                Next::Message(message) => {
+                    if let Outgoing::Canceled { id, .. } = &message {
+                        self.revoked.retain(|revoked| revoked != id);
+                    }
+                    self.frames.write(message, &standing)
+                }
                 Next::End(End::Stopped) => Err(status(Error::Stopped)),
                 Next::End(End::NoLeader) => Err(no_leader()),
                 Next::End(End::Lagging) => Err(lagging()),
@@ -255,6 +276,17 @@ impl Responses {
             self.handle.written(revision);
         }
         written || !self.frames.is_empty()
+    }
+
+    /// Ends watchers whose user may no longer read their keys. Nothing of what waits for them is written any more.
+    fn check_rights(&mut self) {
+        let Some(user) = &self.user else { return };
+        let guard = self.handle.guard();
+        let rights = guard.rights();
+        if mem::replace(&mut self.rights, rights) != rights {
+            let reason = watch_denied(Denied::Auth(auth::Error::PermissionDenied));
+            self.revoked.extend(self.stream.revoke(&|range| guard.may(user, range), reason));
+        }
     }
 
     /// Handles what requests there are, not too many at once.
@@ -320,12 +352,15 @@ impl Responses {
         create.start_revision == 0 || !matches!(self.caller.claim(), Claim::Nothing)
     }
 
-    fn handle(&self, request: WatchRequest) {
+    fn handle(&mut self, request: WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
                 let spec = spec(create);
-                match self.handle.admit(self.caller.claim(), &spec.range) {
-                    Ok(()) => self.stream.create(spec),
+                match self.handle.guard().admit(self.caller.claim(), &spec.range) {
+                    Ok(user) => {
+                        self.user = user;
+                        self.stream.create(spec);
+                    }
                     Err(denied) => self.stream.refuse(Refusal::Denied(watch_denied(denied))),
                 }
             }
@@ -356,7 +391,7 @@ fn spec(request: WatchCreateRequest) -> Spec {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use tokio::sync::mpsc;
     use tokio::time::timeout;
@@ -368,7 +403,7 @@ mod tests {
     use crate::pb::etcdserverpb::watch_client::WatchClient;
     use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest, WatchResponse};
     use crate::pb::mvccpb::KeyValue;
-    use crate::server::watch_loop::{Shard, Standing};
+    use crate::server::watch_loop::{Guard, Shard, Standing};
     use crate::types::{ClusterId, MemberId, Term};
     use crate::watch::{Feeds, Hub, Notice};
 
@@ -379,6 +414,23 @@ mod tests {
         /// A quorum answers.
         confirmed: tokio::sync::watch::Sender<bool>,
         client: WatchClient<WatchService>,
+    }
+
+    /// Nobody has to say who he is.
+    struct Everybody;
+
+    impl Guard for Everybody {
+        fn admit(&self, _: Claim<'_>, _: &KeyRange) -> Result<Option<Arc<str>>, Denied> {
+            Ok(None)
+        }
+
+        fn rights(&self) -> u64 {
+            0
+        }
+
+        fn may(&self, _: &Arc<str>, _: &KeyRange) -> bool {
+            true
+        }
     }
 
     /// A member without a store behind it; clients call its service directly.
@@ -405,7 +457,7 @@ mod tests {
             Arc::new(|_| ()),
             Arc::new(move || *seen.lock().unwrap()),
             confirm,
-            Arc::new(|_, _| Ok(())),
+            Arc::new(Everybody),
         );
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
         let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);

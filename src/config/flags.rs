@@ -165,6 +165,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "Bytes of the backend's file that are kept in memory. Not in etcd.",
             ),
             flag(
+                "watch-outlives-rights",
+                Switch,
+                "false",
+                Works,
+                "Let a running watch go on when its user may no longer read its keys, as etcd does. Not in etcd.",
+            ),
+            flag(
                 "watch-compaction-grace",
                 Time,
                 "1m0s",

@@ -98,6 +98,8 @@ pub struct Config {
     pub backend_cache_bytes: usize,
     /// How long compacted history is kept for watches that are reading it.
     pub watch_compaction_grace: Duration,
+    /// Whether a watch that runs goes on when its user may no longer read its keys.
+    pub watch_outlives_rights: bool,
     /// What bcrypt is told about how long a password takes to hash.
     pub bcrypt_cost: u32,
     /// What users are known by once they have logged in.
@@ -336,6 +338,7 @@ impl Config {
             corrupt_checks: corrupt_checks(values)?,
             backend_cache_bytes: usize::try_from(values.unsigned("backend-cache-bytes")).unwrap_or(usize::MAX),
             watch_compaction_grace: values.duration("watch-compaction-grace"),
+            watch_outlives_rights: values.switch("watch-outlives-rights"),
             // etcd, too, takes its defaults where a value makes no sense.
             bcrypt_cost: u32::try_from(values.unsigned("bcrypt-cost"))
                 .ok()

@@ -47,8 +47,8 @@ pub struct Turn {
     pub term: Term,
     /// What befell tokens, in order.
     pub tokens: Vec<TokenChange>,
-    /// Whether auth is on, if users or roles were changed.
-    pub auth_enabled: Option<bool>,
+    /// Whether auth is on and the auth revision, if users or roles were changed.
+    pub users: Option<(bool, u64)>,
     /// Keys put.
     pub puts: usize,
     /// Keys deleted.
@@ -76,7 +76,7 @@ impl Turn {
             _ => return,
         };
         self.tokens.extend(change.cloned());
-        self.auth_enabled = Some(state.auth.is_enabled());
+        self.users = Some((state.auth.is_enabled(), state.auth.revision()));
     }
 
     /// Carries out an entry that changes raft's configuration, or leaves it without effect: on every member alike, for what

@@ -127,6 +127,14 @@ impl Plumbing {
     }
 }
 
+impl Plumbing {
+    /// Users or roles are others now: `users` says whether auth is on, and the auth revision.
+    fn users_changed(&self, tokens: &[TokenChange], users: (bool, u64)) {
+        self.shared.logins.follow(tokens, users, self.shared.now());
+        self.shared.shards.iter().for_each(|shard| shard.rouse());
+    }
+}
+
 impl Outside for Plumbing {
     fn now(&self) -> Duration {
         self.shared.now()
@@ -166,8 +174,11 @@ impl Outside for Plumbing {
         self.place = None;
         self.shared.progress.applied.store(index.0, Release);
         // Whose tokens have become void meanwhile is not known: all are, and clients log in again.
-        let enabled = self.shared.replicated.state.read().unwrap_or_else(PoisonError::into_inner).auth.is_enabled();
-        self.shared.logins.follow(&[TokenChange::VoidAll], enabled, self.now());
+        let users = {
+            let state = self.shared.replicated.state.read().unwrap_or_else(PoisonError::into_inner);
+            (state.auth.is_enabled(), state.auth.revision())
+        };
+        self.users_changed(&[TokenChange::VoidAll], users);
         info!(self.logger, "snapshot adopted"; "index" => index.0);
         self.members_changed();
     }
@@ -195,8 +206,8 @@ impl Outside for Plumbing {
             warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => turn.applied.0);
         }
         // Before anybody has a reply, and before it can be seen that this member is as far.
-        if let Some(enabled) = turn.auth_enabled {
-            self.shared.logins.follow(&turn.tokens, enabled, self.now());
+        if let Some(users) = turn.users {
+            self.users_changed(&turn.tokens, users);
         }
         self.shared.progress.applied.store(turn.applied.0, Release);
         for (index, change) in &turn.conf_changes {

@@ -27,7 +27,7 @@ use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
 use super::logins::{Claim, Identity, Logins};
-use super::watch_loop::{Confirmation, Denied, Shard, Standing, StoreAccess, Timeline, WatchHandle};
+use super::watch_loop::{Confirmation, Denied, Guard, Shard, Standing, StoreAccess, Timeline, WatchHandle};
 use crate::auth::{self, Asker};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Records, Store};
@@ -179,6 +179,38 @@ pub struct Status {
 #[derive(Clone)]
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
+}
+
+/// Users and roles, as far as watchers go.
+struct Users(Handle);
+
+impl Guard for Users {
+    fn admit(&self, claim: Claim<'_>, range: &KeyRange) -> Result<Option<Arc<str>>, Denied> {
+        let Users(handle) = self;
+        if !handle.auth_enabled() {
+            return Ok(None);
+        }
+        let identity = match claim {
+            Claim::Token(token) => handle.recognise(token).ok_or(Denied::Token)?,
+            Claim::Certified(name) => handle.certified(name),
+            Claim::Nothing => Identity::default(),
+        };
+        handle.view(|state| state.permit(identity.asker(), Wanted::Watch(range))).map_err(Denied::Auth)?;
+        Ok(identity.user().cloned())
+    }
+
+    fn rights(&self) -> u64 {
+        self.0.shared.logins.rights()
+    }
+
+    fn may(&self, user: &Arc<str>, range: &KeyRange) -> bool {
+        let Users(handle) = self;
+        let permitted = |state: &StateMachine| {
+            let asker = Asker::User { name: user, revision: state.auth.revision() };
+            !state.auth.is_enabled() || state.permit(asker, Wanted::Watch(range)).is_ok()
+        };
+        handle.view(permitted)
+    }
 }
 
 impl Handle {
@@ -366,19 +398,13 @@ impl Handle {
                 }
             };
             let shards = self.shared.shards.clone();
-            let handle = self.clone();
-            let admit = move |claim: Claim<'_>, range: &KeyRange| {
-                if !handle.auth_enabled() {
-                    return Ok(());
-                }
-                let identity = match claim {
-                    Claim::Token(token) => handle.recognise(token).ok_or(Denied::Token)?,
-                    Claim::Certified(name) => handle.certified(name),
-                    Claim::Nothing => Identity::default(),
-                };
-                handle.view(|state| state.permit(identity.asker(), Wanted::Watch(range))).map_err(Denied::Auth)
-            };
-            WatchHandle::new(shards, Arc::new(written), Arc::new(standing), Arc::new(confirm), Arc::new(admit))
+            WatchHandle::new(
+                shards,
+                Arc::new(written),
+                Arc::new(standing),
+                Arc::new(confirm),
+                Arc::new(Users(self.clone())),
+            )
         }
     }
 
@@ -546,11 +572,12 @@ impl Handle {
         metrics.watch_queued_bytes.set(stats.queued_bytes as i64);
         metrics.watch_caught_up_events.set(stats.caught_up.0);
         metrics.watch_caught_up_bytes.set(stats.caught_up.1);
-        let Cancels { client, compacted, refused, stopped, no_leader, lagging } = stats.cancels;
+        let Cancels { client, compacted, refused, revoked, stopped, no_leader, lagging } = stats.cancels;
         for (reason, count) in [
             ("client", client),
             ("compacted", compacted),
             ("refused", refused),
+            ("revoked", revoked),
             ("stopped", stopped),
             ("no_leader", no_leader),
             ("lagging", lagging),

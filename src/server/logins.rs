@@ -5,7 +5,7 @@
 //! With `--auth-token=jwt` they are signed here and recognised by their signature, and the log knows nothing of them.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +37,11 @@ impl Identity {
         Identity(Some((user, revision)))
     }
 
+    /// The user's name, if it is one.
+    pub fn user(&self) -> Option<&Arc<str>> {
+        self.0.as_ref().map(|(name, _)| name)
+    }
+
     /// For whoever decides.
     pub fn asker(&self) -> Asker<'_> {
         match &self.0 {
@@ -61,6 +66,8 @@ pub enum Claim<'a> {
 pub(crate) struct Logins {
     /// Whether auth is on: what the state says, for those who look at every call.
     enabled: AtomicBool,
+    /// The auth revision that running watchers are held against; none: they are not.
+    rights: Option<AtomicU64>,
     tokens: Mutex<Tokens>,
     /// Instead of tokens that are remembered.
     jwt: Option<Jwt>,
@@ -85,6 +92,7 @@ impl Logins {
         Ok(Logins {
             jwt,
             enabled: AtomicBool::new(state.auth.is_enabled()),
+            rights: (!config.watch_outlives_rights).then(|| AtomicU64::new(state.auth.revision())),
             tokens: Mutex::new(Tokens::new(config.auth_token_lifetime)),
             cost: config.bcrypt_cost,
             waiting: Semaphore::new(WAITING_MAX),
@@ -93,11 +101,19 @@ impl Logins {
         })
     }
 
-    /// Follows what apply did.
-    pub(crate) fn follow(&self, changes: &[TokenChange], enabled: bool, now: Duration) {
+    /// Follows what apply did. `users`: whether auth is on, and the auth revision.
+    pub(crate) fn follow(&self, changes: &[TokenChange], (enabled, revision): (bool, u64), now: Duration) {
         self.enabled.store(enabled, Ordering::Release);
+        if let Some(rights) = &self.rights {
+            rights.store(revision, Ordering::Release);
+        }
         let mut tokens = self.tokens();
         changes.iter().for_each(|change| tokens.follow(change.clone(), now));
+    }
+
+    /// Changes when watchers that run should be looked at again.
+    pub(crate) fn rights(&self) -> u64 {
+        self.rights.as_ref().map_or(0, |rights| rights.load(Ordering::Acquire))
     }
 
     fn tokens(&self) -> std::sync::MutexGuard<'_, Tokens> {

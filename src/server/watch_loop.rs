@@ -78,6 +78,12 @@ impl Shard {
         Shard { hub: Mutex::new(hub), feed, record }
     }
 
+    /// Has every stream look at its client's rights again, whatever else it waits for.
+    pub fn rouse(&self) {
+        let readers = self.lock().rouse();
+        readers.into_iter().for_each(Waker::wake);
+    }
+
     /// The hub, when it has heard everything that was told.
     pub fn hub(&self) -> MutexGuard<'_, Hub> {
         let mut hub = self.lock();
@@ -403,11 +409,20 @@ pub struct WatchHandle {
     written: Arc<dyn Fn(Revision) + Send + Sync>,
     standing: Arc<dyn Fn() -> Standing + Send + Sync>,
     confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
-    admit: Admit,
+    guard: Arc<dyn Guard>,
 }
 
-/// Says whether whoever has a token, or none, may hear of the keys of a range; or why not.
-pub type Admit = Arc<dyn Fn(Claim<'_>, &KeyRange) -> Result<(), Denied> + Send + Sync>;
+/// Says who may hear of what.
+pub trait Guard: Send + Sync {
+    /// The user who says this of himself, if users count and he may hear of these keys; or why he may not.
+    fn admit(&self, claim: Claim<'_>, range: &KeyRange) -> Result<Option<Arc<str>>, Denied>;
+
+    /// Changes when users or roles did.
+    fn rights(&self) -> u64;
+
+    /// Whether a user who was admitted may still hear of these keys.
+    fn may(&self, user: &Arc<str>, range: &KeyRange) -> bool;
+}
 
 /// Why somebody may not hear of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -433,15 +448,15 @@ pub fn own_shard(number: usize) {
 
 impl WatchHandle {
     /// `standing` is asked for every portion of messages: it reads a few atomics. `confirm` asks a quorum, once for many watchers.
-    /// `written` hears the newest revision of events that go to a connection together. `admit` looks at users, where they count.
+    /// `written` hears the newest revision of events that go to a connection together. `guard` looks at users, where they count.
     pub fn new(
         shards: Arc<[Arc<Shard>]>,
         written: Arc<dyn Fn(Revision) + Send + Sync>,
         standing: Arc<dyn Fn() -> Standing + Send + Sync>,
         confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
-        admit: Admit,
+        guard: Arc<dyn Guard>,
     ) -> WatchHandle {
-        WatchHandle { shards, written, standing, confirm, admit }
+        WatchHandle { shards, written, standing, confirm, guard }
     }
 
     /// Opens a stream.
@@ -457,9 +472,9 @@ impl WatchHandle {
         (self.standing)()
     }
 
-    /// Whether whoever says this of himself may hear of these keys now.
-    pub fn admit(&self, claim: Claim<'_>, range: &KeyRange) -> Result<(), Denied> {
-        (self.admit)(claim, range)
+    /// Who may hear of what.
+    pub fn guard(&self) -> &dyn Guard {
+        &*self.guard
     }
 
     /// Events up to a revision go to a connection now.
@@ -516,6 +531,13 @@ impl WatchStream {
     /// Cancels a watcher; the answer, if the watcher is known, comes through the outbox.
     pub fn cancel(&self, id: i64) {
         self.with_hub(|hub| hub.cancel(self.id, id));
+    }
+
+    /// Cancels watchers whose keys `may` does not let the client hear of any more. Their ids.
+    pub fn revoke(&self, may: &dyn Fn(&KeyRange) -> bool, reason: &'static str) -> Vec<i64> {
+        let mut revoked = Vec::new();
+        self.with_hub(|hub| revoked = hub.revoke(self.id, may, reason));
+        revoked
     }
 
     fn with_hub(&self, work: impl FnOnce(&mut Hub)) {

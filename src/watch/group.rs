@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::outbox::Ids;
 use super::watcher::{Filters, Spec};
 use crate::types::{KeyRange, RangeEnd, Revision};
@@ -66,6 +68,18 @@ impl<'a> Span<'a> {
             RangeEnd::Before(end) if is_successor(end, start) => Span { start, reach: Reach::Prefix, end: &[] },
             RangeEnd::Before(end) => Span { start, reach: Reach::Before, end },
         }
+    }
+
+    /// The same for those who know nothing of groups.
+    pub(super) fn range(&self) -> KeyRange {
+        let start = Bytes::copy_from_slice(self.start);
+        let end = match self.reach {
+            Reach::Prefix => return KeyRange::prefix(start),
+            Reach::Single => RangeEnd::Single,
+            Reach::Open => RangeEnd::Open,
+            Reach::Before => RangeEnd::Before(Bytes::copy_from_slice(self.end)),
+        };
+        KeyRange { start, end }
     }
 
     /// Whether it ends behind `key`, which does not lie before its start.

@@ -29,7 +29,7 @@ use super::stream::Stream;
 use super::watcher::Spec;
 use crate::mvcc::change::{Change, SharedChanges};
 use crate::mvcc::revision::RevisionKey;
-use crate::types::Revision;
+use crate::types::{KeyRange, Revision};
 
 /// Bytes of events after which a catch-up message is closed, at the end of a revision. A client with gRPC's default limit of
 /// 4 MiB can read any message unless a single revision is larger.
@@ -242,14 +242,39 @@ impl Hub {
         let revision = self.published;
         let Some(home) = self.stream(stream) else { return };
         if home.watchers.contains_key(&id) {
-            home.outbox.push_answer(Outgoing::Canceled { id, revision });
+            home.outbox.push_answer(Outgoing::Canceled { id, revision, reason: "" });
             self.cancels.client += 1;
             self.remove(stream.place(), id);
             self.tell_progress(stream.place());
         } else if home.take_compacted(id) {
             // The client does not know yet, or tidies up: etcd answers this too.
-            home.outbox.push_answer(Outgoing::Canceled { id, revision });
+            home.outbox.push_answer(Outgoing::Canceled { id, revision, reason: "" });
         }
+    }
+
+    /// Cancels those watchers of a stream whose keys its client may no longer hear of, and says why. Their ids: what waits for them in
+    /// the outbox is from before.
+    pub fn revoke(&mut self, stream: StreamId, may: &dyn Fn(&KeyRange) -> bool, reason: &'static str) -> Vec<i64> {
+        let revision = self.published;
+        let Some(home) = self.streams.get(stream.place()).filter(|home| home.id == stream) else { return Vec::new() };
+        let range = |cohort: &CohortKey| self.index[self.cohorts[cohort.0].group].span().range();
+        let denied = home.watchers.iter().filter(|(_, cohort)| !may(&range(cohort)));
+        let mut denied: Vec<i64> = denied.map(|(id, _)| *id).collect();
+        denied.sort_unstable();
+        for id in &denied {
+            self.streams[stream.place()].outbox.push_answer(Outgoing::Canceled { id: *id, revision, reason });
+            self.remove(stream.place(), *id);
+        }
+        self.cancels.revoked += denied.len() as u64;
+        if !denied.is_empty() {
+            self.tell_progress(stream.place());
+        }
+        denied
+    }
+
+    /// Has everybody look at his stream again, who waits for something to come.
+    pub fn rouse(&self) -> Vec<Waker> {
+        self.streams.iter().filter_map(|(_, home)| home.outbox.rouse()).collect()
     }
 
     /// Answers a request for progress, as soon as the answer is true of every watcher of the stream. A stream without watchers

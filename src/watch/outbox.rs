@@ -64,12 +64,14 @@ pub enum Outgoing {
         /// What is published.
         revision: Revision,
     },
-    /// The client's cancel is done: nothing follows for this id.
+    /// The client's cancel is done, or it may not hear more: nothing follows for this id.
     Canceled {
         /// Which.
         id: i64,
         /// What is published.
         revision: Revision,
+        /// Why, in words for the client, if that was not what it asked for.
+        reason: &'static str,
     },
     /// Compaction removed what the watcher still had to be sent. Nothing follows for this id.
     Compacted {
@@ -188,6 +190,11 @@ pub enum Ids {
 }
 
 impl Ids {
+    /// The same without some.
+    pub fn without(&self, others: &[i64]) -> Ids {
+        Ids::Many(self.as_slice().iter().copied().filter(|id| !others.contains(id)).collect())
+    }
+
     /// All of them.
     pub fn as_slice(&self) -> &[i64] {
         match self {
@@ -280,6 +287,11 @@ impl Outbox {
     /// The stream it belongs to.
     pub fn stream(&self) -> StreamId {
         self.shared.stream
+    }
+
+    /// Who waits for something to come.
+    pub(crate) fn rouse(&self) -> Option<Waker> {
+        self.lock().reader.take()
     }
 
     /// What comes next, if anything waits. Messages before the end.
@@ -521,7 +533,7 @@ mod tests {
         assert!(outbox.push_events(events(OUTBOX_BYTES_MAX * 3)).is_ok());
         assert!(outbox.push_events(events(1)).is_err());
         outbox.push_progress(None, Revision(2));
-        outbox.push_answer(Outgoing::Canceled { id: 0, revision: Revision(2) });
+        outbox.push_answer(Outgoing::Canceled { id: 0, revision: Revision(2), reason: "" });
         assert!(bell.take_drained().is_empty());
         assert!(matches!(outbox.try_next(), Some(Next::Message(Outgoing::Events(_)))));
         assert_eq!(bell.take_drained(), BTreeSet::from([StreamId(7)]));

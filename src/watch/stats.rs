@@ -34,6 +34,8 @@ pub struct Cancels {
     pub compacted: u64,
     /// They were not created.
     pub refused: u64,
+    /// Their client may not hear of their keys any more.
+    pub revoked: u64,
     /// The member stopped.
     pub stopped: u64,
     /// The member was without a leader.
@@ -67,6 +69,7 @@ impl std::iter::Sum for Stats {
                 client: a.cancels.client + b.cancels.client,
                 compacted: a.cancels.compacted + b.cancels.compacted,
                 refused: a.cancels.refused + b.cancels.refused,
+                revoked: a.cancels.revoked + b.cancels.revoked,
                 stopped: a.cancels.stopped + b.cancels.stopped,
                 no_leader: a.cancels.no_leader + b.cancels.no_leader,
                 lagging: a.cancels.lagging + b.cancels.lagging,

@@ -94,7 +94,11 @@ struct Users {
 
 impl Users {
     async fn new() -> Users {
-        let client = Client::on(Server::start_with(FLAGS)).await;
+        Users::with(FLAGS).await
+    }
+
+    async fn with(flags: &'static [&'static str]) -> Users {
+        let client = Client::on(Server::start_with(flags)).await;
         let users = Users { client, tokens: BTreeMap::new() };
         users.add("root", &[]).await;
         users.auth("UserGrantRole", pb::AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() }).await;
@@ -174,7 +178,11 @@ async fn created(stream: &mut Stream, create: WatchCreateRequest) -> i64 {
 
 /// With a user `u` who may read the one key foo.
 async fn reader_of_foo() -> Users {
-    let mut users = Users::new().await;
+    reader_with(FLAGS).await
+}
+
+async fn reader_with(flags: &'static [&'static str]) -> Users {
+    let mut users = Users::with(flags).await;
     users.role("one", READ, users.client.key("foo"), bytes::Bytes::new()).await;
     users.add("u", &["one"]).await;
     users.enable().await;
@@ -220,12 +228,13 @@ async fn a05_who_does_not_say_who_he_is_is_told_so() {
     let mut stream = users.stream("u");
     created(&mut stream, foo.clone()).await;
     users.auth("UserDelete", pb::AuthUserDeleteRequest { name: "u".into() }).await;
+    assert!(stream.next().await.canceled);
     assert!(refused(&mut stream, foo).await.contains("invalid auth token"));
 }
 
 #[tokio::test]
-async fn a06_a07_a_watcher_that_runs_outlives_its_grant_and_auth() {
-    let users = reader_of_foo().await;
+async fn a06_a07_a_watcher_that_runs_outlives_its_grant_and_auth_if_that_is_wanted() {
+    let users = reader_with(&["--bcrypt-cost=4", "--watch-outlives-rights"]).await;
     let foo = users.client.one("foo");
     let mut stream = users.stream("u");
     created(&mut stream, foo.clone()).await;
@@ -238,6 +247,41 @@ async fn a06_a07_a_watcher_that_runs_outlives_its_grant_and_auth() {
     assert_eq!(created(&mut users.stream("nobody"), foo).await, 0);
     users.put("nobody", "foo").await.expect("nobody is asked");
     assert_eq!(stream.events().await, [format!("put foo=v @{} c{first} v2", first + 1)]);
+}
+
+#[tokio::test]
+async fn a_watcher_that_runs_ends_with_its_grant_and_its_user_and_goes_on_without_auth() {
+    let users = reader_of_foo().await;
+    let grant = |role: &str| pb::AuthUserGrantRoleRequest { user: "u".into(), role: role.into() };
+    users.role("two", READ, users.client.key("bar"), bytes::Bytes::new()).await;
+    users.auth("UserGrantRole", grant("two")).await;
+    let (mut stream, mut other) = (users.stream("u"), users.stream("root"));
+    for (id, key) in ["foo", "bar"].into_iter().enumerate() {
+        assert_eq!(created(&mut stream, users.client.one(key)).await, id as i64);
+    }
+    created(&mut other, users.client.one("foo")).await;
+    users.auth("UserRevokeRole", pb::AuthUserRevokeRoleRequest { name: "u".into(), role: "one".into() }).await;
+    let last = stream.next().await;
+    assert_eq!((last.canceled, last.watch_id, last.cancel_reason.as_str()), (true, 0, DENIED));
+    let foo = users.put("root", "foo").await.expect("root may");
+    let bar = users.put("root", "bar").await.expect("root may");
+    assert_eq!(stream.events().await, [format!("put bar=v @{bar} c{bar} v1")], "the first that comes");
+    assert_eq!(other.events().await, [format!("put foo=v @{foo} c{foo} v1")]);
+    // The same grant anew does not bring it back: its client asks again.
+    users.auth("UserGrantRole", grant("one")).await;
+    assert_eq!(created(&mut stream, users.client.one("foo")).await, 2);
+    users.auth("UserDelete", pb::AuthUserDeleteRequest { name: "u".into() }).await;
+    let mut ended = Vec::new();
+    for _ in 0..2 {
+        let response = stream.next().await;
+        assert!(response.canceled && response.cancel_reason == DENIED, "{response:?}");
+        ended.push(response.watch_id);
+    }
+    assert_eq!(ended, [1, 2]);
+
+    users.auth("AuthDisable", pb::AuthDisableRequest {}).await;
+    let foo = users.put("nobody", "foo").await.expect("nobody is asked");
+    assert!(other.events().await[0].starts_with(&format!("put foo=v @{foo}")));
 }
 
 #[tokio::test]
