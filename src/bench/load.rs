@@ -116,7 +116,7 @@ pub(super) struct Load {
 impl Load {
     pub(super) fn new(options: &Options, keys: Keys) -> Result<Load, String> {
         let connections = options.connections.div_ceil(options.endpoints.len()).min(options.clients).max(1);
-        let client = Client::new(&options.endpoints, connections).map_err(|error| error.to_string())?;
+        let client = options.client(&options.endpoints, connections)?;
         Ok(Load {
             client,
             clients: options.clients,

@@ -4,6 +4,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use slog::Logger;
+
+use crate::client::{Client, Keepalive};
+use crate::tls::{Dialer, Settings};
+
 /// How it is used.
 pub const USAGE: &str = "\
 everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [--conns=100] [--key-size=16] [--val-size=256] [--json] [--settle-ms=3000]
@@ -27,6 +32,7 @@ everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [-
 --watchers counts all of them; --watch: each its own key, or all one key, or all one prefix
 --rate is requests per second of all clients together, 0: as fast as they are answered
 --lockstep: the next put waits until the one before has reached every watcher
+--cacert=FILE [--cert=FILE --key=FILE]: endpoints of https, and whom they take the client for
 --json: figures as one line of JSON; --pids: the servers, whose processor time and memory are told then
 --settle-ms: memory is read when it has not changed for so long";
 
@@ -46,6 +52,7 @@ pub(super) enum Watched {
 pub struct Options {
     pub(super) command: String,
     pub(super) endpoints: Vec<String>,
+    pub(super) tls: Settings,
     pub(super) clients: usize,
     pub(super) connections: usize,
     pub(super) total: u64,
@@ -87,6 +94,7 @@ impl Options {
         let mut options = Options {
             command,
             endpoints: Vec::new(),
+            tls: Settings::default(),
             clients: 1000,
             connections: 100,
             total: 100_000,
@@ -117,6 +125,9 @@ impl Options {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
             match name {
                 "--endpoints" => options.endpoints = value.split(',').map(str::to_owned).collect(),
+                "--cacert" => options.tls.authority = Some(value.into()),
+                "--cert" => options.tls.certificate = Some(value.into()),
+                "--key" => options.tls.key = Some(value.into()),
                 "--clients" => options.clients = number(name, value)?,
                 "--conns" => options.connections = number(name, value)?,
                 "--total" => options.total = number(name, value)?,
@@ -155,6 +166,17 @@ impl Options {
             return Err("a stream is needed".to_owned());
         }
         Ok(options)
+    }
+
+    /// A client of these endpoints with so many connections to each.
+    pub(super) fn client(&self, endpoints: &[String], connections: usize) -> Result<Client, String> {
+        let secure = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+        let dialer = match secure {
+            true => Dialer::new(self.tls.clone(), &Logger::root(slog::Discard, slog::o!()))?,
+            false => Dialer::plain(),
+        };
+        let client = Client::dialling(endpoints, connections, Keepalive::default(), &dialer);
+        client.map_err(|error| error.to_string())
     }
 
     /// Defaults that differ between commands.

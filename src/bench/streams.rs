@@ -124,7 +124,7 @@ pub(super) fn idle(watched: Watched, number: usize) -> WatchCreateRequest {
 /// Connections of the watchers: not those of the writers.
 pub(super) fn watching_client(options: &Options) -> Result<Client, String> {
     let connections = options.connections.min(options.streams.max(1)).div_ceil(options.endpoints.len());
-    Client::new(&options.endpoints, connections).map_err(|error| error.to_string())
+    options.client(&options.endpoints, connections)
 }
 
 /// Opens streams with one watcher each.
@@ -162,7 +162,7 @@ pub(super) async fn fill(
 
 /// The store's revision.
 pub(super) async fn revision(options: &Options) -> Result<i64, String> {
-    let client = Client::new(&options.endpoints, 1).map_err(|error| error.to_string())?;
+    let client = options.client(&options.endpoints, 1)?;
     let mut kv = KvClient::new(client.channel(0, 0));
     let request = RangeRequest { key: Bytes::from_static(b"bench"), ..Default::default() };
     let response = kv.range(request).await.map_err(|status| status.to_string())?;
