@@ -4,6 +4,9 @@ mod processes;
 
 use std::time::Instant;
 
+use everwatch::pb::etcdserverpb::watch_client::WatchClient;
+use everwatch::pb::etcdserverpb::watch_request::RequestUnion;
+use everwatch::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use processes::{Cluster, PATIENCE, Process, READY};
 
 const REMOVED: &str = "stopping: the member has been permanently removed from the cluster";
@@ -145,4 +148,88 @@ fn the_one_that_is_left_of_two_goes_on_alone() {
     assert_eq!(members[0].remove(id).len(), 1);
     leaves(second);
     writes(&members[0], "alone");
+}
+
+/// The next `count` events of all keys from `revision` on: each key, with its revision.
+fn watched(process: &Process, revision: i64, count: usize) -> Vec<(String, i64)> {
+    let create = WatchCreateRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        start_revision: revision,
+        ..Default::default()
+    };
+    let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    process.ask(async |channel| {
+        let requests = tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
+        let mut stream = WatchClient::new(channel).watch(requests).await.expect("it watches").into_inner();
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            let response = tokio::time::timeout(PATIENCE, stream.message()).await.expect("in time");
+            let events = response.expect("it goes on").expect("it does not end").events;
+            let kvs = events.into_iter().filter_map(|event| event.kv);
+            seen.extend(kvs.map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), kv.mod_revision)));
+        }
+        seen
+    })
+}
+
+#[test]
+fn the_last_of_three_is_forced_to_go_on_alone_and_grows_again() {
+    let (mut cluster, mut members) = founded(4, 3);
+    let third = members.remove(2);
+    let (id, _) = third.ids();
+    let keys: Vec<String> = (0..20).map(|n| format!("before {n}")).collect();
+    keys.iter().for_each(|key| members[0].put(key));
+    // So all of it is known here to be committed.
+    assert!(third.has(&keys[19]));
+    drop((members, third));
+
+    cluster.more = vec!["--force-new-cluster".to_owned()];
+    let alone = cluster.start(2);
+    alone.says("forced to go on alone");
+    alone.says(READY);
+    assert!(keys.iter().all(|key| alone.has(key)));
+    let known = alone.members();
+    assert_eq!(known.iter().map(|member| (member.id, member.name.as_str())).collect::<Vec<_>>(), [(id, "m2")]);
+    alone.put("alone");
+    let mut expected: Vec<(String, i64)> = keys.iter().cloned().zip(2..).collect();
+    expected.push(("alone".to_owned(), 22));
+    assert_eq!(watched(&alone, 2, 21), expected);
+
+    // Killed and forced again, it has lost nothing that it acknowledged alone.
+    drop(alone);
+    let again = cluster.start(2);
+    again.says(READY);
+    assert!(again.has("alone"));
+    assert_eq!(again.ids().0, id);
+    drop(again);
+
+    cluster.more.clear();
+    let alone = cluster.start(2);
+    alone.says(READY);
+    assert_eq!(alone.members().len(), 1);
+    alone.put("unforced");
+    expected.push(("unforced".to_owned(), 23));
+
+    alone.add(&cluster.peers[3], false);
+    let list = format!("m2=http://{},m3=http://{}", cluster.peers[2], cluster.peers[3]);
+    let joined = cluster.start_with(3, &list, "existing");
+    joined.says(READY);
+    serves(&joined, "unforced");
+    assert_eq!(watched(&joined, 2, 22), expected);
+    writes(&joined, "by both");
+    assert!(alone.has("by both"));
+
+    // Those that were killed come back, and hear that they do not belong any more.
+    leaves(cluster.start(0));
+}
+
+#[test]
+fn without_data_the_flag_changes_nothing() {
+    let mut cluster = Cluster::new(1);
+    cluster.more = vec!["--force-new-cluster".to_owned()];
+    let founder = cluster.start_with(0, &cluster.list(1), "new");
+    founder.says(READY);
+    founder.put("key");
+    assert_eq!(founder.members().len(), 1);
 }

@@ -231,7 +231,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             ),
             flag("enable-v2", Switch, "false", NoEffect, "The v2 API, which is not there."),
             flag("v2-deprecation", Text, "", NoEffect, "Phase of the end of the v2 store."),
-            flag("force-new-cluster", Switch, "false", Refused { unless: "false" }, "Become a cluster of one."),
+            flag(
+                "force-new-cluster",
+                Switch,
+                "false",
+                Works,
+                "Go on as a cluster of one, with this member's data: the others are removed, for good.",
+            ),
         ],
     ),
     (
@@ -843,8 +849,8 @@ mod tests {
 
     #[test]
     fn flags_that_somebody_would_rely_on_are_refused_and_others_confessed() {
-        assert!(matches!(refused("--force-new-cluster", &[]), Error::Invalid(_)));
-        run("--force-new-cluster=0 --proxy=off", &[]);
+        assert!(matches!(refused("--proxy=on", &[]), Error::Invalid(_)));
+        run("--discovery= --proxy=off", &[]);
         assert_eq!(run("--max-wals=3 --name=x --max-snapshots=3", &[]).without_effect(), ["max-snapshots", "max-wals"]);
     }
 }

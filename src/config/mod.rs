@@ -50,6 +50,8 @@ pub struct Config {
     pub initial_cluster_state: ClusterState,
     /// Keeps clusters with equal addresses apart.
     pub initial_cluster_token: String,
+    /// Whether a member with data goes on without the others, for good.
+    pub force_new_cluster: bool,
     /// The leader's heartbeat, which is also raft's tick.
     pub heartbeat_interval: Duration,
     /// Time without a leader before an election.
@@ -306,6 +308,7 @@ impl Config {
                 _ => ClusterState::New,
             },
             initial_cluster_token: values.text("initial-cluster-token").to_owned(),
+            force_new_cluster: values.switch("force-new-cluster"),
             heartbeat_interval: Duration::from_millis(heartbeat),
             election_timeout: Duration::from_millis(election),
             pre_vote: values.switch("pre-vote"),

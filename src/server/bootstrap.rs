@@ -20,6 +20,7 @@ use bytes::Bytes;
 use prost::Message;
 use slog::{Logger, info};
 
+use super::alone;
 use super::disk_threads::adopt;
 use super::raft_loop::from_log;
 use crate::cluster::initial::Error as InitialClusterError;
@@ -209,6 +210,9 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     }
 
     let state = state?;
+    if config.force_new_cluster && !begin {
+        alone::leave_others(&mut wal, &mut log, &state, identity.member, logger)?;
+    }
     let committed = log.hard_state.map_or(Index(0), |state| state.commit).max(state.applied());
     let node = start_node(config, identity.member, boot, &state, log, logger)?;
     info!(logger, "opened the data directory";

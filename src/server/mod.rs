@@ -54,6 +54,7 @@ use self::log_writer::LogWriter;
 use self::logins::Logins;
 use self::watch_loop::Shard;
 
+mod alone;
 pub mod apply_loop;
 pub mod backups;
 pub mod bootstrap;

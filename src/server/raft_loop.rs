@@ -96,7 +96,8 @@ pub fn tell(node: &mut Node, input: Input) -> Option<&'static str> {
     }
 }
 
-fn to_log(entry: Entry) -> LogEntry {
+/// An entry of raft's as the log has it.
+pub(super) fn to_log(entry: Entry) -> LogEntry {
     LogEntry {
         kind: entry.entry_type as u8,
         term: Term(entry.term),
