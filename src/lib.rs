@@ -99,7 +99,7 @@
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
 //! | `client`          | `pb` `tls`                                                                                 | no   |
 //! | `bench`           | `client` `pb` `tls`                                                                        | no   |
-//! | `ctl`             | `client` `pb` `backup` `server::restore` `tls`                                             | no   |
+//! | `ctl`             | `client` `pb` `version` `backup` `server::restore` `tls`                                   | no   |
 //! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries

@@ -2,24 +2,24 @@
 
 use std::process::ExitCode;
 
-use everwatch::ctl::{Options, USAGE, run};
+use everwatch::ctl::{Failure, run, tell};
 
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(message) => {
-            eprintln!("Error: {message}\n{USAGE}");
-            // etcdctl's code for arguments that make no sense.
-            return ExitCode::from(128);
-        }
-    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.map_err(|error| error.to_string()).and_then(|runtime| runtime.block_on(run(options)));
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(std::env::args_os()));
+            // What still waits for stdin or a command must not keep the process.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::Said { text: error.to_string(), code: 1 }),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("Error: {message}");
-            ExitCode::FAILURE
+        Err(failure) => {
+            tell(&failure);
+            ExitCode::from(failure.code())
         }
     }
 }

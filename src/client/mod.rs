@@ -16,18 +16,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::Status;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::tls::Dialer;
 
+pub mod ask;
 mod backoff;
 pub mod backup;
 mod login;
 pub mod resume;
+mod tls;
 pub mod watch;
 
 pub use login::Login;
 pub use resume::Want;
+pub use tls::Tls;
 pub use watch::{Heard, Watch};
 
 /// How long a connection may take to be made.
@@ -46,6 +50,23 @@ pub struct Keepalive {
 impl Default for Keepalive {
     fn default() -> Keepalive {
         Keepalive { interval: Duration::from_secs(5), timeout: Duration::from_secs(3) }
+    }
+}
+
+/// How a client connects.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How silence is noticed.
+    pub keepalive: Keepalive,
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// How connections are encrypted.
+    pub tls: Tls,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { keepalive: Keepalive::default(), connect_timeout: CONNECT_TIMEOUT, tls: Tls::default() }
     }
 }
 
@@ -75,6 +96,8 @@ pub struct Client {
     /// For each endpoint its connections.
     channels: Arc<Vec<Vec<Channel>>>,
     login: Option<Login>,
+    /// Of a client that does not ask for one with each call.
+    token: Option<MetadataValue<Ascii>>,
 }
 
 impl Client {
@@ -86,7 +109,26 @@ impl Client {
 
     /// The same with another patience for members that say nothing.
     pub fn with_keepalive(endpoints: &[String], connections: usize, keepalive: Keepalive) -> Result<Client, Error> {
-        Client::dialling(endpoints, connections, keepalive, &Dialer::plain())
+        Client::with_settings(endpoints, connections, &Settings { keepalive, ..Settings::default() })
+    }
+
+    /// The same with everything that can be set.
+    pub fn with_settings(endpoints: &[String], connections: usize, settings: &Settings) -> Result<Client, Error> {
+        let Settings { keepalive, connect_timeout, tls } = settings;
+        let connect = |endpoint: &String| {
+            let settings = tls
+                .endpoint(endpoint)?
+                .tcp_nodelay(true)
+                .connect_timeout(*connect_timeout)
+                .http2_keep_alive_interval(keepalive.interval)
+                .keep_alive_timeout(keepalive.timeout);
+            Ok((0..connections.max(1)).map(|_| settings.connect_lazy()).collect())
+        };
+        let channels = endpoints.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
+        if channels.is_empty() {
+            return Err(Error::Endpoint("none was named".to_owned()));
+        }
+        Ok(Client { channels: Arc::new(channels), login: None, token: None })
     }
 
     /// The same with connections that `dialer` makes: what knows of TLS.
@@ -110,7 +152,7 @@ impl Client {
         if channels.is_empty() {
             return Err(Error::Endpoint("none was named".to_owned()));
         }
-        Ok(Client { channels: Arc::new(channels), login: None })
+        Ok(Client { channels: Arc::new(channels), login: None, token: None })
     }
 
     /// The same for a user of the cluster.
@@ -121,8 +163,13 @@ impl Client {
     /// A call of the client's user, who first gets a token over this connection.
     async fn call<T>(&self, channel: &Channel, message: T) -> Result<tonic::Request<T>, Status> {
         let mut call = tonic::Request::new(message);
-        if let Some(login) = &self.login {
-            call.metadata_mut().insert("token", login.token(channel.clone()).await?);
+        let token = match (&self.token, &self.login) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(login)) => login.token(channel.clone()).await?,
+            (None, None) => None,
+        };
+        if let Some(token) = token {
+            call.metadata_mut().insert("token", token);
         }
         Ok(call)
     }

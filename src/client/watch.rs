@@ -17,7 +17,7 @@ use super::resume::{News, Resume, Want};
 use super::{Client, Error};
 use crate::pb::etcdserverpb::watch_client::WatchClient;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse};
+use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 
 /// Requests that may wait for the connection, beyond those that create. Beyond this they are dropped: both kinds may be
 /// asked again.
@@ -50,6 +50,7 @@ pub struct Watch {
     stream: Option<Stream>,
     backoff: Backoff,
     waiting: VecDeque<Heard>,
+    header: ResponseHeader,
 }
 
 #[derive(Debug)]
@@ -77,6 +78,7 @@ impl Watch {
             stream: None,
             backoff: Backoff::default(),
             waiting,
+            header: ResponseHeader::default(),
         }
     }
 
@@ -182,7 +184,13 @@ impl Watch {
         }
     }
 
+    /// Who sent the last response, and what it had applied then. Of a single watcher: of what was heard last.
+    pub fn header(&self) -> ResponseHeader {
+        self.header
+    }
+
     fn take(&mut self, response: WatchResponse) {
+        self.header = response.header.unwrap_or_default();
         let Some(stream) = &mut self.stream else { return };
         let place = if response.created {
             // It serves: whatever happens next begins anew.

@@ -3,48 +3,45 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use clap::{ArgMatches, Command};
 use rustix::fs::FlockOperation;
 
-use super::arguments::Arguments;
-use super::snapshot::{self, PLAN_FLAGS, describe, restore_from};
+use super::arguments::{Typed, command, switch, value};
+use super::failure::Failure;
+use super::print::print;
+use super::snapshot::{self, describe, restore_from, with_plan};
 use crate::backup::etcd_log::changes_after;
 use crate::backup::read::Source;
 use crate::server::restore::Plan;
 
-/// What is to be migrated.
-#[derive(Clone, Debug)]
-pub(super) struct Command {
-    from: PathBuf,
-    from_wal: Option<PathBuf>,
-    unchecked: bool,
-    plan: Plan,
-}
-
-/// Reads what comes after `migrate`.
-pub(super) fn parse(line: impl Iterator<Item = String>) -> Result<Command, String> {
-    let valued = [&["--from", "--from-wal-dir"][..], &PLAN_FLAGS].concat();
-    let arguments = Arguments::read(line, &valued, &["--skip-hash-check"])?;
-    if let Some(word) = arguments.words().first() {
-        return Err(format!("{word:?} is one word too many"));
-    }
-    Ok(Command {
-        from: arguments.get("--from").ok_or("required flag(s) \"from\" not set")?.into(),
-        from_wal: arguments.get("--from-wal-dir").map(PathBuf::from),
-        unchecked: arguments.on("--skip-hash-check")?,
-        plan: snapshot::plan(&arguments)?,
-    })
+pub(super) fn migrate_command() -> Command {
+    let migrate = command("migrate", "", "Makes the data directory of a member from that of an etcd that was stopped");
+    with_plan(migrate)
+        .arg(value("from", "", "etcd's data directory, which stays as it is, or a snapshot of it"))
+        .arg(value("from-wal-dir", "", "etcd's log, if not inside its data directory"))
+        .arg(switch("skip-hash-check", "the file has no hash, or a wrong one"))
 }
 
 /// Does it; says what it did.
-pub(super) fn run(command: &Command) -> Result<String, String> {
-    let Command { from, from_wal, unchecked, plan } = command;
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let typed = Typed(matches);
+    if let Some(word) = typed.words().first() {
+        return Err(Failure::bad_arguments(format!("{word:?} is one word too many")));
+    }
+    let path = |name| Some(typed.text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let from = path("from").ok_or_else(|| Failure::bad_arguments("required flag(s) \"from\" not set"))?;
+    let (unchecked, plan) = (typed.on("skip-hash-check")?, snapshot::plan(&typed)?);
+    Ok(print(&migrate(&from, path("from-wal-dir"), unchecked, &plan)?)?)
+}
+
+fn migrate(from: &Path, log: Option<PathBuf>, unchecked: bool, plan: &Plan) -> Result<String, String> {
     if !from.is_dir() {
-        return Ok(describe(from, plan, &restore_from(from, *unchecked, plan)?));
+        return Ok(describe(from, plan, &restore_from(from, unchecked, plan)?));
     }
     let file = from.join("member/snap/db");
     // Held to the end: etcd does not start meanwhile.
     let _lock = lock(&file)?;
-    let log = from_wal.clone().unwrap_or_else(|| from.join("member/wal"));
+    let log = log.unwrap_or_else(|| from.join("member/wal"));
     let index = require_complete(from, &file, &log)?;
     let restored = restore_from(&file, true, plan)?;
     let described = describe(&file, plan, &restored);

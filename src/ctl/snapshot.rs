@@ -5,113 +5,107 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::arguments::Arguments;
-use super::print;
+use clap::{ArgMatches, Command};
+
+use super::arguments::{Typed, command, group, switch, value};
+use super::failure::Failure;
+use super::print::{Format, print, table};
 use super::progress::{Progress, bytes};
+use super::session::Session;
 use crate::backup::HASH_BYTES;
 use crate::backup::read::Source;
 use crate::backup::status::Status;
-use crate::client::{Client, Login};
+use crate::client::Client;
 use crate::server::restore::{Plan, Restored, restore};
 
-/// A command about backups.
-#[derive(Clone, Debug)]
-pub(super) enum Command {
-    Save { endpoint: String, login: Option<Login>, path: PathBuf },
-    Status { path: PathBuf, format: Format },
-    Restore { path: PathBuf, unchecked: bool, plan: Plan },
+pub(super) fn snapshot_command() -> Command {
+    group("snapshot", "Backups")
+        .subcommand(command("save", "<file>", "Saves a backup of a member; etcdutl takes it, too"))
+        .subcommand(command("status", "<file>", "Tells about a backup"))
+        .subcommand(
+            with_plan(command(
+                "restore",
+                "<file>",
+                "Makes the data directory of a member of a new cluster from a backup",
+            ))
+            .arg(switch("skip-hash-check", "the file has no hash, or a wrong one"))
+            .arg(value("bump-revision", "0", "go on so many revisions later, so that watches of before end"))
+            .arg(switch("mark-compacted", "and so that all before is compacted")),
+        )
 }
 
-/// How figures are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    Simple,
-    Json,
-    Table,
-    Fields,
-}
-
-/// Flags with values that a new member is described by.
-pub(super) const PLAN_FLAGS: [&str; 6] = [
-    "--data-dir",
-    "--wal-dir",
-    "--name",
-    "--initial-cluster",
-    "--initial-cluster-token",
-    "--initial-advertise-peer-urls",
-];
-
-/// Reads what comes after `snapshot`.
-pub(super) fn parse(line: impl Iterator<Item = String>) -> Result<Command, String> {
-    let own = ["--endpoints", "--user", "--password", "--write-out", "--bump-revision"];
-    let valued = [&own[..], &PLAN_FLAGS].concat();
-    let arguments = Arguments::read(line, &valued, &["--skip-hash-check", "--mark-compacted"])?;
-    let (command, words) = arguments.words().split_first().ok_or("snapshot wants save, status or restore")?;
-    let [path] = words else { return Err(format!("snapshot {command} expects one argument")) };
-    let path = PathBuf::from(path);
-    match command.as_str() {
-        "save" => {
-            let endpoints = arguments.or("--endpoints", "127.0.0.1:2379");
-            if endpoints.contains(',') {
-                let list = endpoints.replace(',', " ");
-                return Err(format!("snapshot must be requested to one selected node, not multiple [{list}]"));
-            }
-            let login = Login::parse(arguments.get("--user"), arguments.get("--password"))?;
-            Ok(Command::Save { endpoint: endpoints, login, path })
-        }
-        "status" => {
-            let format = match arguments.or("--write-out", "simple").as_str() {
-                "simple" => Format::Simple,
-                "json" => Format::Json,
-                "table" => Format::Table,
-                "fields" => Format::Fields,
-                other => return Err(format!("unsupported output format {other:?}")),
-            };
-            Ok(Command::Status { path, format })
-        }
-        "restore" => {
-            let bump = arguments.or("--bump-revision", "0");
-            let bump_revision = bump.parse().map_err(|_| format!("--bump-revision wants a number, not {bump:?}"))?;
-            let compacted = arguments.on("--mark-compacted")?;
-            // As in etcdutl: what is skipped must not be read, and what is compacted must be skipped.
-            if (bump_revision == 0) == compacted {
-                return Err("--mark-compacted required if --revision-bump".to_owned());
-            }
-            let unchecked = arguments.on("--skip-hash-check")?;
-            Ok(Command::Restore { path, unchecked, plan: Plan { bump_revision, ..plan(&arguments)? } })
-        }
-        other => Err(format!("unknown command {other:?} for \"everwatchctl snapshot\"")),
-    }
+/// Flags that a new member is described by.
+pub(super) fn with_plan(command: Command) -> Command {
+    let urls = "http://localhost:2380";
+    command
+        .arg(value("data-dir", "", "the directory to be made"))
+        .arg(value("wal-dir", "", "the log's directory, if not inside the other"))
+        .arg(value("name", "default", "the member, of those in --initial-cluster"))
+        .arg(value("initial-cluster", "default=http://localhost:2380", "all members"))
+        .arg(value("initial-cluster-token", "etcd-cluster", "tells clusters of the same members apart"))
+        .arg(value("initial-advertise-peer-urls", urls, "where other members reach it"))
 }
 
 /// The member that the flags describe.
-pub(super) fn plan(arguments: &Arguments) -> Result<Plan, String> {
-    let urls = arguments.or("--initial-advertise-peer-urls", "http://localhost:2380");
+pub(super) fn plan(typed: &Typed<'_>) -> Result<Plan, Failure> {
+    let text = |name| typed.text(name).to_owned();
+    if typed.text("data-dir").is_empty() {
+        return Err(Failure::bad_arguments("required flag(s) \"data-dir\" not set"));
+    }
     Ok(Plan {
-        data_dir: arguments.get("--data-dir").ok_or("required flag(s) \"data-dir\" not set")?.into(),
-        wal_dir: arguments.get("--wal-dir").filter(|dir| !dir.is_empty()).map(PathBuf::from),
-        name: arguments.or("--name", "default"),
-        initial_cluster: arguments.or("--initial-cluster", "default=http://localhost:2380"),
-        initial_cluster_token: arguments.or("--initial-cluster-token", "etcd-cluster"),
-        initial_advertise_peer_urls: urls.split(',').map(|url| url.trim().to_owned()).collect(),
+        data_dir: text("data-dir").into(),
+        wal_dir: Some(text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+        name: text("name"),
+        initial_cluster: text("initial-cluster"),
+        initial_cluster_token: text("initial-cluster-token"),
+        initial_advertise_peer_urls: text("initial-advertise-peer-urls")
+            .split(',')
+            .map(|url| url.trim().to_owned())
+            .collect(),
         bump_revision: 0,
     })
 }
 
-/// Does it.
-pub(super) async fn run(command: Command) -> Result<(), String> {
-    match command {
-        Command::Save { endpoint, login, path } => save(&endpoint, login, &path).await,
-        Command::Status { path, format } => {
-            let status = Source::open(&path, true).and_then(|mut source| source.status());
-            let status = status.map_err(|error| about(&path, &error))?;
-            print(&show(&status, format))
+pub(super) async fn run(session: &Session, name: &str, matches: &ArgMatches) -> Result<(), Failure> {
+    let typed = Typed(matches);
+    match name {
+        "save" => {
+            let [path] = typed.exactly("snapshot save expects one argument")?;
+            let [endpoint] = &session.endpoints[..] else {
+                let list = session.endpoints.join(" ");
+                let why = format!("snapshot must be requested to one selected node, not multiple [{list}]");
+                return Err(Failure::interrupted(why));
+            };
+            let client = session.authenticated(session.client_of(std::slice::from_ref(endpoint))?).await?;
+            save(&client, Path::new(path)).await
         }
-        Command::Restore { path, unchecked, plan } => {
-            let restored = restore_from(&path, unchecked, &plan)?;
-            print(&describe(&path, &plan, &restored))
+        "status" => {
+            let [path] = typed.exactly("snapshot status requires exactly one argument")?;
+            let path = Path::new(path);
+            if !path.exists() {
+                return Err(Failure::error(format!("stat {}: no such file or directory", path.display())));
+            }
+            let status = Source::open(path, true).and_then(|mut source| source.status());
+            let status = status.map_err(|error| about(path, &error))?;
+            print(&show(&status, session.format)?)
+        }
+        _ => {
+            let [path] = typed.exactly("snapshot restore requires exactly one argument")?;
+            let (path, unchecked, plan) = (Path::new(path), typed.on("skip-hash-check")?, restore_plan(&typed)?);
+            let restored = restore_from(path, unchecked, &plan)?;
+            print(&describe(path, &plan, &restored))
         }
     }
+}
+
+fn restore_plan(typed: &Typed<'_>) -> Result<Plan, Failure> {
+    let bump = typed.number("bump-revision")?;
+    let bump_revision = bump.try_into().map_err(|_| Failure::bad_arguments("--bump-revision wants a number"))?;
+    // As in etcdutl: what is skipped must not be read, and what is compacted must be skipped.
+    if (bump == 0) == typed.on("mark-compacted")? {
+        return Err(Failure::bad_arguments("--mark-compacted required if --revision-bump"));
+    }
+    Ok(Plan { bump_revision, ..plan(typed)? })
 }
 
 /// Makes a data directory from a file.
@@ -147,11 +141,11 @@ pub(super) fn describe(from: &Path, plan: &Plan, restored: &Restored) -> String 
 }
 
 /// The file appears under its name when it is whole and on disk.
-async fn save(endpoint: &str, login: Option<Login>, path: &Path) -> Result<(), String> {
+async fn save(client: &Client, path: &Path) -> Result<(), Failure> {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     let part = PathBuf::from(name);
-    let outcome = save_as(endpoint, login, &part).await.and_then(|version| {
+    let outcome = save_as(client, &part).await.and_then(|version| {
         let renamed = std::fs::rename(&part, path);
         renamed.map_err(|error| format!("could not rename {} to {} ({error})", part.display(), path.display()))?;
         Ok(version)
@@ -164,20 +158,30 @@ async fn save(endpoint: &str, login: Option<Login>, path: &Path) -> Result<(), S
         Err(why) => {
             // There may be none.
             let _ = std::fs::remove_file(&part);
-            Err(why)
+            // etcdctl's code for what went wrong with a backup.
+            Err(Failure::interrupted(why))
         }
     }
 }
 
-async fn save_as(endpoint: &str, login: Option<Login>, part: &Path) -> Result<String, String> {
+async fn save_as(client: &Client, part: &Path) -> Result<String, String> {
     let failed = |error: io::Error| format!("could not write {} ({error})", part.display());
-    let client = Client::new(&[endpoint.to_owned()], 1).map_err(|error| error.to_string())?.with_login(login);
-    let mut backup = client.backup(0).await.map_err(|error| error.to_string())?;
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part);
-    let mut file = file.map_err(failed)?;
+    let not_opened = |error: io::Error| {
+        let (part, why) = (
+            part.display(),
+            match error.kind() {
+                io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+                _ => error.to_string(),
+            },
+        );
+        format!("could not open {part} (open {part}: {why})")
+    };
+    let mut file = file.map_err(not_opened)?;
+    let mut backup = client.backup(0).await.map_err(|error| error.etcd_text())?;
     let (mut saved, mut version) = (0, String::new());
     let mut progress = Progress::new("saving");
-    while let Some(piece) = backup.next().await.map_err(|error| error.to_string())? {
+    while let Some(piece) = backup.next().await.map_err(|error| error.etcd_text())? {
         file.write_all(&piece.bytes).map_err(failed)?;
         saved += piece.bytes.len() as u64;
         progress.at(saved, saved + piece.left);
@@ -193,31 +197,22 @@ async fn save_as(endpoint: &str, login: Option<Login>, part: &Path) -> Result<St
     Ok(version)
 }
 
-fn show(status: &Status, format: Format) -> String {
+fn show(status: &Status, format: Format) -> Result<String, Failure> {
     let Status { hash, revision, total_key, total_size } = *status;
     match format {
-        Format::Simple => format!("{hash:x}, {revision}, {total_key}, {}\n", bytes(total_size)),
-        Format::Json => {
-            format!("{{\"hash\":{hash},\"revision\":{revision},\"totalKey\":{total_key},\"totalSize\":{total_size}}}\n")
-        }
-        Format::Fields => {
-            format!("\"Hash\" : {hash}\n\"Revision\" : {revision}\n\"Keys\" : {total_key}\n\"Size\" : {total_size}\n")
-        }
-        Format::Table => table(
+        Format::Simple => Ok(format!("{hash:x}, {revision}, {total_key}, {}\n", bytes(total_size))),
+        Format::Json => Ok(format!(
+            "{{\"hash\":{hash},\"revision\":{revision},\"totalKey\":{total_key},\"totalSize\":{total_size}}}\n"
+        )),
+        Format::Fields => Ok(format!(
+            "\"Hash\" : {hash}\n\"Revision\" : {revision}\n\"Keys\" : {total_key}\n\"Size\" : {total_size}\n"
+        )),
+        Format::Table => Ok(table(
             &["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE"],
-            &[format!("{hash:x}"), revision.to_string(), total_key.to_string(), bytes(total_size)],
-        ),
+            &[vec![format!("{hash:x}"), revision.to_string(), total_key.to_string(), bytes(total_size)]],
+        )),
+        Format::Protobuf => Err(format.unsupported()),
     }
-}
-
-/// A table of one row, as etcd's tools draw it.
-fn table(heads: &[&str], cells: &[String]) -> String {
-    let widths: Vec<usize> = heads.iter().zip(cells).map(|(head, cell)| head.len().max(cell.len())).collect();
-    let line: String = widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect::<String>() + "+\n";
-    let centred = heads.iter().zip(&widths).map(|(head, width)| format!("| {head:^width$} "));
-    let right = cells.iter().zip(&widths).map(|(cell, width)| format!("| {cell:>width$} "));
-    let (centred, right): (String, String) = (centred.collect(), right.collect());
-    format!("{line}{centred}|\n{line}{right}|\n{line}")
 }
 
 fn about(path: &Path, error: &dyn std::fmt::Display) -> String {
@@ -231,13 +226,13 @@ mod tests {
     #[test]
     fn figures_look_as_etcdutl_prints_them() {
         let status = Status { hash: 0xe1e47077, revision: 12, total_key: 22, total_size: 45056 };
-        assert_eq!(show(&status, Format::Simple), "e1e47077, 12, 22, 45 kB\n");
+        assert_eq!(show(&status, Format::Simple).unwrap(), "e1e47077, 12, 22, 45 kB\n");
         assert_eq!(
-            show(&status, Format::Json),
+            show(&status, Format::Json).unwrap(),
             "{\"hash\":3789844599,\"revision\":12,\"totalKey\":22,\"totalSize\":45056}\n"
         );
         assert_eq!(
-            show(&status, Format::Table),
+            show(&status, Format::Table).unwrap(),
             "\
 +----------+----------+------------+------------+
 |   HASH   | REVISION | TOTAL KEYS | TOTAL SIZE |
@@ -247,31 +242,27 @@ mod tests {
 "
         );
         assert_eq!(
-            show(&status, Format::Fields),
+            show(&status, Format::Fields).unwrap(),
             "\"Hash\" : 3789844599\n\"Revision\" : 12\n\"Keys\" : 22\n\"Size\" : 45056\n"
         );
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let parse = |line: &str| parse(line.split_whitespace().map(str::to_owned));
-        assert!(
-            parse("save f").is_ok() && parse("status f -w json").is_ok() && parse("restore f --data-dir d").is_ok()
-        );
-        assert!(parse("restore f --data-dir d --bump-revision 7 --mark-compacted").is_ok());
+        let plan = |line: &str| {
+            let command = snapshot_command();
+            let matches = command.try_get_matches_from(format!("snapshot {line}").split(' ')).expect("flags are known");
+            restore_plan(&Typed(matches.subcommand().expect("it is restore").1))
+        };
+        assert!(plan("restore f --data-dir d").is_ok());
+        assert!(plan("restore f --data-dir d --bump-revision 7 --mark-compacted").is_ok());
         for line in [
-            "",
-            "save",
-            "save a b",
-            "load a",
-            "save f --endpoints=a:1,b:1",
-            "status f -w xml",
             "restore f",
             "restore f --data-dir d --bump-revision x --mark-compacted",
             "restore f --data-dir d --bump-revision 7",
             "restore f --data-dir d --mark-compacted",
         ] {
-            assert!(parse(line).is_err(), "{line}");
+            assert!(plan(line).is_err(), "{line}");
         }
     }
 }
