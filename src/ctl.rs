@@ -80,7 +80,17 @@ fn root() -> Command {
 
 /// Does what the line asks for.
 pub async fn run(line: impl Iterator<Item = OsString>) -> Result<(), Failure> {
-    let matches = arguments::read(root(), line)?;
+    let line: Vec<OsString> = line.collect();
+    let outcome = run_line(&line).await;
+    if let Err(Failure::Usage(_)) = outcome {
+        // What is wrong is said on stderr; how it is right, on stdout.
+        print(&arguments::help_of(root(), &line))?;
+    }
+    outcome
+}
+
+async fn run_line(line: &[OsString]) -> Result<(), Failure> {
+    let matches = arguments::read(root(), line.iter().cloned())?;
     match matches.subcommand() {
         Some((name, inner)) => dispatch(name, inner).await,
         None => match Typed(&matches).words().first() {

@@ -36,7 +36,8 @@ pub(super) fn command(name: &'static str, usage: &'static str, about: &'static s
 
 /// A command that is a group of others. A word that names none of them is not lost: it is shown what there is.
 pub(super) fn group(name: &'static str, about: &'static str) -> Command {
-    Command::new(name).about(about).infer_subcommands(true).arg(Arg::new(WORDS).num_args(0..).hide(true))
+    let words = Arg::new(WORDS).num_args(0..).hide(true);
+    Command::new(name).about(about).infer_subcommands(true).args_override_self(true).arg(words)
 }
 
 /// What was typed behind a command.
@@ -230,6 +231,18 @@ pub(super) fn unknown_variables(all: impl Iterator<Item = (String, String)>) -> 
 
 fn variable_of(flag: &str) -> String {
     format!("ETCDCTL_{}", flag.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// How the command of a line is used, as far as its words name one.
+pub(super) fn help_of(mut root: Command, line: &[OsString]) -> String {
+    root.build();
+    let mut command = &mut root;
+    for word in line.iter().skip(1).filter_map(|word| word.to_str()) {
+        if command.find_subcommand(word).is_some() {
+            command = command.find_subcommand_mut(word).expect("it was just found");
+        }
+    }
+    command.render_help().to_string()
 }
 
 /// Takes a line apart. What `clap` has to say about it is said in etcdctl's words.

@@ -113,11 +113,7 @@ async fn health_of(session: &Session, endpoint: &str) -> Health {
                         _ => Ok(()),
                     }
                 };
-                match session.within(read).await {
-                    Ok(()) => None,
-                    Err(why) => Some(why),
-                }
-                .map_or_else(|| Ok(client), Err)
+                session.within(read).await.map(|()| client)
             }
             Err(failure) => Err(failure.text().to_owned()),
         },
@@ -261,10 +257,5 @@ fn json<M: prost::Message>(found: &[(String, M)], name: &str, message: &str) -> 
     let one = |(endpoint, reply): &(String, M)| {
         format!("{{\"Endpoint\":{},\"{name}\":{}}}", go::string(endpoint), go::json(message, reply))
     };
-    // Go has a word for a list that was never begun.
-    if found.is_empty() {
-        "null\n".to_owned()
-    } else {
-        format!("[{}]\n", found.iter().map(one).collect::<Vec<_>>().join(","))
-    }
+    format!("[{}]\n", found.iter().map(one).collect::<Vec<_>>().join(","))
 }

@@ -6,7 +6,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, ReflectMessage, Value};
+use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, Value};
 
 /// Fields that etcd 3.5 does not know. It leaves them out, and so do we, for those who compare outputs.
 const LATER: [(&str, &str); 4] = [
@@ -51,19 +51,19 @@ fn write_message(out: &mut String, message: &DynamicMessage) {
             Some(oneof) => {
                 let (head, tail) = oneof.name().split_at(1);
                 out.push_str(&format!("\"{}{tail}\":{{{member}", head.to_uppercase()));
-                write_value(out, &field, &message.get_field(&field));
+                write_value(out, &message.get_field(&field));
                 out.push('}');
             }
             None => {
                 out.push_str(&member);
-                write_value(out, &field, &message.get_field(&field));
+                write_value(out, &message.get_field(&field));
             }
         }
     }
     out.push('}');
 }
 
-fn write_value(out: &mut String, field: &FieldDescriptor, value: &Value) {
+fn write_value(out: &mut String, value: &Value) {
     match value {
         Value::Bool(value) => out.push_str(&value.to_string()),
         Value::I32(value) | Value::EnumNumber(value) => out.push_str(&value.to_string()),
@@ -79,7 +79,7 @@ fn write_value(out: &mut String, field: &FieldDescriptor, value: &Value) {
                 if place > 0 {
                     out.push(',');
                 }
-                write_value(out, field, value);
+                write_value(out, value);
             }
             out.push(']');
         }

@@ -128,8 +128,8 @@ pub(super) fn get_request(typed: &Typed<'_>) -> Result<RangeRequest, Failure> {
     })
 }
 
-/// What `put` asks.
-pub(super) fn put_request(typed: &Typed<'_>) -> Result<PutRequest, Failure> {
+/// What `put` asks. A value that does not stand there is read from `input`.
+pub(super) fn put_request(typed: &Typed<'_>, input: &mut impl Read) -> Result<PutRequest, Failure> {
     let (prev_kv, ignore_lease) = (typed.on("prev-kv")?, typed.on("ignore-lease")?);
     let ignore_value = typed.on("ignore-value")?;
     let words = typed.words();
@@ -143,7 +143,7 @@ pub(super) fn put_request(typed: &Typed<'_>) -> Result<PutRequest, Failure> {
         Some(value) => value.as_bytes().to_vec(),
         None => {
             let mut value = Vec::new();
-            std::io::stdin().read_to_end(&mut value).map_err(|_| wrong())?;
+            input.read_to_end(&mut value).map_err(|_| wrong())?;
             if value.is_empty() {
                 return Err(wrong());
             }
@@ -211,7 +211,7 @@ pub(super) fn range_fields(fields: &mut Fields, reply: &RangeResponse) {
 }
 
 pub(super) async fn put(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
-    let reply = session.ask(put_request(&Typed(matches))?).await?;
+    let reply = session.ask(put_request(&Typed(matches), &mut std::io::stdin())?).await?;
     match session.format {
         Format::Simple => {
             let mut out = Vec::new();

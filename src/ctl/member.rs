@@ -76,7 +76,7 @@ fn checked(url: &str) -> Result<String, Failure> {
         split.ok_or_else(|| Failure::error(format!("URL scheme must be http, https, unix, or unixs: {url}")))?;
     if scheme.starts_with("http") {
         let host = rest.split('/').next().unwrap_or_default();
-        if !host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        if host.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
             return Err(Failure::error(format!("URL address does not have the form \"host:port\": {url}")));
         }
         if rest.len() > host.len() {
@@ -114,8 +114,7 @@ async fn add(session: &Session, typed: &Typed<'_>) -> Result<(), Failure> {
     let client = session.client().await?;
     let reply = session.ask_with(&client, MemberAddRequest { peer_ur_ls, is_learner }).await?;
     let id = reply.member.as_ref().map_or(0, |member| member.id);
-    let what = if is_learner { "added as learner to" } else { "added to" };
-    changed(session, "MemberAddResponse", &reply, reply.header, id, what)?;
+    changed(session, "MemberAddResponse", &reply, reply.header, id, "added to")?;
     if session.format == Format::Simple { print(&start_of(name, id, &reply.members)) } else { Ok(()) }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let path = |name| Some(typed.text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
     let from = path("from").ok_or_else(|| Failure::bad_arguments("required flag(s) \"from\" not set"))?;
     let (unchecked, plan) = (typed.on("skip-hash-check")?, snapshot::plan(&typed)?);
-    Ok(print(&migrate(&from, path("from-wal-dir"), unchecked, &plan)?)?)
+    print(&migrate(&from, path("from-wal-dir"), unchecked, &plan)?)
 }
 
 fn migrate(from: &Path, log: Option<PathBuf>, unchecked: bool, plan: &Plan) -> Result<String, String> {

@@ -135,7 +135,7 @@ pub(super) fn show(session: &Session, role: &str, reply: &AuthRoleGetResponse) -
             let all = role == "root" && reply.perm.is_empty();
             let part = |other: Type| {
                 let permitted = reply.perm.iter().filter(|perm| kind(perm) != other).map(line);
-                if all { "\t[, <open ended>\n".to_owned() } else { permitted.collect::<String>() }
+                if all { "\t[, <open ended> (prefix )\n".to_owned() } else { permitted.collect::<String>() }
             };
             print(&format!("Role {role}\nKV Read:\n{}KV Write:\n{}", part(Type::Write), part(Type::Read)))
         }

@@ -123,7 +123,8 @@ fn operation(line: &str) -> Result<RequestOp, Failure> {
     let typed = Typed(&matches);
     let request = match name.as_str() {
         "get" => Request::RequestRange(kv::get_request(&typed)?),
-        "put" => Request::RequestPut(kv::put_request(&typed)?),
+        // Input holds the rest of the transaction, and no values.
+        "put" => Request::RequestPut(kv::put_request(&typed, &mut std::io::empty())?),
         _ => Request::RequestDeleteRange(kv::del_request(&typed)?),
     };
     Ok(RequestOp { request: Some(request) })

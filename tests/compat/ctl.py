@@ -315,7 +315,7 @@ DIFFERENT = {
     r"^txn < lease\(": "etcdctl crashes when it compares a lease",
     r"^(-w \w+ )?version": "each has its own version",
     r"^-w protobuf lease revoke [^1]": "etcdctl shows the memory of a Go structure",
-    r"^-w protobuf (member (add|promote|update|remove) 1)$": "never needed",
+    r"^snapshot save \{dir\}/backup": "which version a backup is of is said by etcdctl from 3.6 on, and by us",
     r"^ENV ETCDCTL_ENDPOINTS": "a refusal as a log line with a stack of Go's, and one as an error",
     r"^(watch -i|txn < \\nget --nope)": "etcdctl's help goes to stderr before the error",
 }
@@ -339,12 +339,20 @@ class Tool:
 
     def run(self, words, stdin=b"", environment=(), base=None):
         environment = {**self.environment, **dict(environment)}
-        done = subprocess.run([*(base or self.base), *words], input=stdin, capture_output=True, timeout=60, env=environment)
+        try:
+            done = subprocess.run([*(base or self.base), *words], input=stdin, capture_output=True, timeout=30, env=environment)
+        except subprocess.TimeoutExpired:
+            return "does not end", b"", b""
         return done.returncode, done.stdout, done.stderr
 
     def normal(self, output):
         for value, name in self.names:
             output = output.replace(value if isinstance(value, bytes) else value.encode(), name.encode())
+        # Numbers that stand for ids are as long as they are, and so is what holds them.
+        output = re.sub(rb"\n[\x10-\x20](\x08CLUSTER\x10MEMBER)", rb"\nN\1", output)
+        output = re.sub(rb"\x12[!-Z](\x08(MEMBER|ADDED))", rb"\x12N\1", output)
+        output = re.sub(rb"\x12.\n.(l/ID)", rb"\x12N\nN\1", output, flags=re.S)
+        output = re.sub(rb"(Member|cluster)  +", rb"\1 ", output)
         text = output.decode(errors="backslashreplace")
         # Columns are as wide as what stands in them.
         text = "\n".join(re.sub(r" +", " ", re.sub(r"-{3,}", "---", line)) if line[:1] in "+|" else line for line in text.split("\n"))
@@ -489,6 +497,9 @@ class Tool:
         said = []
         for line in COMMANDS:
             for form in FORMATS if "%%" in line else ("",):
+                if line.startswith("FOR") and form == "table":
+                    # etcdctl ends without giving back what it holds, and every later revision would depend on when that is noticed.
+                    continue
                 one = line.replace("%%", form)
                 said.append((one, self.say(one)))
         return said + self.lease_chain() + self.unreachable(port)
