@@ -1,5 +1,5 @@
 //! Watches of a cluster of real processes: through our own client, which survives its member, and on bare streams, which show
-//! what one member says.
+//! what one member says. Other streams than watches are here for what they have in common with them.
 //!
 //! Tests are named after what they pin down; F and a number is the case in `tests/watch_cases.txt`. Nothing sleeps: a test waits
 //! for an event, a word in a log or the end of a process.
@@ -16,15 +16,19 @@ use bytes::Bytes;
 use everwatch::client::resume::News;
 use everwatch::client::{Client, Heard, Keepalive, Want, Watch};
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
+use everwatch::pb::etcdserverpb::lease_client::LeaseClient;
 use everwatch::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use everwatch::pb::etcdserverpb::request_op::Request as Op;
 use everwatch::pb::etcdserverpb::watch_client::WatchClient;
 use everwatch::pb::etcdserverpb::watch_request::RequestUnion;
 use everwatch::pb::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, StatusRequest,
-    TxnRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, StatusRequest, TxnRequest, WatchCreateRequest,
+    WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use everwatch::pb::mvccpb::KeyValue;
+use everwatch::pb::v3electionpb::election_client::ElectionClient;
+use everwatch::pb::v3electionpb::{CampaignRequest, LeaderRequest, LeaderResponse, ProclaimRequest};
 use processes::{Cluster, PATIENCE, Process, READY};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -237,6 +241,28 @@ fn one(key: &str) -> WatchCreateRequest {
 /// An event as (revision, text).
 type Told = (i64, String);
 
+/// A call that asks for a leader, or says that it does not, or says nothing of that.
+fn asking<T>(message: T, hasleader: Option<&'static str>) -> Request<T> {
+    let mut call = Request::new(message);
+    if let Some(value) = hasleader {
+        call.metadata_mut().insert("hasleader", MetadataValue::from_static(value));
+    }
+    call
+}
+
+/// What a stream says next.
+async fn message<T>(responses: &mut Streaming<T>) -> Result<T, Status> {
+    let next = timeout(PATIENCE, responses.message()).await.expect("something is heard");
+    next.and_then(|response| response.ok_or_else(|| Status::ok("ended")))
+}
+
+/// What was refused, and how.
+#[track_caller]
+fn refusal<T>(outcome: Result<T, Status>) -> (Code, String) {
+    let status = outcome.err().expect("a refusal");
+    (status.code(), status.message().to_owned())
+}
+
 /// One Watch RPC at one member.
 struct Stream {
     send: mpsc::UnboundedSender<WatchRequest>,
@@ -246,10 +272,7 @@ struct Stream {
 impl Stream {
     async fn open(channel: Channel, hasleader: Option<&'static str>) -> Result<Stream, Status> {
         let (send, requests) = mpsc::unbounded_channel();
-        let mut call = Request::new(UnboundedReceiverStream::new(requests));
-        if let Some(value) = hasleader {
-            call.metadata_mut().insert("hasleader", MetadataValue::from_static(value));
-        }
+        let call = asking(UnboundedReceiverStream::new(requests), hasleader);
         let responses = WatchClient::new(channel).watch(call).await?.into_inner();
         Ok(Stream { send, responses })
     }
@@ -280,8 +303,7 @@ impl Stream {
     }
 
     async fn next(&mut self) -> Result<WatchResponse, Status> {
-        let next = timeout(PATIENCE, self.responses.message()).await.expect("something is heard");
-        next.and_then(|response| response.ok_or_else(|| Status::ok("ended")))
+        message(&mut self.responses).await
     }
 
     /// What its only watcher hears, up to this revision.
@@ -687,6 +709,68 @@ fn f10_f11_only_who_asked_for_a_leader_is_let_go_by_a_member_without_one() {
         cluster.wires().heal();
         for stream in &mut patient {
             complete(&stream.until(last).await, first, last);
+        }
+    });
+}
+
+/// A stream of renewals at one member, and where to ask for them.
+async fn keepalive(
+    channel: Channel,
+    hasleader: Option<&'static str>,
+) -> Result<(mpsc::UnboundedSender<LeaseKeepAliveRequest>, Streaming<LeaseKeepAliveResponse>), Status> {
+    let (send, requests) = mpsc::unbounded_channel();
+    let call = asking(UnboundedReceiverStream::new(requests), hasleader);
+    Ok((send, LeaseClient::new(channel).lease_keep_alive(call).await?.into_inner()))
+}
+
+async fn observe(channel: Channel, hasleader: Option<&'static str>) -> Result<Streaming<LeaderResponse>, Status> {
+    let call = asking(LeaderRequest { name: KEY.into() }, hasleader);
+    Ok(ElectionClient::new(channel).observe(call).await?.into_inner())
+}
+
+#[test]
+fn renewals_and_elections_are_let_go_as_well_where_who_follows_them_asked_for_a_leader() {
+    let (cluster, members, runtime, client) = wired(&[]);
+    let alone = leader(&members);
+    let other = (alone + 1) % 3;
+    runtime.block_on(async {
+        let here = || client.channel(alone, 0);
+        let grant = LeaseGrantRequest { ttl: 600, id: 0 };
+        let id = LeaseClient::new(here()).lease_grant(grant).await.expect("it serves").into_inner().id;
+        let campaign = CampaignRequest { name: KEY.into(), lease: id, value: "1".into() };
+        let won = ElectionClient::new(here()).campaign(campaign).await.expect("nobody else stands").into_inner();
+        let mut renewing = Vec::new();
+        let mut observing = Vec::new();
+        for value in [Some("true"), None, Some("false")] {
+            let (send, mut responses) = keepalive(here(), value).await.expect("there is a leader");
+            send.send(LeaseKeepAliveRequest { id }).expect("the stream is open");
+            assert_eq!(message(&mut responses).await.expect("it goes on").ttl, 600);
+            renewing.push((send, responses));
+            let mut leaders = observe(here(), value).await.expect("there is a leader");
+            assert_eq!(message(&mut leaders).await.expect("it goes on").kv.expect("a leader").value, "1");
+            observing.push(leaders);
+        }
+
+        cluster.wires().isolate(alone);
+        // One that is never asked for anything, and one whose client goes on asking.
+        let no_leader = (Code::Unavailable, NO_LEADER.to_owned());
+        let (careful, mut renewed) = renewing.remove(0);
+        let _ = careful.send(LeaseKeepAliveRequest { id });
+        assert_eq!(refusal(message(&mut renewed).await), no_leader);
+        assert_eq!(refusal(message(&mut observing.remove(0)).await), no_leader);
+        assert_eq!(refusal(keepalive(here(), Some("true")).await), no_leader);
+        assert_eq!(refusal(observe(here(), Some("true")).await), no_leader);
+
+        let proclaim = ProclaimRequest { leader: won.leader, value: "2".into() };
+        put(&client, other, "elsewhere", "there is a leader").await;
+        ElectionClient::new(client.channel(other, 0)).proclaim(proclaim).await.expect("it leads");
+        cluster.wires().heal();
+        for (send, responses) in &mut renewing {
+            send.send(LeaseKeepAliveRequest { id }).expect("the stream is open");
+            assert_eq!(message(responses).await.expect("it goes on").ttl, 600);
+        }
+        for leaders in &mut observing {
+            assert_eq!(message(leaders).await.expect("it goes on").kv.expect("a leader").value, "2");
         }
     });
 }

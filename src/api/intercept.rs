@@ -1,7 +1,8 @@
 //! What is true of every call, whatever its method: metadata that etcd looks at before the handler, counters, and the status of a
 //! message that is too long.
 //!
-//! * `hasleader: true` at a member that knows no leader: `etcdserver: no leader` (unary calls; streams look for themselves).
+//! * `hasleader: true` at a member that knows no leader: `etcdserver: no leader`. At one that has lost it for a while: the same, for
+//!   streams (in `led`). Watches look for themselves.
 //! * Who may call a method at all, while users count ([`Door`]); handlers are told who calls.
 //! * `client-api-version` that is not UTF-8: `etcdserver: invalid client api version`.
 //! * gRPC's Go library answers a message over the limit with ResourceExhausted and words of its own; clients of etcd expect those.
@@ -23,36 +24,52 @@ use tonic::{Code, Status};
 
 use super::caller::{Caller, Door};
 use super::kv::{Call, KvService};
+use super::led::WhileLed;
 use super::status::{Intercepted, no_leader};
 use super::unary::{Body, GRPC_STATUS};
-use crate::metrics::{METHODS, Method, Metrics};
+use crate::metrics::{CallKind, METHODS, Method, Metrics};
 use crate::server::handle::Handle;
 
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
 const HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
 
-/// Streams decide for themselves what a missing leader means.
-const STREAMS: [&str; 2] = ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"];
+/// What a missing leader means to a call that asked for one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Led {
+    /// It is refused.
+    AtFirst,
+    /// It is refused, and ended if the leader is lost later.
+    Throughout,
+    /// It looks for itself.
+    ByItself,
+}
+
+impl Led {
+    fn of(path: &str, kind: CallKind) -> Led {
+        match (path, kind) {
+            ("/etcdserverpb.Watch/Watch", _) => Led::ByItself,
+            (_, CallKind::Unary) => Led::AtFirst,
+            ("/etcdserverpb.Maintenance/Snapshot" | "/etcdserverpb.KV/RangeStream", _) => Led::AtFirst,
+            _ => Led::Throughout,
+        }
+    }
+}
 
 struct Known {
     method: Method,
     /// It goes past the router.
     kv: Option<Call>,
     door: Door,
-    stream: bool,
+    led: Led,
 }
 
 static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
-    let known = METHODS.iter().filter_map(|(service, name, _)| {
+    let known = METHODS.iter().filter_map(|(service, name, kind)| {
         let path = format!("/{service}/{name}");
         let method = Method::of_path(&path)?;
-        let known = Known {
-            method,
-            kv: Call::of_path(&path),
-            door: Door::of_path(&path),
-            stream: STREAMS.contains(&path.as_str()),
-        };
+        let (kv, door, led) = (Call::of_path(&path), Door::of_path(&path), Led::of(&path, *kind));
+        let known = Known { method, kv, door, led };
         Some((path, known))
     });
     known.collect()
@@ -76,8 +93,7 @@ impl Intercept {
         if headers.get(CLIENT_API_VERSION).is_some_and(|value| str::from_utf8(value.as_bytes()).is_err()) {
             return Some(Intercepted::ClientVersion.into());
         }
-        let needs_leader = !known.stream && headers.get(HAS_LEADER).is_some_and(|value| value == "true");
-        if needs_leader && self.handle.leader().is_none() {
+        if known.led != Led::ByItself && asks_for_leader(headers) && self.handle.leader().is_none() {
             return Some(no_leader());
         }
         None
@@ -113,6 +129,12 @@ where
             let (kv, caller) = (self.kv.clone(), Caller::of(request.headers(), request.extensions()));
             return Box::pin(async move { Ok(Counted::around(kv.answer(call, request, caller).await, count)) });
         }
+        let throughout = known.is_some_and(|known| known.led == Led::Throughout) && asks_for_leader(request.headers());
+        let lost = throughout.then(|| self.handle.leader_lost());
+        let while_led = |body| match lost {
+            Some(lost) => tonic::body::Body::new(WhileLed::new(body, lost)),
+            None => body,
+        };
         let caller = Caller::of(request.headers(), request.extensions());
         caller.clone().attach(request.extensions_mut());
         let door = known.map_or(Door::Root, |known| known.door);
@@ -124,16 +146,20 @@ where
                     Err(status) => status.into_http(),
                 };
                 correct_too_long(response.headers_mut());
-                Ok(Counted::around(response.map(Body::Tonic), count))
+                Ok(Counted::around(response.map(|body| Body::Tonic(while_led(body))), count))
             });
         }
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;
             correct_too_long(response.headers_mut());
-            Ok(Counted::around(response.map(Body::Tonic), count))
+            Ok(Counted::around(response.map(|body| Body::Tonic(while_led(body))), count))
         })
     }
+}
+
+fn asks_for_leader(headers: &HeaderMap) -> bool {
+    headers.get(HAS_LEADER).is_some_and(|value| value == "true")
 }
 
 /// tonic says OutOfRange where Go's gRPC says ResourceExhausted, and neither client nor test would recognise its words.

@@ -119,10 +119,6 @@ impl Lease for LeaseService {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let service = self.clone();
-        let needs_leader = super::needs_leader(request.metadata());
-        if needs_leader && self.handle.leader().is_none() {
-            return Err(status(Error::NoLeader));
-        }
         let caller = Caller::passed(request.extensions());
         let renewals = request.into_inner().map(move |request| {
             let (service, caller) = (service.clone(), caller.clone());

@@ -3,7 +3,6 @@
 //! A method is three steps: check the request (`check`), call a verb, stamp the header. Errors get their code and text in
 //! `status`, and nowhere else. Services that are not registered answer UNIMPLEMENTED.
 
-use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
 use crate::config::Config;
@@ -24,6 +23,7 @@ mod frames;
 mod intercept;
 pub(crate) mod kv;
 mod lease;
+mod led;
 mod lock;
 mod maintenance;
 mod range_stream;
@@ -64,9 +64,4 @@ pub fn routes(handle: Handle, config: &Config) -> Intercept {
         .add_service(sized!(LockServer::new(lock::LockService::new(services.clone()))))
         .add_service(sized!(ElectionServer::new(election::ElectionService::new(services))));
     Intercept::new(kv, routes.prepare(), handle)
-}
-
-/// Whether the client wants to be refused by a member that knows no leader.
-fn needs_leader(metadata: &MetadataMap) -> bool {
-    metadata.get("hasleader").is_some_and(|value| value == "true")
 }

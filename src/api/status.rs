@@ -2,6 +2,9 @@
 //! is the wire as much as field numbers are. Source: etcd's api/v3rpc/rpctypes. ("Too many requests" really travels as Unknown: etcd
 //! maps it to an error of its client library, which has no code.)
 
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
 use tonic::{Code, Status};
 
 use crate::auth;
@@ -88,6 +91,13 @@ pub(crate) const NO_LEADER: &str = "etcdserver: no leader";
 pub(crate) const STOPPED: &str = "etcdserver: server stopped";
 /// History asked for is gone; also the reason given for a watch with a negative start.
 pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+/// How a call ends whose response has begun.
+pub(crate) fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
+}
 
 /// The status of a member that knows no leader.
 pub(crate) fn no_leader() -> Status {

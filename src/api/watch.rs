@@ -36,7 +36,7 @@ use tonic::{Code, Status};
 use super::caller::Caller;
 use super::frames::{Frames, WRITE_BYTES};
 use super::requests::Requests;
-use super::status::{Intercepted, lagging, no_leader, status, watch_denied};
+use super::status::{Intercepted, lagging, no_leader, status, trailers, watch_denied};
 use crate::auth;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -212,9 +212,7 @@ impl http_body::Body for Responses {
             }
             if let Some(status) = &this.end {
                 this.ended = true;
-                let mut trailers = http::HeaderMap::new();
-                let told = status.add_header(&mut trailers);
-                return Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))));
+                return Poll::Ready(Some(trailers(status)));
             }
             if !this.gather(cx) {
                 return Poll::Pending;

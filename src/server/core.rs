@@ -47,7 +47,7 @@ use crate::state::command::{Change, Command, Kind, Reconfiguration, encode_comma
 use crate::storage::backend::{Batch, Reader};
 use crate::storage::wal::Base;
 use crate::types::{Index, LeaseId, MemberId, Revision, Term};
-use crate::watch::{Feeds, Notice};
+use crate::watch::{End, Feeds, Notice};
 
 /// Steps of compaction between two commits of the backend. Beyond this the next one waits: the rows to be removed are held in
 /// memory until then.
@@ -119,6 +119,8 @@ pub trait Outside {
     fn role(&mut self, role: Role, before: Option<Role>, learner: bool);
     /// Leadership goes to this member, or there is nobody to take it.
     fn handing_over(&mut self, to: Option<MemberId>);
+    /// There has been no leader for as long as streams that need one bear it. Said again while there is none.
+    fn leader_lost(&mut self);
     /// Whether this member has fallen so far behind that clients are better off elsewhere.
     fn lags(&mut self, lags: bool);
     /// The others know of this member: it can serve.
@@ -362,6 +364,9 @@ impl Core {
         if self.ticks.is_multiple_of(self.config.election_ticks.max(1)) {
             let ended = self.monitor.tick(self.node.leader().is_some(), self.node.committed(), self.node.applied());
             ended.into_iter().for_each(|ended| self.shared.feeds.tell(&[Notice::Ended(ended)]));
+            if ended == Some(End::NoLeader) {
+                out.leader_lost();
+            }
             out.lags(self.monitor.lags());
         }
         if self.node.is_leader() {

@@ -244,6 +244,10 @@ impl Outside for Plumbing {
         }
     }
 
+    fn leader_lost(&mut self) {
+        self.shared.leader_lost.send_replace(());
+    }
+
     fn lags(&mut self, lags: bool) {
         if self.shared.progress.lagging.swap(lags, Relaxed) != lags {
             warn!(self.logger, "far behind what is committed, or not any more"; "lags" => lags);

@@ -13,6 +13,7 @@
 //! | `backup`      | everything carried out here, as a file of etcd's (in `backups`)                           |
 //! | `compacted`   | return when no compaction has rows left to remove                                         |
 //! | `status`      | term, leader, indexes, sizes                                                              |
+//! | `leader_lost` | return when there has been no leader for too long                                         |
 //!
 //! A handle is cheap to clone and may be used from any thread.
 
@@ -116,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     pub(crate) command_ids: AtomicU64,
     pub(crate) ready: watch::Sender<bool>,
+    /// Told whenever streams that need a leader are to end because there is none.
+    pub(crate) leader_lost: watch::Sender<()>,
     /// This member was removed, as far as it or a peer knows.
     pub(crate) leaving: watch::Sender<bool>,
     /// It was, and those who stay do not need it any more.
@@ -491,6 +494,12 @@ impl Handle {
     /// The leader this member knows.
     pub fn leader(&self) -> Option<MemberId> {
         Some(MemberId(self.shared.progress.leader.load(Ordering::Relaxed))).filter(|leader| leader.0 != 0)
+    }
+
+    /// Returns when this member has been without a leader for as long as streams that need one bear it, at some time after this call.
+    pub fn leader_lost(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut lost = self.shared.leader_lost.subscribe();
+        async move { drop(lost.changed().await) }
     }
 
     /// Whether it ever knew one since it started.

@@ -138,6 +138,7 @@ pub fn start(
         started: Instant::now(),
         command_ids: AtomicU64::new(1),
         ready,
+        leader_lost: watch::Sender::new(()),
         leaving,
         removed,
         stopping: AtomicBool::new(false),

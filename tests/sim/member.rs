@@ -422,6 +422,8 @@ impl Outside for Surroundings<'_, '_> {
 
     fn handing_over(&mut self, _: Option<MemberId>) {}
 
+    fn leader_lost(&mut self) {}
+
     fn lags(&mut self, _: bool) {}
 
     fn ready(&mut self) {}
