@@ -107,7 +107,7 @@ fn a_member_that_was_down_while_all_others_were_replaced_finds_the_new_ones() {
         joined.says(READY);
         members.push(joined);
         let deadline = Instant::now() + PATIENCE;
-        while let Err(status) = leader(&members).promote(id) {
+        while let Err(status) = members[0].promote(id) {
             assert!(Instant::now() < deadline, "{status}");
         }
     }
@@ -127,6 +127,22 @@ fn a_member_that_was_down_while_all_others_were_replaced_finds_the_new_ones() {
     // One of two.
     drop(members.pop());
     writes(&third, "with its vote");
+}
+
+#[test]
+fn every_member_says_that_a_learner_lacks_the_log() {
+    let (cluster, members) = founded(4, 3);
+    members[0].put("to be had");
+    // It is never started.
+    let id = members[0].add(&cluster.peers[3], true);
+    for member in &members {
+        let refused = member.promote(id).expect_err("it has nothing");
+        let behind = "etcdserver: can only promote a learner member which is in sync with leader";
+        assert_eq!((refused.code(), refused.message()), (tonic::Code::FailedPrecondition, behind));
+        let voter = member.promote(member.ids().0).expect_err("it votes");
+        assert_eq!(voter.message(), "etcdserver: can only promote a learner member");
+        assert_eq!(member.promote(7).expect_err("nobody").message(), "etcdserver: member not found");
+    }
 }
 
 #[test]

@@ -24,8 +24,8 @@ use tonic::Status;
 use super::Transport;
 use super::transport::{Peer, Shared, connect};
 use crate::pb::everwatchpb::{
-    HistoryHashRequest, HistoryHashResponse, MembersRequest, MembersResponse, RenewRequest, RenewResponse,
-    TimeToLiveRequest, TimeToLiveResponse, renew_response,
+    HistoryHashRequest, HistoryHashResponse, LearnerStateRequest, LearnerStateResponse, MembersRequest,
+    MembersResponse, RenewRequest, RenewResponse, TimeToLiveRequest, TimeToLiveResponse, renew_response,
 };
 use crate::tls::Dialer;
 use crate::types::{LeaseId, MemberId, Revision};
@@ -68,6 +68,17 @@ pub enum Remaining {
     },
     /// There is no such lease.
     Unknown,
+    /// It does not lead: ask again.
+    Unavailable,
+}
+
+/// What the leader says about a member that is to be promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learner {
+    /// It lacks too much of the log to vote.
+    Behind,
+    /// It does not, or is no learner.
+    Unobjectionable,
     /// It does not lead: ask again.
     Unavailable,
 }
@@ -124,6 +135,15 @@ impl Transport {
             peer.counters.sent_failures.fetch_add(1, Relaxed);
         })?;
         Ok(remaining_from_wire(answer))
+    }
+
+    /// Asks `leader` whether a member has the log.
+    pub async fn learner(&self, leader: MemberId, id: MemberId) -> Result<Learner, Error> {
+        let peer = self.shared.peer(leader).ok_or(Error::Unreachable)?;
+        let mut client = peer.client().ok_or(Error::Unreachable)?;
+        let question = LearnerStateRequest { cluster_id: self.shared.cluster.0, id: id.0 };
+        let answer = failure(timeout(ANSWER_TIMEOUT, client.learner_state(question)).await)?;
+        Ok(learner_from_wire(answer))
     }
 }
 
@@ -294,5 +314,19 @@ fn remaining_from_wire(answer: TimeToLiveResponse) -> Remaining {
         TimeToLiveResponse { unavailable: true, .. } => Remaining::Unavailable,
         TimeToLiveResponse { ttl: 0.., .. } => Remaining::Left { ttl: answer.ttl, granted_ttl: answer.granted_ttl },
         _ => Remaining::Unknown,
+    }
+}
+
+/// The answer about a learner, as it travels.
+pub(super) fn learner_to_wire(learner: Learner) -> LearnerStateResponse {
+    let (behind, unavailable) = (learner == Learner::Behind, learner == Learner::Unavailable);
+    LearnerStateResponse { behind, unavailable }
+}
+
+fn learner_from_wire(answer: LearnerStateResponse) -> Learner {
+    match answer {
+        LearnerStateResponse { unavailable: true, .. } => Learner::Unavailable,
+        LearnerStateResponse { behind: true, .. } => Learner::Behind,
+        _ => Learner::Unobjectionable,
     }
 }

@@ -8,7 +8,7 @@
 //!                          └─ MsgSnapshot ─▶ reader's rows ─▶ Snapshot stream ─ ─ ─▶ file ─▶ deliver(SnapshotReceived)
 //!                                            deliver(SnapshotSent), whatever happened
 //!   a member without data ─▶ ask_members ─ ─ ─▶ PeerService, or Unfounded while it has no data either
-//!   a follower's clients ─▶ Transport::renew, time_to_live ─ ─ ─▶ the leader's PeerService ─▶ closures of its member
+//!   a follower's clients ─▶ Transport::renew, time_to_live, learner ─ ─ ─▶ the leader's PeerService ─▶ closures of its member
 //! ```
 //!
 //! Promises:
@@ -82,7 +82,7 @@ mod snapshot;
 mod transport;
 mod unfounded;
 
-pub use forward::{BoxFuture, Error as AskError, Remaining, Renewal, ask_members};
+pub use forward::{BoxFuture, Error as AskError, Learner, Remaining, Renewal, ask_members};
 pub use service::{HistoryHash, Members, PeerGrpc, PeerService, ServiceConfig, peer_service};
 pub use snapshot::Place;
 pub use transport::{PeerCounters, PeerStatus, Transport, TransportConfig};

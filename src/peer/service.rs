@@ -19,9 +19,9 @@ use slog::warn;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::forward::{RENEW_IDS_MAX, remaining_to_wire, renewals_to_wire};
+use super::forward::{RENEW_IDS_MAX, learner_to_wire, remaining_to_wire, renewals_to_wire};
 use super::transport::{Peer, Shared};
-use super::{BoxFuture, FromPeer, Remaining, Renewal, Transport, codec, snapshot};
+use super::{BoxFuture, FromPeer, Learner, Remaining, Renewal, Transport, codec, snapshot};
 use crate::pb::everwatchpb as wire;
 use crate::pb::everwatchpb::peer_server::PeerServer;
 use crate::types::{LeaseId, MemberId, Revision};
@@ -41,6 +41,8 @@ pub struct ServiceConfig {
     pub renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     /// What is left of a lease, if this member leads.
     pub time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
+    /// Whether a member has the log, if this member leads.
+    pub learner: Arc<dyn Fn(MemberId) -> BoxFuture<Learner> + Send + Sync>,
     /// The table of members as this one knows it, and what is known of a member that starts without data, if one asks.
     pub members: Members,
     /// The hash of this member's history up to a revision.
@@ -64,6 +66,7 @@ pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerGrpc {
         shared: transport.shared.clone(),
         renew: config.renew,
         time_to_live: config.time_to_live,
+        learner: config.learner,
         members: config.members,
         history_hash: config.history_hash,
         snapshot_dir: config.snapshot_dir,
@@ -78,6 +81,7 @@ pub struct PeerService {
     shared: Arc<Shared>,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     time_to_live: Arc<dyn Fn(LeaseId) -> BoxFuture<Remaining> + Send + Sync>,
+    learner: Arc<dyn Fn(MemberId) -> BoxFuture<Learner> + Send + Sync>,
     members: Members,
     history_hash: HistoryHash,
     snapshot_dir: PathBuf,
@@ -144,6 +148,15 @@ impl wire::peer_server::Peer for PeerService {
         self.check_cluster(request.cluster_id)?;
         let remaining = (self.time_to_live)(LeaseId(request.id)).await;
         Ok(Response::new(remaining_to_wire(remaining)))
+    }
+
+    async fn learner_state(
+        &self,
+        request: Request<wire::LearnerStateRequest>,
+    ) -> Result<Response<wire::LearnerStateResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(request.cluster_id)?;
+        Ok(Response::new(learner_to_wire((self.learner)(MemberId(request.id)).await)))
     }
 
     async fn members(&self, request: Request<wire::MembersRequest>) -> Result<Response<wire::MembersResponse>, Status> {

@@ -97,6 +97,15 @@ impl Member {
                             }
                         })
                     }),
+                    learner: Arc::new(|id| {
+                        Box::pin(async move {
+                            match id {
+                                A => Learner::Behind,
+                                B => Learner::Unobjectionable,
+                                _ => Learner::Unavailable,
+                            }
+                        })
+                    }),
                     members: Arc::new(move |asker| {
                         let table = vec![wire::MemberRecord { id: id.0, ..Default::default() }];
                         let standing = asker.map_or(wire::Standing::Unsure, |_| wire::Standing::HasRun) as i32;
@@ -821,6 +830,9 @@ fn keepalives_that_wait_travel_together() {
         assert_eq!((called.try_recv(), called.try_recv().is_err()), (Ok(500), true));
         assert_eq!(t.time_to_live(B, LeaseId(0)).await, Ok(Remaining::Unknown));
         assert_eq!(t.time_to_live(B, LeaseId(8)).await, Ok(Remaining::Left { ttl: 8, granted_ttl: 60 }));
+        assert_eq!(t.learner(B, A).await, Ok(Learner::Behind));
+        assert_eq!(t.learner(B, B).await, Ok(Learner::Unobjectionable));
+        assert_eq!(t.learner(B, MemberId(9)).await, Ok(Learner::Unavailable));
 
         // Those who wait when the leader leaves are told.
         let mut lost: Asking<'_> = Box::pin(t.renew(B, LeaseId(5)));

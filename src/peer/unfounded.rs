@@ -48,6 +48,13 @@ impl Peer for Unfounded {
         Err(not_yet())
     }
 
+    async fn learner_state(
+        &self,
+        _: Request<wire::LearnerStateRequest>,
+    ) -> Result<Response<wire::LearnerStateResponse>, Status> {
+        Err(not_yet())
+    }
+
     async fn members(&self, request: Request<wire::MembersRequest>) -> Result<Response<wire::MembersResponse>, Status> {
         let wire::MembersRequest { cluster_id, asker } = request.into_inner();
         let cluster = self.cluster.filter(|_| asker != 0).ok_or_else(not_yet)?;

@@ -19,9 +19,7 @@ use super::interface::{Error, Input, LogStart, NodeConfig, Output, Peer, Rejecte
 use super::log::{Log, SnapshotPoint, entry_size};
 use super::read_index::{ReadContext, ReadContexts, SeenContexts};
 use super::timeout::Draw;
-use super::{
-    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
-};
+use super::{ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType};
 use crate::types::{Index, MemberId, Term};
 
 /// Bytes of entries in one append. Beyond this the rest goes into the next one.
@@ -466,14 +464,17 @@ impl Node {
             changer.simple(&change.changes)
         };
         outcome.map_err(|_| Rejected::Invalid("a change that the configuration does not allow"))?;
-        let promoted = change.changes.iter().filter(|single| single.get_change_type() == ConfChangeType::AddNode);
+        let mut promoted = change.changes.iter().filter(|single| single.get_change_type() == ConfChangeType::AddNode);
+        let behind = promoted.any(|single| self.is_behind(MemberId(single.node_id)));
+        if behind { Err(Rejected::LearnerBehind) } else { Ok(()) }
+    }
+
+    /// Whether a member is a learner that lacks too much of the log to vote, as far as a leader knows.
+    pub fn is_behind(&self, id: MemberId) -> bool {
         let peers = self.peers();
-        let matched = |id| peers.iter().find(|peer| peer.id.0 == id).map_or(0, |peer| u128::from(peer.matched.0));
-        let behind = |single: &ConfChangeSingle| {
-            let learner = peers.iter().any(|peer| peer.id.0 == single.node_id && peer.learner);
-            learner && matched(single.node_id) * 100 < matched(raft.id) * IN_SYNC_PERCENT
-        };
-        if promoted.into_iter().any(behind) { Err(Rejected::LearnerBehind) } else { Ok(()) }
+        let matched = |id| peers.iter().find(|peer| peer.id == id).map_or(0, |peer| u128::from(peer.matched.0));
+        let learner = peers.iter().any(|peer| peer.id == id && peer.learner);
+        learner && matched(id) * 100 < matched(self.id()) * IN_SYNC_PERCENT
     }
 
     fn read(&mut self, context: ReadContext) -> Result<(), Rejected> {

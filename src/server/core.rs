@@ -35,7 +35,7 @@ use crate::cluster::Membership;
 use crate::cluster::reconfig::Unwise;
 use crate::lease::Lessor;
 use crate::pb::everwatchpb::{ClusterVersion, LeaseRemaining, MemberAttributes};
-use crate::peer::{Remaining, Renewal};
+use crate::peer::{Learner, Remaining, Renewal};
 use crate::raft::{
     ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Input, Message, MessageType, Node, Rejected, Role,
     SnapshotPoint, decode_conf_change,
@@ -260,6 +260,17 @@ impl Core {
     /// Somebody asks what is left of a lease. As above.
     pub fn time_to_live(&mut self, id: LeaseId, reply: oneshot::Sender<Remaining>) {
         self.renewals.time_to_live(id, reply);
+    }
+
+    /// Somebody asks whether a member that is to be promoted has the log.
+    pub fn learner(&self, id: MemberId, reply: oneshot::Sender<Learner>) {
+        let learner = match (self.node.is_leader(), self.node.is_behind(id)) {
+            (false, _) => Learner::Unavailable,
+            (true, true) => Learner::Behind,
+            (true, false) => Learner::Unobjectionable,
+        };
+        // Whoever no longer waits has given up.
+        let _ = reply.send(learner);
     }
 
     /// Somebody waits until no compaction has rows left to remove and the removals are on disk.

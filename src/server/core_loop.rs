@@ -82,6 +82,7 @@ fn take(core: &mut Core, event: Event, out: &mut Plumbing) -> bool {
         Event::Linearize(reader) => core.linearize(reader, out),
         Event::Renew { ids, reply } => core.renew(ids, reply, out),
         Event::TimeToLive { id, reply } => core.time_to_live(id, reply),
+        Event::Learner { id, reply } => core.learner(id, reply),
         Event::AwaitCompaction(waiter) => core.await_compaction(waiter),
         Event::Peer(FromPeer::Message(message)) => core.tell(Input::Message(message), out),
         Event::Peer(FromPeer::Unreachable(peer)) => core.tell(Input::Unreachable(peer), out),

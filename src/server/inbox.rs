@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use super::error::Error;
-use crate::peer::{FromPeer, Remaining, Renewal};
+use crate::peer::{FromPeer, Learner, Remaining, Renewal};
 use crate::state::StateMachine;
 use crate::state::applied::Reply;
 use crate::state::command::Change;
@@ -49,6 +49,13 @@ pub(crate) enum Event {
         id: LeaseId,
         /// Whoever asked.
         reply: oneshot::Sender<Remaining>,
+    },
+    /// Somebody asks whether a member that is to be promoted has the log.
+    Learner {
+        /// Which.
+        id: MemberId,
+        /// Whoever asked.
+        reply: oneshot::Sender<Learner>,
     },
     /// Somebody waits until no compaction has rows left to remove and the removals are on disk.
     AwaitCompaction(oneshot::Sender<()>),

@@ -1,8 +1,9 @@
 //! The verbs of the [`Handle`] that change who belongs to the cluster.
 //!
 //! Before a change is proposed, this member asks itself whether it is wise ([`reconfig`]): it knows who has been started, and to
-//! whom it is connected. Whether a learner is in sync only the leader's raft knows, and says so when the change is proposed; a
-//! leader elsewhere then lets the proposal drop; here it is made again until it times out.
+//! whom it is connected. Whether a learner is in sync only the leader's raft knows: it says so when the change is proposed there, and
+//! when another member asks before it proposes. A learner that falls behind in between has its promotion dropped by the leader; here
+//! it is proposed again until it times out.
 //!
 //! Peer URLs are changed by a command like any other.
 
@@ -14,7 +15,9 @@ use tokio::sync::oneshot;
 use super::error::Error;
 use super::handle::Handle;
 use super::inbox::Event;
+use crate::cluster::reconfig::Unwise;
 use crate::cluster::{self, reconfig};
+use crate::peer::{AskError, Learner};
 use crate::state::applied::Reply;
 use crate::state::command::{Change, MemberAdd, MemberPromote, MemberRemove};
 use crate::types::MemberId;
@@ -33,6 +36,9 @@ impl Handle {
     /// A learner is to vote.
     pub async fn promote_member(&self, id: MemberId) -> Result<Reply, Error> {
         self.if_strict(|members, _| reconfig::may_promote(members))?;
+        if self.learner(id).await? == Learner::Behind {
+            return Err(Error::Unwise(Unwise::LearnerNotReady));
+        }
         self.reconfigure(Change::Promote(MemberPromote { id: id.0 })).await
     }
 
@@ -41,6 +47,36 @@ impl Handle {
         let own = self.member();
         self.if_strict(|members, connected| reconfig::may_remove(members, id, own, connected))?;
         self.reconfigure(Change::Remove(MemberRemove { id: id.0 })).await
+    }
+
+    /// Whether a member has the log, as far as the leader knows.
+    async fn learner(&self, id: MemberId) -> Result<Learner, Error> {
+        let deadline = self.shared.now() + self.shared.limits.request_timeout;
+        while self.shared.now() < deadline && !self.is_stopping() {
+            let answer = match self.leader() {
+                Some(leader) if leader == self.member() => self.learner_here(id).await,
+                Some(leader) => match self.transport().learner(leader, id).await {
+                    Ok(answer) => answer,
+                    // It cannot be asked, and will say when the change is proposed.
+                    Err(AskError::Refused(_)) => Learner::Unobjectionable,
+                    Err(_) => Learner::Unavailable,
+                },
+                None => Learner::Unavailable,
+            };
+            if answer != Learner::Unavailable {
+                return Ok(answer);
+            }
+            tokio::time::sleep(self.shared.limits.election_timeout / 10).await;
+        }
+        Err(Error::Timeout)
+    }
+
+    /// As `learner`, as the leader.
+    pub(crate) async fn learner_here(&self, id: MemberId) -> Learner {
+        let (reply, answer) = oneshot::channel();
+        self.shared.inbox.put(Event::Learner { id, reply });
+        // Without an answer the member goes down.
+        answer.await.unwrap_or(Learner::Unavailable)
     }
 
     /// What `check` says of the present members and of who is connected, unless such checks are switched off.

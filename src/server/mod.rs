@@ -442,7 +442,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
 
 /// What this member answers its peers' members. `fresh`: it had nothing beyond the founding at its start.
 fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
-    let (renewing, asking, listing, hashing) = (handle.clone(), handle.clone(), handle.clone(), handle.clone());
+    let [renewing, asking, judging, listing, hashing] = [(); 5].map(|()| handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
             let handle = renewing.clone();
@@ -451,6 +451,10 @@ fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
         time_to_live: Arc::new(move |id| {
             let handle = asking.clone();
             Box::pin(async move { handle.time_to_live_here(id).await.unwrap_or(Remaining::Unavailable) })
+        }),
+        learner: Arc::new(move |id| {
+            let handle = judging.clone();
+            Box::pin(async move { handle.learner_here(id).await })
         }),
         members: Arc::new(move |asker| Box::pin(founding::answer(listing.clone(), fresh, asker))),
         history_hash: Arc::new(move |revision| {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use everwatch::pb::everwatchpb as wire;
 use everwatch::pb::everwatchpb::peer_client::PeerClient;
-use everwatch::peer::{FromPeer, Place, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
+use everwatch::peer::{FromPeer, Learner, Place, Remaining, ServiceConfig, Transport, TransportConfig, peer_service};
 use everwatch::raft::MessageType;
 use everwatch::storage::backend::disk::DiskBackend;
 use everwatch::storage::backend::{Backend, Bucket};
@@ -157,6 +157,7 @@ pub(crate) fn run(input: &[u8]) -> u64 {
         let config = ServiceConfig {
             renew: Arc::new(|_| Box::pin(async { Vec::new() })),
             time_to_live: Arc::new(|_| Box::pin(async { Remaining::Unknown })),
+            learner: Arc::new(|_| Box::pin(async { Learner::Unavailable })),
             members: Arc::new(|_| Box::pin(async { Default::default() })),
             history_hash: Arc::new(|_| Box::pin(async { None })),
             snapshot_dir: dir.path().to_owned(),
