@@ -297,15 +297,22 @@ func leaseLeaderKilled(t *T) {
 func leaseRequiresLeader(t *T) {
 	left := t.cluster.members[0]
 	c := t.client(at(left.endpoint()))
-	// The client asks again after a third of their time.
-	first, second := t.grant(c, 6), t.grant(c, 6)
+	// Far more than the time until the stream is let go: it is not the leases that end it.
+	first, second := t.grant(c, 60), t.grant(c, 60)
 	required, err := c.KeepAlive(clientv3.WithRequireLeader(t.ctx), first)
 	t.must(err)
 	plain := t.kept(c, second)
 	t.check(t.alive(required) != nil && t.alive(plain) != nil, "never kept alive")
 	t.cluster.members[1].kill()
 	t.cluster.members[2].kill()
+	began := time.Now()
 	t.until("the one that requires a leader ends", func() bool { return t.alive(required) == nil })
+	t.check(time.Since(began) < 10*time.Second, "it ended after %v", time.Since(began))
+	select {
+	case answer, open := <-plain:
+		t.check(open, "the other one ended, too: %v", answer)
+	default:
+	}
 	t.must(t.cluster.heal(t.ctx))
 	t.revoke(c, first)
 	t.revoke(c, second)

@@ -155,9 +155,11 @@ func upkeepLearner(t *T) {
 	t.check(added.Member.IsLearner && len(added.Members) == 4, "%+v", added)
 	_, err := c.MemberAddAsLearner(t.ctx, []string{nowhere})
 	t.check(err != nil, "the same address again")
-	// Whether it has the log is known to the leader.
-	_, err = t.client(at(t.cluster.leader(t).endpoint())).MemberPromote(t.ctx, id)
-	t.wantErr("promoted without data", err, rpctypes.ErrMemberLearnerNotReady)
+	// Whether it has the log is known to the leader; every member says so.
+	for _, endpoint := range t.cluster.endpoints() {
+		_, err = t.client(at(endpoint)).MemberPromote(t.ctx, id)
+		t.wantErr("promoted without data", err, rpctypes.ErrMemberLearnerNotReady)
+	}
 	moved := "http://127.0.0.1:2"
 	_, err = c.MemberUpdate(t.ctx, id, []string{moved})
 	t.must(err)
