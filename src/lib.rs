@@ -98,7 +98,7 @@
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
 //! | `client`          | `pb` `tls`                                                                                 | no   |
-//! | `bench`           | `client` `pb` `tls`                                                                        | no   |
+//! | `bench`           | `client` `pb`                                                                              | no   |
 //! | `ctl`             | `client` `pb` `version` `backup` `server::restore` `tls`                                   | no   |
 //! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!

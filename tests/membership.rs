@@ -168,12 +168,8 @@ fn the_one_that_is_left_of_two_goes_on_alone() {
 
 /// The next `count` events of all keys from `revision` on: each key, with its revision.
 fn watched(process: &Process, revision: i64, count: usize) -> Vec<(String, i64)> {
-    let create = WatchCreateRequest {
-        key: "\0".into(),
-        range_end: "\0".into(),
-        start_revision: revision,
-        ..Default::default()
-    };
+    let create =
+        WatchCreateRequest { key: "\0".into(), range_end: "\0".into(), start_revision: revision, ..Default::default() };
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     process.ask(async |channel| {
         let requests = tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());

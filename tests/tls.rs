@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use certificates::Authority;
-use everwatch::client::{Client, Keepalive};
+use everwatch::client::{self, Client};
 use everwatch::pb::authpb::UserAddOptions;
 use everwatch::pb::etcdserverpb::auth_client::AuthClient;
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
@@ -61,7 +61,7 @@ fn ask<T>(address: &str, settings: Settings, call: impl AsyncFnOnce(Channel) -> 
     runtime.block_on(async {
         let dialer = Dialer::new(settings, &logger()).unwrap();
         let endpoint = [format!("https://{address}")];
-        let client = Client::dialling(&endpoint, 1, Keepalive::default(), &dialer).unwrap();
+        let client = Client::dialling(&endpoint, 1, &client::Settings::default(), &dialer).unwrap();
         tokio::time::timeout(PATIENCE, call(client.channel(0, 0))).await.expect("an answer")
     })
 }
@@ -142,7 +142,7 @@ fn certificates_change_during_a_thousand_connections_and_none_fails() {
             }
             let dialer = Dialer::new(settings(&authority, "client"), &logger()).unwrap();
             let endpoint = [format!("https://{}", cluster.clients[0])];
-            let client = Client::dialling(&endpoint, 1, Keepalive::default(), &dialer).unwrap();
+            let client = Client::dialling(&endpoint, 1, &client::Settings::default(), &dialer).unwrap();
             let put = PutRequest { key: "k".into(), ..Default::default() };
             if let Err(status) = KvClient::new(client.channel(0, 0)).put(put).await {
                 failures.push(format!("{number}: {status}"));

@@ -4,10 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use slog::Logger;
-
-use crate::client::{Client, Keepalive};
-use crate::tls::{Dialer, Settings};
+use crate::client::{Client, Settings, Tls};
 
 /// How it is used.
 pub const USAGE: &str = "\
@@ -52,7 +49,7 @@ pub(super) enum Watched {
 pub struct Options {
     pub(super) command: String,
     pub(super) endpoints: Vec<String>,
-    pub(super) tls: Settings,
+    pub(super) tls: Tls,
     pub(super) clients: usize,
     pub(super) connections: usize,
     pub(super) total: u64,
@@ -94,7 +91,7 @@ impl Options {
         let mut options = Options {
             command,
             endpoints: Vec::new(),
-            tls: Settings::default(),
+            tls: Tls::default(),
             clients: 1000,
             connections: 100,
             total: 100_000,
@@ -125,8 +122,8 @@ impl Options {
             let (name, value) = argument.split_once('=').unwrap_or((&argument, ""));
             match name {
                 "--endpoints" => options.endpoints = value.split(',').map(str::to_owned).collect(),
-                "--cacert" => options.tls.authority = Some(value.into()),
-                "--cert" => options.tls.certificate = Some(value.into()),
+                "--cacert" => options.tls.cacert = Some(value.into()),
+                "--cert" => options.tls.cert = Some(value.into()),
                 "--key" => options.tls.key = Some(value.into()),
                 "--clients" => options.clients = number(name, value)?,
                 "--conns" => options.connections = number(name, value)?,
@@ -170,13 +167,8 @@ impl Options {
 
     /// A client of these endpoints with so many connections to each.
     pub(super) fn client(&self, endpoints: &[String], connections: usize) -> Result<Client, String> {
-        let secure = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-        let dialer = match secure {
-            true => Dialer::new(self.tls.clone(), &Logger::root(slog::Discard, slog::o!()))?,
-            false => Dialer::plain(),
-        };
-        let client = Client::dialling(endpoints, connections, Keepalive::default(), &dialer);
-        client.map_err(|error| error.to_string())
+        let settings = Settings { tls: self.tls.clone(), ..Settings::default() };
+        Client::with_settings(endpoints, connections, &settings).map_err(|error| error.to_string())
     }
 
     /// Defaults that differ between commands.

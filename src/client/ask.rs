@@ -154,7 +154,7 @@ impl Error {
     /// What etcd's own client says of it.
     pub fn etcd_text(&self) -> String {
         match self {
-            Error::Endpoint(_) => self.to_string(),
+            Error::Endpoint(_) | Error::Tls(_) => self.to_string(),
             Error::Refused(status) if status.message().starts_with("etcdserver:") => status.message().to_owned(),
             Error::Refused(status) => {
                 let code = match status.code() {

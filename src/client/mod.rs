@@ -75,6 +75,8 @@ impl Default for Settings {
 pub enum Error {
     /// Not the address of an endpoint.
     Endpoint(String),
+    /// What was said of TLS cannot be used.
+    Tls(String),
     /// A server refused, and any other would.
     Refused(tonic::Status),
 }
@@ -83,6 +85,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Error::Endpoint(endpoint) => write!(f, "not an endpoint: {endpoint}"),
+            Error::Tls(why) => write!(f, "{why}"),
             Error::Refused(status) => write!(f, "{status}"),
         }
     }
@@ -114,41 +117,26 @@ impl Client {
 
     /// The same with everything that can be set.
     pub fn with_settings(endpoints: &[String], connections: usize, settings: &Settings) -> Result<Client, Error> {
-        let Settings { keepalive, connect_timeout, tls } = settings;
-        let connect = |endpoint: &String| {
-            let settings = tls
-                .endpoint(endpoint)?
-                .tcp_nodelay(true)
-                .connect_timeout(*connect_timeout)
-                .http2_keep_alive_interval(keepalive.interval)
-                .keep_alive_timeout(keepalive.timeout);
-            Ok((0..connections.max(1)).map(|_| settings.connect_lazy()).collect())
-        };
-        let channels = endpoints.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
-        if channels.is_empty() {
-            return Err(Error::Endpoint("none was named".to_owned()));
-        }
-        Ok(Client { channels: Arc::new(channels), login: None, token: None })
+        let urls: Vec<String> = endpoints.iter().map(|endpoint| settings.tls.url(endpoint)).collect();
+        Client::dialling(&urls, connections, settings, &settings.tls.dialer(&urls)?)
     }
 
-    /// The same with connections that `dialer` makes: what knows of TLS.
+    /// The same with connections that `dialer` makes, whatever the settings say of TLS.
     pub fn dialling(
-        endpoints: &[String],
+        urls: &[String],
         connections: usize,
-        keepalive: Keepalive,
+        settings: &Settings,
         dialer: &Dialer,
     ) -> Result<Client, Error> {
-        let bad = |endpoint: &String| Error::Endpoint(endpoint.clone());
-        let connect = |endpoint: &String| {
-            let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
-            let settings = Endpoint::from_shared(url).map_err(|_| bad(endpoint))?;
-            let settings = settings
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(keepalive.interval)
-                .keep_alive_timeout(keepalive.timeout);
-            Ok((0..connections.max(1)).map(|_| settings.connect_with_connector_lazy(dialer.clone())).collect())
+        let connect = |url: &String| {
+            let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| Error::Endpoint(url.clone()))?;
+            let endpoint = endpoint
+                .connect_timeout(settings.connect_timeout)
+                .http2_keep_alive_interval(settings.keepalive.interval)
+                .keep_alive_timeout(settings.keepalive.timeout);
+            Ok((0..connections.max(1)).map(|_| endpoint.connect_with_connector_lazy(dialer.clone())).collect())
         };
-        let channels = endpoints.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
+        let channels = urls.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
         if channels.is_empty() {
             return Err(Error::Endpoint("none was named".to_owned()));
         }

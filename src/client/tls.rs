@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use tonic::transport::Endpoint;
+use slog::Logger;
 
 use super::Error;
+use crate::tls::{self, Dialer};
 
 /// etcdctl's settings, under its names.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,8 @@ pub struct Tls {
     pub key: Option<PathBuf>,
     /// Whoever the server is.
     pub insecure_skip_verify: bool,
+    /// Nothing goes in the clear, unless an address says so itself.
+    pub required: bool,
 }
 
 impl Tls {
@@ -33,13 +36,33 @@ impl Tls {
         }
     }
 
-    /// The one place where an address becomes something to connect to, in the clear or encrypted.
-    pub(super) fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {
-        if address.starts_with("https://") {
-            return Err(Error::Endpoint(format!("{address} (this client does not speak TLS yet)")));
+    /// Whether anything was said.
+    fn is_meant(&self) -> bool {
+        self.required || [&self.cacert, &self.cert, &self.key].into_iter().any(Option::is_some)
+    }
+
+    /// The URL of an address. One that does not say how to speak there is spoken to as is meant for it.
+    pub(super) fn url(&self, address: &str) -> String {
+        match address.contains("://") {
+            true => address.to_owned(),
+            false if self.is_meant() => format!("https://{address}"),
+            false => format!("http://{address}"),
         }
-        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        Endpoint::from_shared(url).map_err(|_| Error::Endpoint(address.to_owned()))
+    }
+
+    /// What makes connections to these URLs. Nothing is read if none of them is to be encrypted.
+    pub(super) fn dialer(&self, urls: &[String]) -> Result<Dialer, Error> {
+        if !urls.iter().any(|url| url.starts_with("https://")) {
+            return Ok(Dialer::plain());
+        }
+        let settings = tls::Settings {
+            certificate: self.cert.clone(),
+            key: self.key.clone(),
+            authority: self.cacert.clone(),
+            unverified: self.insecure_skip_verify,
+            ..tls::Settings::default()
+        };
+        Dialer::new(settings, &Logger::root(slog::Discard, slog::o!())).map_err(Error::Tls)
     }
 }
 
@@ -53,7 +76,12 @@ mod tests {
         assert_eq!(half.check().unwrap_err(), "KeyFile and CertFile must both be present[key: , cert: c]");
         let gone = Tls { cacert: Some("/nope".into()), ..Tls::default() };
         assert_eq!(gone.check().unwrap_err(), "open /nope: no such file or directory");
-        assert!(Tls::default().endpoint("https://a:1").unwrap_err().to_string().contains("TLS"));
-        assert!(Tls::default().endpoint("a:1").is_ok() && Tls::default().endpoint("http://a:1").is_ok());
+    }
+
+    #[test]
+    fn an_address_alone_is_spoken_to_as_is_meant() {
+        let (plain, secure) = (Tls::default(), Tls { cacert: Some("ca".into()), ..Tls::default() });
+        assert_eq!([plain.url("a:1"), secure.url("a:1")], ["http://a:1", "https://a:1"]);
+        assert_eq!([plain.url("https://a:1"), secure.url("http://a:1")], ["https://a:1", "http://a:1"]);
     }
 }

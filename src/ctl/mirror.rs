@@ -62,9 +62,10 @@ pub(super) async fn run(session: &Session, matches: &ArgMatches) -> Result<(), F
     }
     let instead = if none || !instead.is_empty() { instead } else { prefix.clone() };
     let path = |name| Some(typed.text(name)).filter(|path| !path.is_empty()).map(Into::into);
-    let tls = Tls { cacert: path("dest-cacert"), cert: path("dest-cert"), key: path("dest-key"), ..Tls::default() };
+    let required = !typed.on("dest-insecure-transport")?;
+    let (cacert, cert, key) = (path("dest-cacert"), path("dest-cert"), path("dest-key"));
+    let tls = Tls { cacert, cert, key, required, ..Tls::default() };
     tls.check().map_err(Failure::bad_arguments)?;
-    typed.on("dest-insecure-transport")?;
     let settings = Settings { tls, ..Settings::default() };
     let there = Client::with_settings(&[destination.to_owned()], 1, &settings)
         .map_err(|error| Failure::connection(error.to_string()))?;

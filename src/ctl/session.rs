@@ -47,9 +47,9 @@ impl Session {
             cert: path("cert"),
             key: path("key"),
             insecure_skip_verify: global.on("insecure-skip-tls-verify")?,
+            required: !global.on("insecure-transport")?,
         };
         // Whether connections may be in the clear is said by the endpoints.
-        global.on("insecure-transport")?;
         global.on("insecure-discovery")?;
         let keepalive =
             Keepalive { interval: global.duration("keepalive-time")?, timeout: global.duration("keepalive-timeout")? };

@@ -161,7 +161,12 @@ mod tests {
 
     /// Founded by these, with these entries from 2 on, of which the log knows as committed those up to `commit`: how many are kept,
     /// and what is appended. Forced twice: the second time nothing is left to do.
-    fn forced(voters: &[u64], learners: &[u64], entries: &[LogEntry], commit: u64) -> Result<(u64, Vec<Change>), Error> {
+    fn forced(
+        voters: &[u64],
+        learners: &[u64],
+        entries: &[LogEntry],
+        commit: u64,
+    ) -> Result<(u64, Vec<Change>), Error> {
         let dir = tempfile::tempdir().unwrap();
         let backend = DiskBackend::open(dir.path().join("state")).unwrap();
         let ids = voters.iter().chain(learners);

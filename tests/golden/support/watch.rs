@@ -199,7 +199,8 @@ fn show(message: Outgoing) -> Vec<String> {
     vec![match message {
         Outgoing::Created { id, revision } => format!("w{id} created rev={revision}"),
         Outgoing::Refused { reason, revision } => format!("refused rev={revision} {reason:?}"),
-        Outgoing::Canceled { id, revision } => format!("w{id} canceled rev={revision}"),
+        Outgoing::Canceled { id, revision, reason: "" } => format!("w{id} canceled rev={revision}"),
+        Outgoing::Canceled { id, revision, reason } => format!("w{id} canceled rev={revision}: {reason}"),
         Outgoing::Compacted { id, at } => format!("w{id} compacted at={at}"),
         Outgoing::Progress { id: Some(id), revision } => format!("w{id} progress rev={revision}"),
         Outgoing::Progress { id: None, revision } => format!("stream progress rev={revision}"),
