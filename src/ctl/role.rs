@@ -159,10 +159,6 @@ fn line(perm: &Permission) -> String {
         return format!("\t{key}\n");
     }
     let range = if end == "\0" { format!("[{key}, <open ended>") } else { format!("[{key}, {end})") };
-    let prefix = if !key.is_empty() && behind_prefix(&perm.key) == perm.range_end {
-        format!(" (prefix {key})")
-    } else {
-        String::new()
-    };
+    let prefix = if behind_prefix(&perm.key) == perm.range_end { format!(" (prefix {key})") } else { String::new() };
     format!("\t{range}{prefix}\n")
 }

@@ -149,3 +149,16 @@ pub(super) fn ask_secret(prompt: &str) -> Result<String, Failure> {
     read.map_err(|error| Failure::bad_arguments(format!("failed to ask password: {error}")))?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_written_as_for_etcdctl() {
+        let read = |user, password| login(user, password).expect("nothing has to be asked for");
+        let made = |name: &str, password: &str| Some(Login { name: name.into(), password: password.into() });
+        assert_eq!((read("", ""), read("", "p")), (None, None));
+        assert_eq!((read("u:p:q", ""), read("u:v", "p")), (made("u", "p:q"), made("u:v", "p")));
+    }
+}

@@ -23,6 +23,8 @@ from server import Server, free_ports
 # One command a line, as after the tool's name. '%%' stands for each format in turn; '<' feeds standard input; '{dir}' is a directory.
 # Words are split as a shell splits them, quotes included. 'WATCH a :: b | c' runs a beside b and c; 'FOR a' interrupts a when it has
 # printed something; 'ENV A=b c' runs c with a variable.
+# Backups come before locks and elections: etcdctl leaves their leases behind, and a lease is a key of a backup. Each member that is
+# added has an address of its own, because its id is made from it and the second, and no id comes twice.
 COMMANDS = r"""
 -w %% put e/a 1
 -w %% put e/a 2 --prev-kv
@@ -46,7 +48,7 @@ COMMANDS = r"""
 -w %% lease keep-alive --once 1234
 -w %% member list
 -w %% member list --hex
--w %% member add other --learner --peer-urls=http://127.0.0.1:9
+-w %% member add other --learner --peer-urls=http://%%.invalid:9
 -w %% member promote 1
 -w %% member update 1 --peer-urls=http://127.0.0.1:9
 -w %% member remove 1
@@ -85,14 +87,14 @@ COMMANDS = r"""
 -w %% user delete u-%%
 -w %% role delete r-%%
 -w %% move-leader 1
+snapshot save {dir}/backup
+-w %% snapshot status {dir}/backup
 -w %% lock l true
 FOR -w %% lock l
 FOR -w %% elect l me
 WATCH -w %% watch w/ --prefix :: put w/1 a | put w/1 "b c" | del w/1
 WATCH -w %% watch w/ --prefix --prev-kv :: put w/1 a | put w/1 "b c" | del w/1 | del w/1
 WATCH -w %% watch w/ --prefix --rev=1 ::
-snapshot save {dir}/backup
--w %% snapshot status {dir}/backup
 put e/c < from stdin
 put e/a --ignore-value
 put e/none --ignore-value
@@ -349,11 +351,13 @@ class Tool:
         for value, name in self.names:
             output = output.replace(value if isinstance(value, bytes) else value.encode(), name.encode())
         # Numbers that stand for ids are as long as they are, and so is what holds them.
-        output = re.sub(rb"\n[\x10-\x20](\x08CLUSTER\x10MEMBER)", rb"\nN\1", output)
-        output = re.sub(rb"\x12[!-Z](\x08(MEMBER|ADDED))", rb"\x12N\1", output)
-        output = re.sub(rb"\x12.\n.(l/ID)", rb"\x12N\nN\1", output, flags=re.S)
+        output = re.sub(rb"\n[\x10-\x20](\x08CLUSTER\x10MEMBER)", rb"N\1", output)
+        output = re.sub(rb"\x12[!-Z](\x08(MEMBER|ADDED))", rb"N\1", output)
+        output = re.sub(rb"\x12.\n.(l/ID)", rb"N\1", output, flags=re.S)
         output = re.sub(rb"(Member|cluster)  +", rb"\1 ", output)
         text = output.decode(errors="backslashreplace")
+        # Members stand in the order of their ids.
+        text = re.sub(r'(?<=INITIAL_CLUSTER=")[^"]+', lambda list: ",".join(sorted(list[0].split(","))), text)
         # Columns are as wide as what stands in them.
         text = "\n".join(re.sub(r" +", " ", re.sub(r"-{3,}", "---", line)) if line[:1] in "+|" else line for line in text.split("\n"))
         for pattern, name in (
@@ -405,7 +409,7 @@ class Tool:
     def forget_member(self):
         """Removes what was added, as etcd takes one learner at a time. Its id is part of the answers."""
         listing = self.run(["-w", "json", "member", "list"])[1].decode()
-        for number in map(int, re.findall(r'"ID":(\d+),"peerURLs":\["http://127.0.0.1:9"', listing)):
+        for number in map(int, re.findall(r'"ID":(\d+),"peerURLs":\["http://\w+\.invalid:9"', listing)):
             self.names += [(str(number), "ADDED"), (f"{number:x}", "ADDED"), (varint(number), "ADDED")]
             self.run(["member", "remove", f"{number:x}"])
 
