@@ -39,7 +39,9 @@ fn told(arguments: &[&str]) -> String {
 /// Why it does not do what it shall.
 fn refused(arguments: &[&str]) -> String {
     let output = ctl(arguments);
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    // etcdctl has a code of its own for a backup that was not saved.
+    let code = if arguments.starts_with(&["snapshot", "save"]) { 5 } else { 1 };
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -183,7 +183,8 @@ pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
 fn broken(cell: &str) -> Vec<String> {
     let longest = cell.split(' ').map(|word| word.chars().count()).max().unwrap_or(0).max(CELL_MAX);
     let mut lines: Vec<String> = vec![String::new()];
-    for word in cell.split_whitespace() {
+    // A space at the end is one that etcd's tools print, too.
+    for word in cell.split(' ') {
         let last = lines.last_mut().expect("there is one");
         if last.is_empty() {
             last.push_str(word);
