@@ -127,9 +127,21 @@ impl Client {
         Ok(Client { login, token, ..self.clone() })
     }
 
-    /// Renews a lease once. A time to live of 0: there is no such lease.
+    /// Renews a lease once, at the first endpoint that answers. A time to live of 0: there is no such lease.
     pub async fn keep_alive(&self, id: i64) -> Result<LeaseKeepAliveResponse, Error> {
-        let channel = self.channel(0, 0);
+        let mut outcome = self.keep_alive_at(0, id).await;
+        for endpoint in 1..self.endpoints() {
+            // Renewing twice is harmless.
+            if !matches!(&outcome, Err(Error::Refused(status)) if status.code() == Code::Unavailable) {
+                break;
+            }
+            outcome = self.keep_alive_at(endpoint, id).await;
+        }
+        outcome
+    }
+
+    async fn keep_alive_at(&self, endpoint: usize, id: i64) -> Result<LeaseKeepAliveResponse, Error> {
+        let channel = self.channel(endpoint, 0);
         let once = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
         let call = self.call(&channel, once).await.map_err(Error::Refused)?;
         let answers = LeaseClient::new(channel).lease_keep_alive(call).await.map_err(Error::Refused)?;
