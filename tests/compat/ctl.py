@@ -352,11 +352,14 @@ class Tool:
             output = output.replace(value if isinstance(value, bytes) else value.encode(), name.encode())
         # Numbers that stand for ids are as long as they are, and so is what holds them.
         output = re.sub(rb"\n[\x10-\x20](\x08CLUSTER\x10MEMBER)", rb"N\1", output)
-        output = re.sub(rb"\x12[!-Z](\x08(MEMBER|ADDED))", rb"N\1", output)
+        output = re.sub(rb"[\x12\x1a][!-Z](\x08(MEMBER|ADDED))", rb"<>\1", output)
+        head, *members = output.split(b"<>\x08")
+        output = b"<>\x08".join([head, *sorted(members)])
         output = re.sub(rb"\x12.\n.(l/ID)", rb"N\1", output, flags=re.S)
         output = re.sub(rb"(Member|cluster)  +", rb"\1 ", output)
         text = output.decode(errors="backslashreplace")
-        # Members stand in the order of their ids.
+        # Members stand in the order of their ids, here and above.
+        text = re.sub(r'(?<="members":\[{)(.*)(?=}\]})', lambda list: "},{".join(sorted(list[0].split("},{"))), text)
         text = re.sub(r'(?<=INITIAL_CLUSTER=")[^"]+', lambda list: ",".join(sorted(list[0].split(","))), text)
         # Columns are as wide as what stands in them.
         text = "\n".join(re.sub(r" +", " ", re.sub(r"-{3,}", "---", line)) if line[:1] in "+|" else line for line in text.split("\n"))
@@ -371,7 +374,7 @@ class Tool:
             (r"^[0-9a-f]+, (\d+, \d+, SIZE)$", r"HASH, \1"), (r"\| [0-9a-f]+ (\| \d+ \| \d+ \| SIZE)", r"| HASH \1"),
             (r'("ID":)\d{6,}', r"\1ID"), (r'("id":)\d{6,}', r"\1ID"), (r'("ID" : )\d{6,}', r"\1ID"),
             (r'"lease":\d+', '"lease":LEASE'), (r'"Lease" : [1-9]\d+', '"Lease" : LEASE'),
-            (r"\b[0-9a-f]{15,16}\b", "ID"), (r'"key":"bC8[^"]*"', '"key":"l/ID"'),
+            (r"\b[0-9a-f]{15,16}\b", "ID"), (r'"key":"bC[89][^"]*"', '"key":"l/ID"'),
         ):
             text = re.sub(pattern, name, text, flags=re.M)
         return text
