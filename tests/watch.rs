@@ -913,12 +913,15 @@ fn f16_progress_of_a_follower_is_true() {
 
 #[test]
 fn f18_a_follower_that_stood_still_tells_all_of_it() {
-    let (_cluster, members, runtime, client) = founded();
+    let (cluster, members, runtime, client) = founded();
     let leader = leader(&members);
     let (still, other) = ((leader + 1) % 3, (leader + 2) % 3);
     runtime.block_on(async {
         let mut watched = Stream::of(&client, other, [prefix("k/")]).await;
-        let mut stream = Stream::of(&client, still, [prefix("k/")]).await;
+        // It shall wait for as long as the member stands still.
+        let patience = Keepalive { interval: PATIENCE, timeout: PATIENCE };
+        let patient = Client::with_keepalive(&cluster.clients, 1, patience).expect("addresses");
+        let mut stream = Stream::of(&patient, still, [prefix("k/")]).await;
         let first = change(&client, &[leader], 1).await;
         members[still].signal("-STOP");
         let last = change(&client, &[leader, other], 300).await;

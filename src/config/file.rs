@@ -300,7 +300,7 @@ mod tests {
             assert_eq!(refusal(text), why, "{text}");
         }
         assert!(refusal("a: 1\n  b: c").starts_with("error converting YAML to JSON: yaml: "));
-        assert!(refusal("proxy: on").contains("not supported by Everwatch"));
+        assert!(refusal("proxy: readonly").contains("not supported by Everwatch yet"));
         assert!(refusal("listen-client-urls: https://127.0.0.1:1").contains("must be provided"));
     }
 }
