@@ -4,7 +4,8 @@
 //! it, so `storage::schema` allows `crate::storage::schema::KEYS` but not `crate::storage::wal`. Files are read as text up
 //! to their tests, without comments and string literals.
 //!
-//! Also keeps `tests/watch_cases.txt` true, which says which test shows what of the watch contract.
+//! Also keeps `tests/watch_cases.txt` true, which says which test shows what of the watch contract, and `tests/advisories.txt`, which
+//! says which test would notice an old hole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -342,6 +343,72 @@ fn every_case_of_the_watch_contract_names_its_tests() {
             }
         }
     }
+}
+
+/// Published holes of etcd's, and of the HTTP/2 below it.
+const ADVISORIES: [&str; 22] = [
+    "CVE-2018-1098",
+    "CVE-2018-1099",
+    "CVE-2018-16886",
+    "CVE-2020-15106",
+    "CVE-2020-15112",
+    "CVE-2020-15113",
+    "CVE-2020-15114",
+    "CVE-2020-15115",
+    "CVE-2020-15136",
+    "CVE-2021-28235",
+    "CVE-2023-32082",
+    "CVE-2023-44487",
+    "CVE-2023-45288",
+    "CVE-2024-27316",
+    "CVE-2026-33186",
+    "CVE-2026-33343",
+    "CVE-2026-33413",
+    "CVE-2026-44283",
+    "GHSA-3wh4-j44w-pg92",
+    "GHSA-6vch-q96h-7gc3",
+    "GHSA-xg4h-6gfc-h4m8",
+    "PR 22147",
+];
+
+/// Whether a file has a test of this name, at whatever depth.
+fn has_test(text: &str, name: &str) -> bool {
+    let function = format!("fn {name}()");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let tests = |line: &&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+    let marked =
+        |at: usize| lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).any(|line| tests(&line));
+    lines.iter().enumerate().any(|(at, line)| line.trim_start_matches("async ").starts_with(&function) && marked(at))
+}
+
+#[test]
+fn every_advisory_names_the_tests_that_would_notice_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let table = read("tests/advisories.txt");
+    let rows: Vec<(&str, &str)> = table
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| line.split_once("  ").unwrap_or_else(|| panic!("not an advisory and its tests: {line}")))
+        .collect();
+    assert_eq!(rows.iter().map(|(advisory, _)| *advisory).collect::<Vec<_>>(), ADVISORIES);
+    for (advisory, tests) in rows {
+        for test in tests.split(' ').filter(|_| !tests.starts_with("none: ")) {
+            let (file, name) = test.split_once("::").unwrap_or((test, ""));
+            let text = read(file);
+            // A golden script is a test as a whole.
+            let exists = if name.is_empty() { file.starts_with("tests/golden/") } else { has_test(&text, name) };
+            assert!(exists, "{advisory}: there is no {test}");
+            assert!(text.contains(advisory), "{file} does not say that it is about {advisory}");
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_tests_wants_them_marked() {
+    let text = "#[test]\nfn one() {}\n    #[tokio::test(start_paused = true)]\n    async fn two() {}\nfn three() {}\n";
+    assert!(has_test(text, "one") && has_test(text, "two"));
+    assert!(!has_test(text, "three") && !has_test(text, "on") && !has_test(text, "four"));
 }
 
 #[test]

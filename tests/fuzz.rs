@@ -41,6 +41,7 @@ mod txns;
 #[path = "fuzz/watches.rs"]
 mod watches;
 
+/// CVE-2020-15106, CVE-2020-15112: lengths and indexes that are lies.
 #[test]
 fn log() {
     engine::run("log", 300, log::run);
@@ -82,6 +83,7 @@ fn settings() {
     engine::run("settings", 200, settings::run);
 }
 
+/// CVE-2020-15112: entries that do not follow each other.
 #[test]
 fn boot() {
     engine::run("boot", 40, boot::run);

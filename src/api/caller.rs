@@ -179,6 +179,7 @@ mod tests {
         assert_eq!(token_of(&[("token", "a.1"), ("authorization", "b.1")]).as_deref(), Some("a.1"));
     }
 
+    /// CVE-2026-33186: a path that is not quite a method's.
     #[test]
     fn what_nobody_has_opened_is_closed() {
         for path in

@@ -81,6 +81,7 @@ mod tests {
         Access::new(&list(origins), &list(hosts))
     }
 
+    /// CVE-2018-1099.
     #[test]
     fn hosts_are_known_by_name_whatever_the_port() {
         let access = access("*", "localhost,::1,10.0.0.1");
@@ -99,6 +100,7 @@ mod tests {
         assert!(any.refusal(&Request::new(Body::empty())).is_none());
     }
 
+    /// CVE-2018-1098.
     #[test]
     fn an_origin_is_told_that_it_may_read() {
         let of = |access: &Access, origin: Option<&'static str>| {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 
 use super::alone;
 use super::disk_threads::adopt;
@@ -165,6 +165,11 @@ fn holds_data(data_dir: &DataDir, config: &Config) -> Result<bool, Error> {
 /// start.
 pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &Logger) -> Result<Member, Error> {
     let data_dir = DataDir::open(&config.data_dir)?;
+    // As etcd: where a whole volume is given to a member, its root is seldom made for it alone.
+    for (path, mode) in data_dir.exposed(&config.data_dir)? {
+        warn!(logger, "others than this user may look into the data directory";
+            "path" => %path.display(), "mode" => format!("{mode:04o}"), "recommended" => "0700");
+    }
     let dir = data_dir.member().to_owned();
     let wal_dir = wal_dir(config);
     snapshot::discard_unfinished(&dir)?;

@@ -1,7 +1,9 @@
 //! The member's directory: made for this user alone, and held by one process at a time.
+//!
+//! Of a directory that was there before us nothing is changed. Whether others than this user may look into it can be asked.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -53,6 +55,21 @@ impl DataDir {
             }
         }
         Ok(DataDir { member, _lock: lock })
+    }
+
+    /// What others than this user may enter, list or write of `data_dir` and of this directory, with what is allowed there. Nothing here
+    /// keeps them out then but the modes of the files.
+    pub fn exposed(&self, data_dir: &Path) -> Result<Vec<(PathBuf, u32)>> {
+        let mut exposed = Vec::new();
+        for path in [data_dir, &self.member] {
+            let looked = std::fs::metadata(path);
+            let looked = looked.map_err(|source| Error::Io { doing: "looking at", path: path.to_owned(), source })?;
+            let mode = looked.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                exposed.push((path.to_owned(), mode));
+            }
+        }
+        Ok(exposed)
     }
 
     /// The directory itself, where snapshots go.

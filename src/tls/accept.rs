@@ -20,7 +20,7 @@ use super::{Settings, pair, refused};
 /// How long a handshake may take, and how many may be under way on one kind of socket. What comes beyond is closed at once: who makes
 /// connections and says nothing on them must not keep others out for long, nor take memory for ever.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-const HANDSHAKES_MAX: usize = 2000;
+pub(super) const HANDSHAKES_MAX: usize = 2000;
 
 /// Makes TLS of connections that come in.
 pub struct Acceptor {

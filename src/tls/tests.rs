@@ -3,12 +3,14 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::Service;
 
+use super::accept::HANDSHAKES_MAX;
 use super::*;
 use certificates::Authority;
 
@@ -204,6 +206,7 @@ async fn who_says_something_else_than_tls_is_refused_and_nobody_waits_for_him() 
     assert!(acceptor.accept(stream, HERE).await.is_err());
 }
 
+/// GHSA-6vch-q96h-7gc3, its first half: nobody keeps a connection that comes to nothing.
 #[tokio::test(start_paused = true)]
 async fn a_handshake_that_stands_still_ends() {
     let authority = Authority::new();
@@ -212,6 +215,31 @@ async fn a_handshake_that_stands_still_ends() {
     let (near, _far) = tokio::io::duplex(64);
     let error = acceptor.accept(near, HERE).await.err().expect("nobody says anything");
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+}
+
+/// GHSA-6vch-q96h-7gc3, the other half: nor has he any number of them meanwhile.
+#[tokio::test(start_paused = true)]
+async fn more_handshakes_than_can_be_under_way_are_turned_away() {
+    let authority = Authority::new();
+    authority.sign("server", "a member", &["localhost"]);
+    let acceptor = Arc::new(Acceptor::new(authority.settings("server"), &logger()).unwrap());
+    let mut waiting = tokio::task::JoinSet::new();
+    let mut silent = Vec::new();
+    for _ in 0..HANDSHAKES_MAX {
+        let (near, far) = tokio::io::duplex(64);
+        silent.push(far);
+        let acceptor = acceptor.clone();
+        waiting.spawn(async move { acceptor.accept(near, HERE).await.err().map(|error| error.kind()) });
+    }
+    // Time stands still for as long as any of them has something to do.
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    let error = acceptor.accept(tokio::io::duplex(64).0, HERE).await.err().expect("there are enough");
+    assert_eq!(error.to_string(), "too many handshakes are under way");
+    while let Some(ended) = waiting.join_next().await {
+        assert_eq!(ended.unwrap(), Some(std::io::ErrorKind::TimedOut));
+    }
+    let error = acceptor.accept(tokio::io::duplex(64).0, HERE).await.err().expect("nobody says anything");
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "there is room again");
 }
 
 #[test]

@@ -131,12 +131,20 @@ impl Cluster {
 impl Process {
     /// Waits until it logs a line with `what`; the line.
     pub(crate) fn says(&self, what: &str) -> String {
+        self.says_before(what).pop().expect("the last of them is that line")
+    }
+
+    /// The same; and all lines before it.
+    pub(crate) fn says_before(&self, what: &str) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.log.recv_timeout(left) {
-                Ok(line) if line.contains(what) => return line,
+                Ok(line) if line.contains(what) => {
+                    seen.push(line);
+                    return seen;
+                }
                 Ok(line) => seen.push(line),
                 Err(_) => panic!("nothing said of {what:?}: {seen:#?}"),
             }

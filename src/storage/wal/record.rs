@@ -453,6 +453,7 @@ mod tests {
         }
     }
 
+    /// CVE-2020-15106: a length that is a lie.
     #[test]
     fn hostile_bodies_are_refused_without_allocating_what_they_claim() {
         let mut huge = Vec::new();

@@ -786,6 +786,7 @@ fn what_a_crash_left_of_a_record_never_comes_back() {
     assert_eq!(open(&disk).unwrap().1, modelled(&log, &first));
 }
 
+/// etcd's log took lengths and indexes at their word (CVE-2020-15106, CVE-2020-15112).
 #[test]
 fn hostile_files_are_refused_without_panic() {
     let mut random = Random(77);
