@@ -250,6 +250,7 @@ pub fn start(
         upkeep,
         log,
         backend,
+        data_dir: member.data_dir,
     };
     Ok((handle, tasks))
 }
@@ -288,6 +289,8 @@ pub struct Tasks {
     upkeep: JoinSet<()>,
     log: std::thread::JoinHandle<()>,
     backend: std::thread::JoinHandle<()>,
+    /// Nobody else is in there until the last byte is written.
+    data_dir: DataDir,
 }
 
 impl Tasks {
@@ -361,6 +364,7 @@ impl Tasks {
         self.leaving.abort();
         self.transport.stop();
         let _ = tokio::task::spawn_blocking(move || (self.log.join(), self.backend.join())).await;
+        drop(self.data_dir);
     }
 }
 
