@@ -5,9 +5,9 @@
 //!                                                        └─ failure: a text for stderr and an exit code
 //! ```
 //!
-//! Three things it does otherwise. A watch goes on where it was when its member goes away, at the next endpoint, with nothing lost
+//! Some things it does otherwise. A watch goes on where it was when its member goes away, at the next endpoint, with nothing lost
 //! and nothing twice, and what becomes of the connection is said on stderr. Backups, whose restore makes a directory of ours. And
-//! `migrate`, the way here from etcd. `tests/compat/ctl.py` holds both tools against each other, and lists all differences.
+//! `migrate`, the way here from etcd. `wal` and `db` look at the directory of a member that does not run. `tests/compat/ctl.py` holds both tools against each other, and lists all differences.
 //!
 //! Deliberately missing: `--discovery-srv`, and `defrag --data-dir`, for a member that does not run needs no defragmenting.
 
@@ -36,6 +36,7 @@ mod role;
 mod session;
 mod snapshot;
 mod txn;
+mod wal;
 mod watch;
 
 pub use failure::Failure;
@@ -66,6 +67,7 @@ fn root() -> Command {
         .subcommand(maintenance::move_leader_command())
         .subcommand(snapshot::snapshot_command())
         .subcommand(migrate::migrate_command())
+        .subcommand(wal::wal_command())
         .subcommand(lock::lock_command())
         .subcommand(lock::elect_command())
         .subcommand(auth::auth_command())
@@ -123,6 +125,11 @@ async fn dispatch(name: &str, matches: &ArgMatches) -> Result<(), Failure> {
         }
         None => ("", matches),
     };
+    match (name, inner) {
+        // Of files: nobody is asked.
+        ("wal", "dump") => return wal::run(matches),
+        _ => {}
+    }
     let session = Session::new(matches)?;
     match name {
         "get" => kv::get(&session, matches).await,

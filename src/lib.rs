@@ -66,6 +66,7 @@
 //! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`auth`], who may do what · [`cluster`], who belongs · [`watch`], who is told |
 //! | machines | [`raft`], the order · [`state`], the consequences |
 //! | files of etcd's | [`backup`], our rows as one and one as our rows |
+//! | files of ours | [`offline`], for who looks at a member's directory while it does not run |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`member`], all of it put together |
 //! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
@@ -97,9 +98,10 @@
 //! | `logging`         | `config`                                                                                   | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
+//! | `offline`         | `types` `pb` `storage` `mvcc` `state`                                                      | no   |
 //! | `client`          | `pb` `tls`                                                                                 | no   |
 //! | `bench`           | `client` `pb`                                                                              | no   |
-//! | `ctl`             | `client` `pb` `version` `backup` `server::restore` `tls`                                   | no   |
+//! | `ctl`             | `client` `pb` `version` `backup` `offline` `server::restore` `tls`                         | no   |
 //! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries
@@ -122,6 +124,7 @@ pub mod raft;
 pub mod state;
 
 pub mod backup;
+pub mod offline;
 
 pub mod peer;
 pub mod server;

@@ -14,6 +14,10 @@ pub mod authpb {
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }
+/// What etcd's raft log says about members.
+pub mod membershippb {
+    tonic::include_proto!("membershippb");
+}
 /// The lock recipe.
 pub mod v3lockpb {
     tonic::include_proto!("v3lockpb");

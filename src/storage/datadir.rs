@@ -72,6 +72,29 @@ impl DataDir {
         Ok(exposed)
     }
 
+    /// Keeps members from starting in a directory that somebody only looks at, which stays as it is, until what is returned is
+    /// dropped. A directory that was never held, a copy perhaps, has nothing to be held by. Refused while a member holds it.
+    pub fn look(data_dir: &Path) -> Result<Option<File>> {
+        let member = data_dir.join("member");
+        let path = member.join("LOCK");
+        let io = |doing: &'static str| {
+            let path = path.clone();
+            move |source| Error::Io { doing, path, source }
+        };
+        let lock = match File::open(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("opening")(error)),
+        };
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) => {
+                Err(Error::Refused { path: member, what: "is in use by another process".to_owned() })
+            }
+            Err(errno) => Err(io("locking")(errno.into())),
+        }
+    }
+
     /// The directory itself, where snapshots go.
     pub fn member(&self) -> &Path {
         &self.member
@@ -108,8 +131,13 @@ mod tests {
         let refused = DataDir::open(&data_dir).unwrap_err();
         assert!(matches!(&refused, Error::Refused { .. }), "{refused}");
         assert!(refused.to_string().ends_with("member is in use by another process"), "{refused}");
+        assert!(matches!(DataDir::look(&data_dir), Err(Error::Refused { .. })));
         std::fs::create_dir(held.wal()).unwrap();
         drop(held);
+        let looking = (DataDir::look(&data_dir).unwrap(), DataDir::look(&data_dir).unwrap());
+        assert!(DataDir::open(&data_dir).is_err(), "somebody looks at it");
+        drop(looking);
+        assert!(DataDir::look(parent.path()).unwrap().is_none());
         assert!(DataDir::open(&data_dir).unwrap().is_inhabited());
     }
 }

@@ -92,6 +92,7 @@ use record::{Encoder, HEADER_BYTES, Head, Header, Kind};
 use replay::End;
 use segment::{Closed, SEGMENT_HEADER_BYTES, SegmentHeader, Tail, io};
 
+pub mod inspect;
 mod record;
 mod replay;
 mod segment;
