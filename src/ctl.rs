@@ -19,6 +19,7 @@ use clap::{ArgMatches, Command};
 mod arguments;
 mod auth;
 mod check;
+mod db;
 mod duration;
 mod endpoint;
 mod failure;
@@ -68,6 +69,7 @@ fn root() -> Command {
         .subcommand(snapshot::snapshot_command())
         .subcommand(migrate::migrate_command())
         .subcommand(wal::wal_command())
+        .subcommand(db::db_command())
         .subcommand(lock::lock_command())
         .subcommand(lock::elect_command())
         .subcommand(auth::auth_command())
@@ -128,6 +130,7 @@ async fn dispatch(name: &str, matches: &ArgMatches) -> Result<(), Failure> {
     match (name, inner) {
         // Of files: nobody is asked.
         ("wal", "dump") => return wal::run(matches),
+        ("db", "check") => return db::run(matches),
         _ => {}
     }
     let session = Session::new(matches)?;

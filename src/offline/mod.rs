@@ -7,6 +7,7 @@
 //! ends at the first thing that is wrong, this goes on as far as it can.
 //!
 //! * [`dump`]: what stands in the log, entry by entry, for people, for programs, or for etcd's tools.
+//! * [`check`]: whether log, snapshots and backend are sound and fit together.
 //!
 //! Deliberately missing: repair. A member whose directory is damaged is removed and added anew, or made from a backup.
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::storage;
 use crate::storage::datadir::DataDir;
 
+pub mod check;
 pub mod dump;
 mod etcd;
 mod words;

@@ -22,6 +22,7 @@ use redb::{
     TableDefinition, WriteTransaction,
 };
 
+use super::inspect::Glass;
 use super::{Backend, Batch, Bucket, Reader};
 use crate::storage::disk::{Disk, RealDisk};
 use crate::storage::{Error, Result};
@@ -68,6 +69,12 @@ impl DiskBackend {
         }
         let database = engine().set_cache_size(cache_bytes).open(&path).map_err(|e| refused(&path, e))?;
         DiskBackend::over(path, database)
+    }
+
+    /// Opens a file that stays as it is.
+    pub(super) fn over_glass(path: &Path, glass: Glass) -> Result<DiskBackend> {
+        let database = engine().create_with_backend(glass).map_err(|e| refused(path, e))?;
+        DiskBackend::over(path.to_owned(), database)
     }
 
     fn over(path: PathBuf, database: Database) -> Result<DiskBackend> {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::Result;
 
 pub mod disk;
+pub mod inspect;
 pub mod memory;
 
 /// A group of rows that are ordered together. The numbers are part of the snapshot stream between members.
