@@ -376,8 +376,7 @@ fn has_test(text: &str, name: &str) -> bool {
     let function = format!("fn {name}()");
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let tests = |line: &&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-    let marked =
-        |at: usize| lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).any(|line| tests(&line));
+    let marked = |at: usize| lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).any(tests);
     lines.iter().enumerate().any(|(at, line)| line.trim_start_matches("async ").starts_with(&function) && marked(at))
 }
 
