@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_in_etcdctls_words() {
-        let said = |line: &str| parse(line).err().expect(line).text().to_owned();
+        let said = |line: &str| parse(line).expect_err(line).text().to_owned();
         assert_eq!(said("x get --nope"), "unknown flag: --nope");
         assert_eq!(said("x get -z"), "unknown shorthand flag: 'z' in -z");
         assert_eq!(said("x get a --limit"), "flag needs an argument: --limit");

@@ -82,10 +82,11 @@ fn survey(log: &Replayed, state: &StateMachine, own: MemberId, committed: Index)
             break;
         }
         kept = entry.index;
-        match (entry.kind != NORMAL).then(|| decode_reconfiguration(entry.context.clone())) {
-            Some(Ok(Reconfiguration { change: Some(change), .. })) => take(&mut members, &change),
-            // An entry that cannot be read stops the member when it is to be carried out.
-            _ => {}
+        // An entry that cannot be read stops the member when it is to be carried out.
+        if entry.kind != NORMAL
+            && let Ok(Reconfiguration { change: Some(change), .. }) = decode_reconfiguration(entry.context.clone())
+        {
+            take(&mut members, &change);
         }
     }
     (kept, members)
