@@ -68,7 +68,7 @@
 //! | files of etcd's | [`backup`], our rows as one and one as our rows |
 //! | files of ours | [`offline`], for who looks at a member's directory while it does not run |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
-//! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`member`], all of it put together |
+//! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`discovery`], who founds the cluster · [`member`], all of it put together |
 //! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
@@ -92,7 +92,8 @@
 //! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` | no |
 //! | `http`            | `version` `pb` `server::handle` `state` `api` `tls`                                        | no   |
 //! | `listen`          | `config` `tls`                                                                             | no   |
-//! | `member`          | `config` `version` `server` `api` `http` `listen` `tls`                                    | no   |
+//! | `discovery`       | `pb` `config` `cluster` `client` `tls`                                                     | no   |
+//! | `member`          | `config` `version` `discovery` `server` `api` `http` `listen` `tls`                        | no   |
 //! | `config`          | `tls`                                                                                      | no   |
 //! | `tls`             | –                                                                                          | no   |
 //! | `logging`         | `config`                                                                                   | no   |
@@ -138,6 +139,7 @@ pub mod bench;
 pub mod client;
 pub mod config;
 pub mod ctl;
+pub mod discovery;
 pub mod logging;
 pub mod metrics;
 pub mod tls;

@@ -16,7 +16,7 @@ use crate::config::{Config, Scheme, Url};
 use crate::http::{Access, Gateway, HandleProbe, UnfoundedProbe};
 use crate::server::{Admission, Asking};
 use crate::tls::{Acceptor, Dialer, self_signed};
-use crate::{api, config, http, listen, server, tls, version};
+use crate::{api, config, discovery, http, listen, server, tls, version};
 
 /// Runs a member until it is told to stop. An error says why it could not start.
 pub fn run(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::error::Error>> {
@@ -40,6 +40,19 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     let http_sockets = listen::bind(&config.listen_client_http_urls, client_tls.as_ref()).await?;
     let metrics_sockets = listen::bind(&config.listen_metrics_urls, client_tls.as_ref()).await?;
 
+    // A member with data knows its cluster.
+    let discovered = match discovery::is_asked_for(config) && !server::bootstrap::has_data(config)? {
+        true => tokio::select! {
+            discovered = discovery::discover(config, logger) => Some(discovered?),
+            signal = &mut termination => {
+                info!(logger, "stopping"; "signal" => signal);
+                info!(logger, "stopped");
+                return Ok(());
+            }
+        },
+        false => None,
+    };
+    let config = discovered.as_ref().unwrap_or(config);
     let admission = match Asking::new(config, dialer.clone(), logger)? {
         None => Admission::Resident,
         Some(asking) => {

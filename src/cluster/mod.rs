@@ -20,7 +20,7 @@
 //! taken twice, the last voter stays. Whether the change is *wise* ([`reconfig`]) depends on who is connected to whom right
 //! now; it is asked once, by the member that proposes.
 //!
-//! Deliberately missing: changing several members in one step, and discovery.
+//! Deliberately missing: changing several members in one step. Who founders are that were not named is `discovery`'s.
 
 use sha1::{Digest, Sha1};
 

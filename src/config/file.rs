@@ -301,6 +301,7 @@ mod tests {
         }
         assert!(refusal("a: 1\n  b: c").starts_with("error converting YAML to JSON: yaml: "));
         assert!(refusal("proxy: readonly").contains("not supported by Everwatch yet"));
+        assert!(refusal("discovery: http://a/x").contains("--discovery is not supported"));
         assert!(refusal("listen-client-urls: https://127.0.0.1:1").contains("must be provided"));
     }
 }

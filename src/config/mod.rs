@@ -5,6 +5,7 @@
 //! touches files or sockets. Whether the founding members are well described is only asked of a member that has no data yet
 //! ([`Config::founders`]): on a restart `--initial-cluster` is not looked at.
 
+mod discovery;
 mod features;
 mod file;
 pub mod flags;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use discovery::{Discovery, Dns, Registry};
 pub use flags::{Error, Request, Values};
 pub use tls::Tls;
 pub use url::{Founders, Scheme, Url};
@@ -48,6 +50,8 @@ pub struct Config {
     pub initial_cluster: String,
     /// Whether this member founds a cluster or joins one.
     pub initial_cluster_state: ClusterState,
+    /// Whom to ask for the founding members, if they were not typed.
+    pub discovery: Option<Discovery>,
     /// Keeps clusters with equal addresses apart.
     pub initial_cluster_token: String,
     /// Whether a member with data goes on without the others, for good.
@@ -286,9 +290,13 @@ impl Config {
             "" => (PathBuf::from(format!("{name}.everwatch")), true),
             directory => (PathBuf::from(directory), false),
         };
-        let initial_cluster = match values.is_given("initial-cluster") {
-            true => values.text("initial-cluster").to_owned(),
-            false => format!("{}=http://localhost:2380", if name.is_empty() { "default" } else { &name }),
+        let discovery = Discovery::new(values)?;
+        let own_urls = values.urls("initial-advertise-peer-urls");
+        let initial_cluster = match (&discovery, values.is_given("initial-cluster")) {
+            // Until more is known.
+            (Some(_), _) => listed(own_urls.iter().map(|url| format!("{name}={url}"))),
+            (None, true) => values.text("initial-cluster").to_owned(),
+            (None, false) => format!("{}=http://localhost:2380", if name.is_empty() { "default" } else { &name }),
         };
         let or = |value: u64, default: u64| if value == 0 { default } else { value };
         let config = Config {
@@ -300,14 +308,18 @@ impl Config {
             listen_metrics_urls: own_addresses(values, "listen-metrics-urls")?,
             client_tls: Tls::new(values, &tls::OF_CLIENTS)?,
             peer_tls: Tls::new(values, &tls::OF_MEMBERS)?,
-            initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls"),
+            initial_advertise_peer_urls: own_urls,
             advertise_client_urls: values.urls("advertise-client-urls"),
             initial_cluster,
             initial_cluster_state: match values.text("initial-cluster-state") {
                 "existing" => ClusterState::Existing,
                 _ => ClusterState::New,
             },
-            initial_cluster_token: values.text("initial-cluster-token").to_owned(),
+            initial_cluster_token: match &discovery {
+                Some(Discovery::Registry(registry)) => registry.token.clone(),
+                _ => values.text("initial-cluster-token").to_owned(),
+            },
+            discovery,
             force_new_cluster: values.switch("force-new-cluster"),
             heartbeat_interval: Duration::from_millis(heartbeat),
             election_timeout: Duration::from_millis(election),
@@ -681,6 +693,28 @@ mod tests {
                 "error parsing CompactionRetention: time: unknown unit \"x\" in duration \"5x\"",
             ),
             (
+                "--initial-cluster=default=http://localhost:2380 --discovery-srv=example.com",
+                "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery\", \
+                 \"discovery-endpoints\" or \"discovery-srv\"",
+            ),
+            (
+                "--discovery=http://a/x --discovery-srv=example.com",
+                "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery\", \
+                 \"discovery-endpoints\" or \"discovery-srv\"",
+            ),
+            ("--discovery-token=t", "both --discovery-token and --discovery-endpoints must be set"),
+            ("--discovery-endpoints=a:1", "both --discovery-token and --discovery-endpoints must be set"),
+            (
+                "--discovery-token=t --discovery-endpoints=a:1,,b:2",
+                "--discovery-endpoints must not contain empty endpoints",
+            ),
+            (
+                "--discovery-proxy=http://a --discovery-user=u",
+                "both v2 discovery settings (discovery, discovery-proxy) and v3 discovery settings (discovery-token, \
+                 discovery-endpoints, discovery-cert, discovery-key, discovery-cacert, discovery-user, \
+                 discovery-password) are set",
+            ),
+            (
                 "--initial-cluster=a=http://localhost:2380",
                 "couldn't find local name \"default\" in the initial cluster configuration",
             ),
@@ -700,6 +734,7 @@ mod tests {
         ] {
             assert_eq!(refusal(line), text, "{line}");
         }
+        assert!(refusal("--discovery=http://a/x").contains("give --discovery-token and --discovery-endpoints"));
         assert!(refusal("--listen-peer-urls=unix://x").contains("only http and https are supported"));
     }
 }
