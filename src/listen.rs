@@ -34,6 +34,7 @@ use self::gathered::Gathered;
 use crate::config::{Config, Scheme, Url};
 use crate::tls::{Accepted, Acceptor, CommonName};
 
+mod begun;
 mod gathered;
 
 /// How long calls may go on after the stop. Watches are ended by their owner before that.
@@ -53,7 +54,7 @@ const CANCELLED_UNSEEN_MAX: usize = 4096;
 /// Connections waiting to be accepted. The kernel turns away more.
 const BACKLOG: u32 = 4096;
 
-/// A new connection that says nothing for so long is closed, as far as HTTP/1 can tell.
+/// A new connection that says nothing for so long, or does not come to the end of what it says first, is closed.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits after an accept that failed for want of something; doubled up to the maximum.
@@ -377,6 +378,15 @@ async fn exchange<S, G: Answer, H: Answer>(
             })
         }
     });
+    let mut beginning = pin!(begun::begun(stream, HEADER_PATIENCE));
+    let begun = tokio::select! {
+        begun = socket.around(beginning.as_mut()) => begun,
+        () = stopped(&mut stop) => return,
+    };
+    let stream = match begun {
+        Ok(stream) => stream,
+        Err(error) => return slog::debug!(logger, "connection ended"; "error" => %error),
+    };
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
     let ended = tokio::select! {
         ended = socket.around(serving.as_mut()) => ended,

@@ -62,6 +62,8 @@ struct Known {
     kv: Option<Call>,
     door: Door,
     led: Led,
+    /// A learner answers it, or looks for itself.
+    learner: bool,
 }
 
 static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
@@ -69,7 +71,15 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
         let path = format!("/{service}/{name}");
         let method = Method::of_path(&path)?;
         let (kv, door, led) = (Call::of_path(&path), Door::of_path(&path), Led::of(&path, *kind));
-        let known = Known { method, kv, door, led };
+        // etcd's answers no more than this; health is for whoever looks after the process.
+        let learner = matches!(
+            (*service, *name),
+            ("etcdserverpb.KV", "Range" | "RangeStream")
+                | ("etcdserverpb.Watch", "Watch")
+                | ("etcdserverpb.Maintenance", "Status" | "Snapshot")
+                | ("grpc.health.v1.Health", _)
+        );
+        let known = Known { method, kv, door, led, learner };
         Some((path, known))
     });
     known.collect()
@@ -92,6 +102,9 @@ impl Intercept {
     fn refusal(&self, known: &Known, headers: &HeaderMap) -> Option<Status> {
         if headers.get(CLIENT_API_VERSION).is_some_and(|value| str::from_utf8(value.as_bytes()).is_err()) {
             return Some(Intercepted::ClientVersion.into());
+        }
+        if !known.learner && self.handle.is_learner() {
+            return Some(Intercepted::Learner.into());
         }
         if known.led != Led::ByItself && asks_for_leader(headers) && self.handle.leader().is_none() {
             return Some(no_leader());

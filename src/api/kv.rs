@@ -108,6 +108,9 @@ impl KvService {
     }
 
     async fn range(&self, request: pb::RangeRequest, caller: &Caller) -> Result<Rest, Status> {
+        if !request.serializable && self.handle.is_learner() {
+            return Err(Intercepted::Learner.into());
+        }
         check::range(&request)?;
         if !request.serializable {
             self.handle.linearize().await.map_err(status)?;

@@ -175,7 +175,7 @@ struct Responses {
     caller: Caller,
     /// Who that was for the last of them, where users count.
     user: Option<Arc<str>>,
-    /// What [`Guard::rights`] was when it was last asked whether he may hear of everything that he does.
+    /// The guard's word for his rights when it was last asked whether he may hear of everything that he does.
     rights: u64,
     /// Watchers that he may hear no more of; their last word is still to be written.
     revoked: Vec<i64>,

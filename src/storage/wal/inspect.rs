@@ -1,6 +1,6 @@
 //! A log as it lies on disk, for who only looks: nothing is repaired, cut off or made, and damage is told, not refused.
 //!
-//! The reading is that of [`replay`](super::replay), and so is the judgement of how the log ends. What stands before a damaged
+//! The reading is that of `replay`, and so is the judgement of how the log ends. What stands before a damaged
 //! place is what it was when it was written; what stands behind it is not read.
 
 use std::fs;
