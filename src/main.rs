@@ -81,7 +81,7 @@ fn run(config: Config, arguments: &[String], file: Option<&str>) -> ExitCode {
         }
     };
     let logger = &logging.logger;
-    slog::info!(logger, "Running: "; "args" => arguments.join(" "));
+    slog::info!(logger, "Running: "; "args" => flags::shown(arguments));
     if let Some(path) = file {
         slog::info!(logger, "loaded server configuration, other configuration command line flags and environment variables will be \
             ignored if provided"; "path" => path);

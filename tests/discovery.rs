@@ -2,8 +2,11 @@
 
 mod processes;
 
+use everwatch::pb::etcdserverpb::auth_client::AuthClient;
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
-use everwatch::pb::etcdserverpb::{PutRequest, RangeRequest};
+use everwatch::pb::etcdserverpb::{
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, PutRequest, RangeRequest,
+};
 use processes::{Cluster, Process, READY};
 
 const WAITS: &str = "waiting for peers from discovery service";
@@ -80,6 +83,29 @@ fn three_founders_find_each_other_and_a_fourth_finds_no_place() {
     let again = cluster.start_with(2, "", "new");
     again.says(READY);
     assert!(again.has("key"));
+}
+
+#[test]
+fn a_registry_with_users_is_asked_by_one_whose_password_is_not_logged() {
+    let place = Cluster::new(1);
+    let there = registry(&place, &[("one", "1")]);
+    there.ask(async |channel| {
+        let mut auth = AuthClient::new(channel);
+        let root = AuthUserAddRequest { name: "root".into(), password: "open sesame".into(), ..Default::default() };
+        auth.user_add(root).await.expect("added");
+        let grant = AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() };
+        auth.user_grant_role(grant).await.expect("granted");
+        auth.auth_enable(AuthEnableRequest {}).await.expect("enabled");
+    });
+    let mut cluster = asking(1, &place, "one");
+    let nobody = cluster.start_with(0, "", "new");
+    assert!(nobody.says("retry connecting to discovery service").contains("user name is empty"));
+    drop(nobody);
+    cluster.more.extend(["--discovery-user=root", "--discovery-password", "open sesame"].map(str::to_owned));
+    let founder = cluster.start_with(0, "", "new");
+    assert!(founder.says("Running: ").contains("--discovery-password ***"));
+    founder.says(READY);
+    founder.put("key");
 }
 
 #[test]

@@ -472,6 +472,24 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// A command line as it may be logged: without passwords.
+pub fn shown(arguments: &[String]) -> String {
+    const SECRET: &str = "discovery-password";
+    let mut follows = false;
+    let words = arguments.iter().map(|argument| {
+        if std::mem::take(&mut follows) {
+            return "***".to_owned();
+        }
+        let bare = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')).unwrap_or_default();
+        follows = bare == SECRET;
+        match bare.split_once('=') {
+            Some((SECRET, _)) => format!("--{SECRET}=***"),
+            _ => argument.clone(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// The settings as typed; each has passed the check of its form.
 #[derive(Debug, Default)]
 pub struct Values {
@@ -786,6 +804,13 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn a_command_line_is_shown_without_passwords() {
+        let shown = |line: &str| shown(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(shown("--name a -discovery-password x --name=b"), "--name a -discovery-password *** --name=b");
+        assert_eq!(shown("-discovery-password=x=y --name=b"), "--discovery-password=*** --name=b");
     }
 
     #[test]
