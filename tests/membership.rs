@@ -4,10 +4,17 @@ mod processes;
 
 use std::time::Instant;
 
+use everwatch::pb::etcdserverpb::cluster_client::ClusterClient;
+use everwatch::pb::etcdserverpb::kv_client::KvClient;
+use everwatch::pb::etcdserverpb::lease_client::LeaseClient;
+use everwatch::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use everwatch::pb::etcdserverpb::watch_client::WatchClient;
 use everwatch::pb::etcdserverpb::watch_request::RequestUnion;
-use everwatch::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
+use everwatch::pb::etcdserverpb::{
+    LeaseGrantRequest, MemberListRequest, PutRequest, RangeRequest, StatusRequest, WatchCreateRequest, WatchRequest,
+};
 use processes::{Cluster, PATIENCE, Process, READY};
+use tonic::Code;
 
 const REMOVED: &str = "stopping: the member has been permanently removed from the cluster";
 const WAITS: &str = "this member was removed and waits";
@@ -244,4 +251,34 @@ fn without_data_the_flag_changes_nothing() {
     founder.says(READY);
     founder.put("key");
     assert_eq!(founder.members().len(), 1);
+}
+
+/// Status, serializable ranges and backups: for the rest clients go to a member that votes.
+#[test]
+fn a_learner_answers_what_etcd_s_does() {
+    let mut cluster = Cluster::new(2);
+    cluster.flags = &["--strict-reconfig-check=false"];
+    let voter = cluster.start_with(0, &cluster.list(1), "new");
+    voter.says(READY);
+    voter.add(&cluster.peers[1], true);
+    let learner = cluster.start_with(1, &cluster.list(2), "existing");
+    learner.says(READY);
+    learner.ask(async |channel| {
+        let (mut kv, mut others) = (KvClient::new(channel.clone()), ClusterClient::new(channel.clone()));
+        let range = |serializable| RangeRequest { key: "k".into(), serializable, ..Default::default() };
+        let refusals = [
+            kv.put(PutRequest { key: "k".into(), ..Default::default() }).await.err(),
+            kv.range(range(false)).await.err(),
+            others.member_list(MemberListRequest::default()).await.err(),
+            LeaseClient::new(channel.clone()).lease_grant(LeaseGrantRequest { ttl: 9, id: 0 }).await.err(),
+        ];
+        for refusal in refusals {
+            let status = refusal.expect("it learns");
+            let text = "etcdserver: rpc not supported for learner";
+            assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, text));
+        }
+        kv.range(range(true)).await.expect("what it has");
+        let status = MaintenanceClient::new(channel).status(StatusRequest {}).await.expect("how it is");
+        assert!(status.into_inner().is_learner);
+    });
 }
