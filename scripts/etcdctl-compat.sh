@@ -4,6 +4,7 @@
 #   scripts/etcdctl-compat.sh                    etcd against target/debug/everwatch
 #   LEFT=etcd RIGHT=etcd scripts/etcdctl-compat.sh       proves the comparison itself
 #   ETCDCTL="etcdctl /usr/bin/etcdctl"           the clients to use
+#   scripts/etcdctl-compat.sh --tls              with TLS everywhere, and a client whose certificate names root (needs openssl)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 clients=()
