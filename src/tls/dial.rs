@@ -16,7 +16,7 @@ use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVe
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, StreamOwned,
 };
 use tower::Service;
 
@@ -105,6 +105,9 @@ fn client_config(settings: &Settings) -> Result<ClientConfig, String> {
         .map_err(refused)?;
     let builder = if settings.unverified {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+    } else if settings.authority.is_none() && settings.roots()?.is_empty() {
+        // An empty container trusts nobody. That matters to whoever dials with TLS, and to nobody else.
+        builder.with_root_certificates(RootCertStore::empty())
     } else {
         let mut verifier = WebPkiServerVerifier::builder_with_provider(settings.roots()?.into(), provider);
         let revoked = settings.revocations()?;
