@@ -219,7 +219,7 @@ impl Claim {
             if self.client.keep_alive(self.lease).await.is_ok_and(|reply| reply.ttl <= 0) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(self.ttl.unsigned_abs() * 1000 / 3)).await;
+            tokio::time::sleep(Duration::from_secs(self.ttl.unsigned_abs()) / 3).await;
         }
     }
 
