@@ -10,15 +10,15 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{Request, Response, Version, header};
-use http_body_util::{Either, Empty};
+use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -181,7 +181,7 @@ fn refusal<B>(request: &Request<B>, grpc_status: &'static str, status: http::Sta
 /// What is asked of a service that answers requests. It must always be ready (tonic's and axum's routers are).
 pub trait Answer: Clone + Send + 'static {
     /// The body of its answers.
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+    type Body: Body<Data: Buf + Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
     /// The answer to a request.
     fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
@@ -191,7 +191,7 @@ impl<S, B> Answer for S
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
-    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Buf + Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     type Body = B;
 
@@ -373,8 +373,14 @@ async fn exchange<S, G: Answer, H: Answer>(
         };
         async move {
             Ok::<_, Infallible>(match service {
-                Either::Left(grpc) => grpc.answer(request).await.map(Either::Left),
-                Either::Right(http) => http.answer(request).await.map(Either::Right),
+                Either::Left(grpc) => grpc
+                    .answer(request)
+                    .await
+                    .map(|body| Either::Left(body.map_frame(|frame| frame.map_data(Of::Grpc)))),
+                Either::Right(http) => http
+                    .answer(request)
+                    .await
+                    .map(|body| Either::Right(body.map_frame(|frame| frame.map_data(Of::Http)))),
             })
         }
     });
@@ -398,6 +404,42 @@ async fn exchange<S, G: Answer, H: Answer>(
     if let Err(error) = ended {
         // Clients vanish all the time; only someone looking for trouble wants to read it.
         slog::debug!(logger, "connection ended"; "error" => %error);
+    }
+}
+
+/// What one or the other service gives a connection.
+enum Of<G, H> {
+    Grpc(G),
+    Http(H),
+}
+
+impl<G: Buf, H: Buf> Buf for Of<G, H> {
+    fn remaining(&self) -> usize {
+        match self {
+            Of::Grpc(data) => data.remaining(),
+            Of::Http(data) => data.remaining(),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Of::Grpc(data) => data.chunk(),
+            Of::Http(data) => data.chunk(),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        match self {
+            Of::Grpc(data) => data.chunks_vectored(slices),
+            Of::Http(data) => data.chunks_vectored(slices),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Of::Grpc(data) => data.advance(count),
+            Of::Http(data) => data.advance(count),
+        }
     }
 }
 

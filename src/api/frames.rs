@@ -2,29 +2,24 @@
 //!
 //! They are not built as messages. An event was encoded once for everybody; what differs from watcher to watcher is a head of some
 //! twenty bytes, and most of that is the same for all watchers of a change. So a response is: the length that gRPC wants, the header
-//! field as it was encoded for the first of them, the id, the events as they are. Small events are copied behind each other into one
-//! piece for the connection; large ones go to it as they are, however many watchers get them.
+//! field as it was encoded for the first of them, the id, the events as they are. Only what comes before the events is written here; the
+//! events themselves are referred to, however many watchers get them.
 
-use std::collections::VecDeque;
-
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tonic::Status;
 
 use super::status::watch_refused;
+use super::woven::Woven;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
 use crate::server::watch_loop::Standing;
 use crate::types::Revision;
 use crate::watch::{Events, Outgoing};
 
 /// Bytes gathered before they are handed to the connection: a frame of HTTP/2 as most clients take them, and not a little more, which
-/// would be a frame of its own. A stream that is busy keeps three such pieces, and that is most of what it takes in memory.
+/// would be a frame of its own. A stream that is busy keeps three such pieces.
 pub(super) const WRITE_BYTES: usize = 16 << 10;
-/// The largest event that is copied: with its head it is one piece.
-const COPIED_MAX: usize = WRITE_BYTES - 512;
-/// First size of a piece. Most streams are asked to write a little now and then.
-const PIECE_BYTES: usize = 512;
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 /// The largest message that Go's gRPC sends, and so the largest that clients can expect.
@@ -45,10 +40,7 @@ const HEAD_REST_BYTES: usize = 1 + 10 + FRAGMENT.len();
 pub(super) struct Frames {
     /// Responses that are larger are cut for those who asked for that.
     response_bytes_max: usize,
-    pieces: VecDeque<Bytes>,
-    open: BytesMut,
-    /// Bytes in all of that.
-    bytes: usize,
+    open: Woven,
     /// A message of which some watchers have not been written their response.
     unfinished: Option<Unfinished>,
 }
@@ -77,26 +69,22 @@ struct Cut {
 
 impl Frames {
     pub(super) fn new(response_bytes_max: usize) -> Frames {
-        let (pieces, open) = (VecDeque::new(), BytesMut::new());
-        Frames { response_bytes_max, pieces, open, bytes: 0, unfinished: None }
+        Frames { response_bytes_max, open: Woven::default(), unfinished: None }
     }
 
-    /// The next piece for the connection.
-    pub(super) fn take(&mut self) -> Option<Bytes> {
-        let last = || (!self.open.is_empty()).then(|| std::mem::take(&mut self.open).freeze());
-        let piece = self.pieces.pop_front().or_else(last)?;
-        self.bytes -= piece.len();
-        Some(piece)
+    /// What is gathered, for the connection.
+    pub(super) fn take(&mut self) -> Option<Woven> {
+        (!self.is_empty()).then(|| std::mem::take(&mut self.open))
     }
 
     /// Whether there is nothing to take.
     pub(super) fn is_empty(&self) -> bool {
-        self.bytes == 0
+        !self.open.has_remaining()
     }
 
     /// Whether so much is gathered that it should be taken before more is written.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= WRITE_BYTES
+        self.open.remaining() >= WRITE_BYTES
     }
 
     /// Goes on with a message that was not finished when enough was gathered. Whether none is left unfinished. However large a message
@@ -118,12 +106,13 @@ impl Frames {
             let mut at = match *begun {
                 Some(at) => at,
                 None => {
-                    let longest = PREFIX_BYTES + header.len() + HEAD_REST_BYTES + bytes;
-                    if self.bytes > 0 && self.bytes + longest > WRITE_BYTES {
+                    let head = PREFIX_BYTES + header.len() + HEAD_REST_BYTES;
+                    let longest = head + bytes;
+                    if !self.is_empty() && self.open.remaining() + longest > WRITE_BYTES {
                         return false;
                     }
-                    if self.open.is_empty() {
-                        self.open.reserve((longest * (ids.len() - *watchers)).min(WRITE_BYTES));
+                    if self.is_empty() {
+                        self.open.reserve((ids.len() - *watchers).min(WRITE_BYTES / longest + 1), head, *bytes);
                     }
                     self.begin(header, *id, *done + 1 < responses.len(), *bytes);
                     events.start
@@ -134,7 +123,8 @@ impl Frames {
                     *begun = Some(at);
                     return false;
                 }
-                self.append(&list[at]);
+                // `events` is the last field of the message: what follows its head is the whole of it.
+                self.open.share(&list[at]);
                 at += 1;
             }
             *begun = None;
@@ -197,8 +187,7 @@ impl Frames {
             }
         };
         self.prefix(response.encoded_len());
-        self.bytes += response.encoded_len();
-        response.encode_raw(&mut self.open);
+        self.open.put_slice(&response.encode_to_vec());
         Ok(())
     }
 
@@ -206,38 +195,21 @@ impl Frames {
     fn begin(&mut self, header: &[u8], id: i64, fragment: bool, bytes: usize) {
         let id_bytes = if id == 0 { 0 } else { 1 + encoded_len_varint(id as u64) };
         let fragment = if fragment { &FRAGMENT[..] } else { &[] };
-        let head = header.len() + id_bytes + fragment.len();
-        self.prefix(head + bytes);
+        self.prefix(header.len() + id_bytes + fragment.len() + bytes);
         self.open.put_slice(header);
         if id != 0 {
-            self.open.put_u8(WATCH_ID_TAG);
-            encode_varint(id as u64, &mut self.open);
+            let mut field = [WATCH_ID_TAG; 1 + 10];
+            encode_varint(id as u64, &mut &mut field[1..]);
+            self.open.put_slice(&field[..id_bytes]);
         }
         self.open.put_slice(fragment);
-        self.bytes += head;
-    }
-
-    /// The next event of a response. `events` is the last field of the message: what follows its head is the whole of it.
-    fn append(&mut self, event: &Bytes) {
-        self.bytes += event.len();
-        if event.len() <= COPIED_MAX {
-            self.open.put_slice(event);
-            return;
-        }
-        // No empty pieces: a client counts empty frames, and has had enough after a hundred.
-        let before = std::mem::take(&mut self.open).freeze();
-        self.pieces.extend(Some(before).filter(|before| !before.is_empty()));
-        self.pieces.push_back(event.clone());
     }
 
     /// What comes before a message of so many bytes.
     fn prefix(&mut self, bytes: usize) {
-        if self.open.is_empty() {
-            self.open.reserve(PIECE_BYTES.max(PREFIX_BYTES + bytes.min(COPIED_MAX)));
-        }
-        self.bytes += PREFIX_BYTES;
-        self.open.put_u8(0);
-        self.open.put_u32(u32::try_from(bytes).expect("larger ones are refused before"));
+        let bytes = u32::try_from(bytes).expect("larger ones are refused before");
+        let [a, b, c, d] = bytes.to_be_bytes();
+        self.open.put_slice(&[0, a, b, c, d]);
     }
 }
 
@@ -286,11 +258,10 @@ mod tests {
         let mut all = Vec::new();
         loop {
             let finished = frames.resume();
-            while let Some(piece) = frames.take() {
-                assert!(!piece.is_empty());
-                all.extend_from_slice(&piece);
+            while let Some(mut piece) = frames.take() {
+                all.extend_from_slice(&piece.copy_to_bytes(piece.remaining()));
             }
-            assert_eq!(frames.bytes, 0);
+            assert!(frames.is_empty());
             if finished {
                 break;
             }
@@ -352,14 +323,14 @@ mod tests {
         let mut frames = Frames::new(usize::MAX);
         let sizes: Vec<usize> = (0..3000).map(|n| if n % 100 == 0 { 40_000 } else { n % 500 }).collect();
         frames.write(Outgoing::Events(events(&[1, 2], &sizes, false)), &STANDING).unwrap();
-        let mut most = frames.bytes;
+        let mut most = frames.open.remaining();
         let mut all = Vec::new();
         loop {
-            while let Some(piece) = frames.take() {
-                all.extend_from_slice(&piece);
+            while let Some(mut piece) = frames.take() {
+                all.extend_from_slice(&piece.copy_to_bytes(piece.remaining()));
             }
             let finished = frames.resume();
-            most = most.max(frames.bytes);
+            most = most.max(frames.open.remaining());
             if finished && frames.is_empty() {
                 break;
             }
@@ -378,7 +349,8 @@ mod tests {
         let ids: Vec<i64> = (0..10_000).collect();
         let mut frames = Frames::new(usize::MAX);
         frames.write(Outgoing::Events(events(&ids, &[300], false)), &STANDING).unwrap();
-        assert!(frames.bytes > WRITE_BYTES - 1000 && frames.bytes <= WRITE_BYTES, "{}", frames.bytes);
+        let bytes = frames.open.remaining();
+        assert!(bytes > WRITE_BYTES - 1000 && bytes <= WRITE_BYTES, "{bytes}");
         assert_eq!(decode(&mut frames).iter().map(|response| response.watch_id).collect::<Vec<_>>(), ids);
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
@@ -22,11 +22,13 @@ use tonic::codegen::{Service, StdError};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
+use super::body::{Body, Payload};
 use super::caller::{Caller, Door};
 use super::kv::{Call, KvService};
 use super::led::WhileLed;
 use super::status::{Intercepted, no_leader};
-use super::unary::{Body, GRPC_STATUS};
+use super::unary::GRPC_STATUS;
+use super::watch::WatchService;
 use crate::metrics::{CallKind, METHODS, Method, Metrics};
 use crate::server::handle::Handle;
 
@@ -56,10 +58,16 @@ impl Led {
     }
 }
 
+/// What goes past the router.
+#[derive(Clone, Copy)]
+enum Past {
+    Kv(Call),
+    Watch,
+}
+
 struct Known {
     method: Method,
-    /// It goes past the router.
-    kv: Option<Call>,
+    past: Option<Past>,
     door: Door,
     led: Led,
     /// A learner answers it, or looks for itself.
@@ -70,7 +78,9 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
     let known = METHODS.iter().filter_map(|(service, name, kind)| {
         let path = format!("/{service}/{name}");
         let method = Method::of_path(&path)?;
-        let (kv, door, led) = (Call::of_path(&path), Door::of_path(&path), Led::of(&path, *kind));
+        let (door, led) = (Door::of_path(&path), Led::of(&path, *kind));
+        let watch = path == "/etcdserverpb.Watch/Watch";
+        let past = if watch { Some(Past::Watch) } else { Call::of_path(&path).map(Past::Kv) };
         // etcd's answers no more than this; health is for whoever looks after the process.
         let learner = matches!(
             (*service, *name),
@@ -79,7 +89,7 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
                 | ("etcdserverpb.Maintenance", "Status" | "Snapshot")
                 | ("grpc.health.v1.Health", _)
         );
-        let known = Known { method, kv, door, led, learner };
+        let known = Known { method, past, door, led, learner };
         Some((path, known))
     });
     known.collect()
@@ -89,14 +99,15 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
 #[derive(Clone)]
 pub struct Intercept {
     kv: KvService,
+    watch: WatchService,
     inner: Routes,
     handle: Handle,
 }
 
 impl Intercept {
-    /// Around `kv` and all the others.
-    pub(super) fn new(kv: KvService, inner: Routes, handle: Handle) -> Intercept {
-        Intercept { kv, inner, handle }
+    /// Around `kv`, `watch` and all the others.
+    pub(super) fn new(kv: KvService, watch: WatchService, inner: Routes, handle: Handle) -> Intercept {
+        Intercept { kv, watch, inner, handle }
     }
 
     fn refusal(&self, known: &Known, headers: &HeaderMap) -> Option<Status> {
@@ -138,9 +149,18 @@ where
             let response = refusal.into_http().map(Body::Tonic);
             return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
         }
-        if let Some(call) = known.and_then(|known| known.kv) {
-            let (kv, caller) = (self.kv.clone(), Caller::of(request.headers(), request.extensions()));
-            return Box::pin(async move { Ok(Counted::around(kv.answer(call, request, caller).await, count)) });
+        if let Some(past) = known.and_then(|known| known.past) {
+            let caller = Caller::of(request.headers(), request.extensions());
+            match past {
+                Past::Kv(call) => {
+                    let kv = self.kv.clone();
+                    return Box::pin(async move { Ok(Counted::around(kv.answer(call, request, caller).await, count)) });
+                }
+                Past::Watch => {
+                    let response = self.watch.answer(request, caller);
+                    return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
+                }
+            }
         }
         let throughout = known.is_some_and(|known| known.led == Led::Throughout) && asks_for_leader(request.headers());
         let lost = throughout.then(|| self.handle.leader_lost());
@@ -241,10 +261,10 @@ impl Counted {
 }
 
 impl http_body::Body for Counted {
-    type Data = Bytes;
+    type Data = Payload;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Payload>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         let in_pieces = matches!(self.inner, Body::Message(_));
         if let Some(count) = &mut self.count {
@@ -262,7 +282,7 @@ impl http_body::Body for Counted {
                         if !in_pieces {
                             metrics.grpc[count.method].sent.inc();
                         }
-                        metrics.client_sent_bytes.add(data.map_or(0, |data| data.len() as u64));
+                        metrics.client_sent_bytes.add(data.map_or(0, |data| data.remaining() as u64));
                     }
                 },
                 Some(Err(_)) => count.code = Some(Code::Internal as i32),

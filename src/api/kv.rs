@@ -4,11 +4,12 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tonic::Status;
 
+use super::body::Body;
 use super::caller::Caller;
 use super::check;
 use super::range_stream::RangeStream;
 use super::status::{Intercepted, status};
-use super::unary::{self, Body, Rest, Source, receive};
+use super::unary::{self, Rest, Source, receive};
 use crate::auth::Asker;
 use crate::mvcc::{self, Records, txn_is_read_only, txn_is_serializable};
 use crate::pb::etcdserverpb as pb;

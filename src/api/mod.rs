@@ -15,6 +15,7 @@ use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::server::handle::Handle;
 
 mod auth;
+mod body;
 mod caller;
 mod check;
 mod cluster;
@@ -32,6 +33,7 @@ mod requests;
 mod status;
 mod unary;
 pub mod watch;
+mod woven;
 
 pub use intercept::Intercept;
 
@@ -51,17 +53,17 @@ pub fn routes(handle: Handle, config: &Config) -> Intercept {
             $server.max_decoding_message_size(decode_max).max_encoding_message_size(encode_max)
         };
     }
-    let routes = Routes::new(watch::WatchService::new(handle.watch(), watch_options))
-        .add_service(sized!(LeaseServer::new(lease::LeaseService::new(handle.clone()))))
+    let routes = Routes::new(sized!(LeaseServer::new(lease::LeaseService::new(handle.clone()))))
         .add_service(sized!(ClusterServer::new(cluster::ClusterService::new(handle.clone()))))
         .add_service(sized!(MaintenanceServer::new(maintenance::MaintenanceService::new(handle.clone()))))
         .add_service(sized!(AuthServer::new(auth::AuthService::new(handle.clone()))))
         .add_service(tonic_health::server::health_reporter().1);
     let kv = kv::KvService::new(handle.clone(), decode_max);
+    let watch = watch::WatchService::new(handle.watch(), watch_options);
     // Recipes are clients of what there is without them.
-    let services = Intercept::new(kv.clone(), routes.clone().prepare(), handle.clone());
+    let services = Intercept::new(kv.clone(), watch.clone(), routes.clone().prepare(), handle.clone());
     let routes = routes
         .add_service(sized!(LockServer::new(lock::LockService::new(services.clone()))))
         .add_service(sized!(ElectionServer::new(election::ElectionService::new(services))));
-    Intercept::new(kv, routes.prepare(), handle)
+    Intercept::new(kv, watch, routes.prepare(), handle)
 }

@@ -11,6 +11,7 @@ use tokio::runtime::Handle as Runtime;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status, Streaming};
 
+use super::body::Plain;
 use super::intercept::Intercept;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -35,7 +36,7 @@ const TOKENS: [&str; 2] = ["token", "authorization"];
 /// The member's own services, called for one of its callers.
 #[derive(Clone)]
 pub(super) struct Inside {
-    services: Intercept,
+    services: Plain<Intercept>,
     tokens: MetadataMap,
 }
 
@@ -48,7 +49,7 @@ impl Inside {
                 tokens.insert(name, token.clone());
             }
         }
-        Inside { services: services.clone(), tokens }
+        Inside { services: Plain(services.clone()), tokens }
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

@@ -2,7 +2,6 @@
 //! is the wire as much as field numbers are. Source: etcd's api/v3rpc/rpctypes. ("Too many requests" really travels as Unknown: etcd
 //! maps it to an error of its client library, which has no code.)
 
-use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 use tonic::{Code, Status};
@@ -93,7 +92,7 @@ pub(crate) const STOPPED: &str = "etcdserver: server stopped";
 pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 /// How a call ends whose response has begun.
-pub(crate) fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+pub(crate) fn trailers<D>(status: &Status) -> Result<Frame<D>, Status> {
     let mut trailers = HeaderMap::new();
     status.add_header(&mut trailers)?;
     Ok(Frame::trailers(trailers))

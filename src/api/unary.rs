@@ -8,7 +8,6 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -20,6 +19,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+use super::body::Body;
 use super::requests::{Requests, gone};
 use crate::mvcc::{self, RangeResult, Records};
 use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
@@ -37,14 +37,6 @@ const MESSAGE_MAX: usize = i32::MAX as usize;
 const HEADER_TAG: u8 = 1 << 3 | 2;
 /// Field 2 of `RangeResponse`, length-delimited.
 const KVS_TAG: u8 = 2 << 3 | 2;
-
-/// The body of a response.
-pub(super) enum Body {
-    /// As tonic makes it.
-    Tonic(tonic::body::Body),
-    /// One message, or what is left of it, and the word that all is well.
-    Message(Rest),
-}
 
 /// What is still to be sent.
 pub(super) enum Rest {
@@ -142,7 +134,8 @@ impl Rest {
         Ok(Rest::Range(RangePieces::new(head, records, tail, source)))
     }
 
-    fn next(&mut self) -> Option<Frame<Bytes>> {
+    /// The next frame.
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
         match std::mem::replace(self, Rest::Trailers) {
             Rest::Whole(bytes) => Some(Frame::data(bytes)),
             Rest::Range(mut pieces) => {
@@ -252,25 +245,6 @@ pub(super) fn put_prefix(out: &mut impl BufMut, len: usize) -> Result<(), Status
     out.put_u8(0);
     out.put_u32(shown);
     Ok(())
-}
-
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match &mut *self {
-            Body::Tonic(body) => Pin::new(body).poll_frame(cx),
-            Body::Message(rest) => Poll::Ready(rest.next().map(Ok)),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Body::Tonic(body) => body.is_end_stream(),
-            Body::Message(rest) => matches!(rest, Rest::Nothing),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The Watch service: one stream of requests and one of responses per client, any number of watchers on it.
 //!
-//! The service is written by hand where tonic would generate it, because its responses are not built as messages, and because an idle
-//! stream is to cost little: see `frames` and `requests` beside it.
+//! The service is written by hand where tonic would generate it, because its responses are not built as messages and are put together
+//! only when they are sent, and because an idle stream is to cost little: see `frames`, `woven` and `requests` beside it.
 //!
 //! There is no task per stream. `Responses` is polled when the connection can take more, and then reads requests and the
 //! outbox. So a client that does not read its responses is not listened to either, and whatever it does, what this member
@@ -16,7 +16,6 @@
 //! Where users count, a watcher is for whoever may read all its keys when it is created. It goes on when he may no longer, as in etcd.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,19 +23,20 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use prost::Message;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-use tonic::body::Body;
-use tonic::codegen::Service;
-use tonic::server::NamedService;
-use tonic::{Code, Status};
+use tonic::Status;
+use tonic::codegen::StdError;
 
+use super::body::Body;
 use super::caller::Caller;
 use super::frames::{Frames, WRITE_BYTES};
 use super::requests::Requests;
 use super::status::{Intercepted, lagging, no_leader, status, trailers, watch_denied};
+use super::unary::respond;
+use super::woven::Woven;
 use crate::auth;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -81,7 +81,18 @@ impl WatchService {
         WatchService { handle, options }
     }
 
-    fn open(&self, headers: &HeaderMap, caller: Caller, requests: Body) -> Result<Responses, Status> {
+    /// The response to a call of the stream's method.
+    pub(super) fn answer<B>(&self, request: Request<B>, caller: Caller) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<StdError>> + Send + 'static,
+    {
+        let (head, body) = request.into_parts();
+        respond(
+            self.open(&head.headers, caller, tonic::body::Body::new(body)).map(|stream| Body::Watch(Box::new(stream))),
+        )
+    }
+
+    fn open(&self, headers: &HeaderMap, caller: Caller, requests: tonic::body::Body) -> Result<Responses, Status> {
         let message_bytes_max = self.options.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES);
         let requests = Requests::new(headers, requests, message_bytes_max)?;
         let standing = self.handle.standing();
@@ -130,46 +141,8 @@ fn progress_ticker(interval: Duration) -> Interval {
     ticker
 }
 
-impl NamedService for WatchService {
-    const NAME: &'static str = "etcdserverpb.Watch";
-}
-
-impl<B> Service<http::Request<B>> for WatchService
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<tonic::codegen::StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = std::future::Ready<Result<http::Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let (head, body) = request.into_parts();
-        let opened = match head.uri.path() {
-            "/etcdserverpb.Watch/Watch" => {
-                let caller = Caller::passed(&head.extensions);
-                self.open(&head.headers, caller, Body::new(body))
-            }
-            _ => Err(Status::new(Code::Unimplemented, "")),
-        };
-        std::future::ready(Ok(match opened {
-            Ok(responses) => {
-                let mut response = http::Response::new(Body::new(responses));
-                let grpc = HeaderValue::from_static("application/grpc");
-                response.headers_mut().insert(CONTENT_TYPE, grpc);
-                response
-            }
-            Err(status) => status.into_http(),
-        }))
-    }
-}
-
 /// The responses of one stream, as the body of the call's response.
-struct Responses {
+pub(super) struct Responses {
     handle: WatchHandle,
     /// Asked anew for every watcher: a token may run out while its stream goes on.
     caller: Caller,
@@ -181,7 +154,7 @@ struct Responses {
     revoked: Vec<i64>,
     stream: WatchStream,
     /// `None` once the client has half-closed.
-    requests: Option<Requests<Body>>,
+    requests: Option<Requests<tonic::body::Body>>,
     /// Requests that were read, in order. One that needs to know what "now" is keeps those behind it waiting.
     waiting: VecDeque<WatchRequest>,
     waiting_bytes: usize,
@@ -198,10 +171,10 @@ struct Responses {
 }
 
 impl http_body::Body for Responses {
-    type Data = Bytes;
+    type Data = Woven;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Woven>, Status>>> {
         let this = self.get_mut();
         loop {
             if let Some(piece) = this.frames.take() {
@@ -389,14 +362,17 @@ fn spec(request: WatchCreateRequest) -> Spec {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
     use std::sync::Mutex;
 
     use tokio::sync::mpsc;
     use tokio::time::timeout;
     use tokio_stream::wrappers::ReceiverStream;
-    use tonic::{Request, Streaming};
+    use tonic::codegen::Service;
+    use tonic::{Code, Request, Streaming};
 
     use super::*;
+    use crate::api::body::Plain;
     use crate::mvcc::change::{Change, ChangeKind, ChangeSet};
     use crate::pb::etcdserverpb::watch_client::WatchClient;
     use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest, WatchResponse};
@@ -411,7 +387,26 @@ mod tests {
         standing: Arc<Mutex<Standing>>,
         /// A quorum answers.
         confirmed: tokio::sync::watch::Sender<bool>,
-        client: WatchClient<WatchService>,
+        client: WatchClient<Plain<Called>>,
+    }
+
+    /// The service, called directly.
+    #[derive(Clone)]
+    struct Called(WatchService);
+
+    impl Service<http::Request<tonic::body::Body>> for Called {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+            let caller = Caller::of(request.headers(), request.extensions());
+            std::future::ready(Ok(self.0.answer(request, caller)))
+        }
     }
 
     /// Nobody has to say who he is.
@@ -458,7 +453,8 @@ mod tests {
             Arc::new(Everybody),
         );
         let options = WatchOptions { progress_interval: Duration::from_millis(20), request_bytes_max: 0 };
-        let client = WatchClient::new(WatchService::new(handle, options)).max_decoding_message_size(usize::MAX);
+        let client =
+            WatchClient::new(Plain(Called(WatchService::new(handle, options)))).max_decoding_message_size(usize::MAX);
         Member { feeds, shard, standing, confirmed, client }
     }
 

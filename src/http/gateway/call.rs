@@ -153,7 +153,7 @@ pub(super) struct Replies<B> {
 
 impl<B> Replies<B>
 where
-    B: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+    B: http_body::Body<Data: Buf, Error: std::fmt::Display> + Unpin,
 {
     /// Waits for the call to be answered.
     pub(super) async fn of<E>(
@@ -181,7 +181,7 @@ where
                 Some(frame) => frame.map_err(|error| Failure::internal(error.to_string()))?,
             };
             match frame.into_data() {
-                Ok(data) => self.rest.extend_from_slice(&data),
+                Ok(data) => self.rest.put(data),
                 Err(frame) => {
                     let failure = frame.trailers_ref().and_then(Failure::told);
                     return failure.map_or(Ok(None), Err);

@@ -30,7 +30,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method as HttpMethod, Response, StatusCode, Uri, header};
 use axum::routing::any;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use prost_reflect::{DescriptorPool, MessageDescriptor};
@@ -113,13 +113,13 @@ pub trait Services:
     Service<Request, Response = Response<Self::Body>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
 {
     /// The body of their answers.
-    type Body: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static;
+    type Body: http_body::Body<Data: Buf + Send, Error: std::fmt::Display> + Send + Unpin + 'static;
 }
 
 impl<S, B> Services for S
 where
     S: Service<Request, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static,
-    B: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static,
+    B: http_body::Body<Data: Buf + Send, Error: std::fmt::Display> + Send + Unpin + 'static,
 {
     type Body = B;
 }

@@ -1,0 +1,172 @@
+//! Bytes for a connection, some of them shared with others.
+//!
+//! What many streams are sent differs by some twenty bytes each. A piece keeps those as its own, and of what is shared where it goes
+//! between them; it is put together when the connection copies it into what goes to the socket, and not before. So an event is copied
+//! once for each watcher, from memory that has just been read for another.
+
+use std::io::IoSlice;
+
+use bytes::{Buf, BufMut, Bytes};
+
+/// Shared bytes that are fewer than this are copied: to refer to them costs as much.
+const SHARED_MIN: usize = 128;
+
+/// Bytes of its own with shared ones in between.
+#[derive(Debug, Default)]
+pub struct Woven {
+    own: Vec<u8>,
+    shared: Vec<Bytes>,
+    /// Where shared bytes go. What is left of `own` comes after the last of them.
+    seams: Vec<Seam>,
+    /// Bytes in all that is not taken yet.
+    remaining: usize,
+    /// What is taken: all before this seam, of `own` so many bytes, and of the bytes at the seam.
+    seam: usize,
+    own_taken: usize,
+    shared_taken: usize,
+}
+
+/// The own bytes up to `own_end` are followed by all of `shared`.
+#[derive(Clone, Copy, Debug)]
+struct Seam {
+    own_end: u32,
+    shared: u32,
+}
+
+impl Woven {
+    /// Makes room for so many times some own bytes and some that may be shared.
+    pub(super) fn reserve(&mut self, count: usize, own_bytes: usize, bytes: usize) {
+        if bytes < SHARED_MIN {
+            self.own.reserve(count * (own_bytes + bytes));
+        } else {
+            self.own.reserve(count * own_bytes);
+            self.seams.reserve(count);
+        }
+    }
+
+    /// Appends bytes that others have as well.
+    pub(super) fn share(&mut self, bytes: &Bytes) {
+        if bytes.len() < SHARED_MIN {
+            return self.put_slice(bytes);
+        }
+        let again = |last: &Bytes| last.as_ptr() == bytes.as_ptr() && last.len() == bytes.len();
+        if !self.shared.last().is_some_and(again) {
+            self.shared.push(bytes.clone());
+        }
+        let place = |at: usize| u32::try_from(at).expect("a piece is bounded");
+        self.seams.push(Seam { own_end: place(self.own.len()), shared: place(self.shared.len() - 1) });
+        self.remaining += bytes.len();
+    }
+
+    /// Appends bytes of its own.
+    pub(super) fn put_slice(&mut self, bytes: &[u8]) {
+        self.own.put_slice(bytes);
+        self.remaining += bytes.len();
+    }
+
+    /// What comes next, as far as it lies in one place, with what comes after it.
+    fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        let (mut own_taken, mut shared_taken) = (self.own_taken, self.shared_taken);
+        let between = self.seams[self.seam..].iter().flat_map(move |seam| {
+            let own = &self.own[own_taken..seam.own_end as usize];
+            let shared = &self.shared[seam.shared as usize][shared_taken..];
+            (own_taken, shared_taken) = (seam.own_end as usize, 0);
+            [own, shared]
+        });
+        let sewn = self.seams.last().map_or(0, |seam| seam.own_end as usize);
+        let last = &self.own[sewn.max(self.own_taken)..];
+        between.chain([last]).filter(|chunk| !chunk.is_empty())
+    }
+}
+
+impl Buf for Woven {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.chunks().next().unwrap_or_default()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut count = 0;
+        for (slice, chunk) in slices.iter_mut().zip(self.chunks()) {
+            *slice = IoSlice::new(chunk);
+            count += 1;
+        }
+        count
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.remaining, "more is taken than there is");
+        self.remaining -= count;
+        let mut left = count;
+        while let Some(seam) = self.seams.get(self.seam) {
+            let own = left.min(seam.own_end as usize - self.own_taken);
+            self.own_taken += own;
+            left -= own;
+            let shared = &self.shared[seam.shared as usize];
+            if left < shared.len() - self.shared_taken {
+                self.shared_taken += left;
+                return;
+            }
+            left -= shared.len() - self.shared_taken;
+            self.shared_taken = 0;
+            self.seam += 1;
+        }
+        self.own_taken += left;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts of all kinds, and what they are together.
+    fn woven() -> (Woven, Vec<u8>) {
+        let (mut woven, mut expected) = (Woven::default(), Vec::new());
+        let event = Bytes::from(vec![1; 300]);
+        let small = Bytes::from(vec![2; SHARED_MIN - 1]);
+        for round in 0..5u8 {
+            woven.put_slice(&[3, round]);
+            expected.extend([3, round]);
+            for bytes in [&event, &small, &event, &event] {
+                woven.share(bytes);
+                expected.extend_from_slice(bytes);
+            }
+            woven.share(&Bytes::from(vec![round; 200]));
+            expected.extend([round; 200]);
+        }
+        woven.put_slice(b"the end");
+        expected.extend(b"the end");
+        (woven, expected)
+    }
+
+    #[test]
+    fn it_is_the_same_bytes_whatever_is_taken_at_a_time() {
+        for step in [1, 2, 7, 127, 128, 300, 301, 1000, 5000, 10_000] {
+            let (mut woven, expected) = woven();
+            let mut seen = Vec::new();
+            while woven.has_remaining() {
+                let mut slices = [IoSlice::new(&[]); 3];
+                let filled = woven.chunks_vectored(&mut slices);
+                let chunks: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
+                assert!(chunks.starts_with(woven.chunk()) && !woven.chunk().is_empty());
+                let taken = chunks.len().min(step);
+                seen.extend_from_slice(&chunks[..taken]);
+                woven.advance(taken);
+                assert_eq!(seen.len() + woven.remaining(), expected.len());
+            }
+            assert!(seen == expected, "{step} at a time");
+            assert_eq!(woven.chunks_vectored(&mut [IoSlice::new(&[])]), 0);
+        }
+    }
+
+    #[test]
+    fn what_comes_again_is_kept_once() {
+        let (woven, expected) = woven();
+        // In each round the event, the event again, and what is of this round alone; the small one is not shared.
+        assert_eq!(woven.shared.len(), 10);
+        assert_eq!(woven.remaining(), expected.len());
+    }
+}
