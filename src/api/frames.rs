@@ -100,7 +100,7 @@ impl Frames {
 
     fn go_on(&mut self, message: &mut Unfinished) -> bool {
         let Unfinished { events, header, responses, watchers, done, begun } = message;
-        let (ids, list) = (events.ids.as_slice(), events.events.as_slice());
+        let (ids, list) = (events.ids.as_slice(), &events.events);
         while let Some(id) = ids.get(*watchers) {
             let Cut { events, bytes } = &responses[*done];
             let mut at = match *begun {
@@ -124,7 +124,7 @@ impl Frames {
                     return false;
                 }
                 // `events` is the last field of the message: what follows its head is the whole of it.
-                self.open.share(&list[at]);
+                self.open.share(list, at);
                 at += 1;
             }
             *begun = None;

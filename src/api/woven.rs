@@ -6,7 +6,9 @@
 
 use std::io::IoSlice;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut};
+
+use crate::watch::EventList;
 
 /// Shared bytes that are fewer than this are copied: to refer to them costs as much.
 const SHARED_MIN: usize = 128;
@@ -15,7 +17,8 @@ const SHARED_MIN: usize = 128;
 #[derive(Debug, Default)]
 pub struct Woven {
     own: Vec<u8>,
-    shared: Vec<Bytes>,
+    /// Each once, however many are sent it: to count who refers to an event costs as much as to copy it, where threads do it in turn.
+    shared: Vec<EventList>,
     /// Where shared bytes go. What is left of `own` comes after the last of them.
     seams: Vec<Seam>,
     /// Bytes in all that is not taken yet.
@@ -26,11 +29,12 @@ pub struct Woven {
     shared_taken: usize,
 }
 
-/// The own bytes up to `own_end` are followed by all of `shared`.
+/// The own bytes up to `own_end` are followed by one event of one list.
 #[derive(Clone, Copy, Debug)]
 struct Seam {
     own_end: u32,
-    shared: u32,
+    list: u32,
+    event: u32,
 }
 
 impl Woven {
@@ -44,17 +48,18 @@ impl Woven {
         }
     }
 
-    /// Appends bytes that others have as well.
-    pub(super) fn share(&mut self, bytes: &Bytes) {
+    /// Appends an event that others are sent as well.
+    pub(super) fn share(&mut self, events: &EventList, event: usize) {
+        let bytes = &events.as_slice()[event];
         if bytes.len() < SHARED_MIN {
             return self.put_slice(bytes);
         }
-        let again = |last: &Bytes| last.as_ptr() == bytes.as_ptr() && last.len() == bytes.len();
-        if !self.shared.last().is_some_and(again) {
-            self.shared.push(bytes.clone());
+        if !self.shared.last().is_some_and(|last| last.is(events)) {
+            self.shared.push(events.clone());
         }
-        let place = |at: usize| u32::try_from(at).expect("a piece is bounded");
-        self.seams.push(Seam { own_end: place(self.own.len()), shared: place(self.shared.len() - 1) });
+        let place = |at: usize| u32::try_from(at).expect("a piece is bounded, and so is what one revision changes");
+        let (own_end, list) = (place(self.own.len()), place(self.shared.len() - 1));
+        self.seams.push(Seam { own_end, list, event: place(event) });
         self.remaining += bytes.len();
     }
 
@@ -64,12 +69,17 @@ impl Woven {
         self.remaining += bytes.len();
     }
 
+    /// What goes to a seam.
+    fn event(&self, seam: &Seam) -> &[u8] {
+        &self.shared[seam.list as usize].as_slice()[seam.event as usize]
+    }
+
     /// What comes next, as far as it lies in one place, with what comes after it.
     fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let (mut own_taken, mut shared_taken) = (self.own_taken, self.shared_taken);
         let between = self.seams[self.seam..].iter().flat_map(move |seam| {
             let own = &self.own[own_taken..seam.own_end as usize];
-            let shared = &self.shared[seam.shared as usize][shared_taken..];
+            let shared = &self.event(seam)[shared_taken..];
             (own_taken, shared_taken) = (seam.own_end as usize, 0);
             [own, shared]
         });
@@ -105,12 +115,12 @@ impl Buf for Woven {
             let own = left.min(seam.own_end as usize - self.own_taken);
             self.own_taken += own;
             left -= own;
-            let shared = &self.shared[seam.shared as usize];
-            if left < shared.len() - self.shared_taken {
+            let shared = self.event(seam).len() - self.shared_taken;
+            if left < shared {
                 self.shared_taken += left;
                 return;
             }
-            left -= shared.len() - self.shared_taken;
+            left -= shared;
             self.shared_taken = 0;
             self.seam += 1;
         }
@@ -120,22 +130,28 @@ impl Buf for Woven {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
     use super::*;
 
     /// Parts of all kinds, and what they are together.
     fn woven() -> (Woven, Vec<u8>) {
         let (mut woven, mut expected) = (Woven::default(), Vec::new());
-        let event = Bytes::from(vec![1; 300]);
-        let small = Bytes::from(vec![2; SHARED_MIN - 1]);
+        let lengths = [300, SHARED_MIN - 1, SHARED_MIN];
+        let events = EventList::Many(Arc::new(lengths.map(|len| Bytes::from(vec![1; len])).to_vec()));
         for round in 0..5u8 {
             woven.put_slice(&[3, round]);
             expected.extend([3, round]);
-            for bytes in [&event, &small, &event, &event] {
-                woven.share(bytes);
-                expected.extend_from_slice(bytes);
+            for event in [0, 1, 2, 2, 0] {
+                woven.share(&events, event);
+                expected.extend_from_slice(&events.as_slice()[event]);
             }
-            woven.share(&Bytes::from(vec![round; 200]));
-            expected.extend([round; 200]);
+            if round % 2 == 0 {
+                woven.share(&EventList::One(Bytes::from(vec![round; 200])), 0);
+                expected.extend([round; 200]);
+            }
         }
         woven.put_slice(b"the end");
         expected.extend(b"the end");
@@ -164,9 +180,7 @@ mod tests {
 
     #[test]
     fn what_comes_again_is_kept_once() {
-        let (woven, expected) = woven();
-        // In each round the event, the event again, and what is of this round alone; the small one is not shared.
-        assert_eq!(woven.shared.len(), 10);
-        assert_eq!(woven.remaining(), expected.len());
+        // What two rounds have in common, and what is of the first, third and fifth alone.
+        assert_eq!(woven().0.shared.len(), 3 + 3);
     }
 }

@@ -169,6 +169,17 @@ impl EventList {
         }
     }
 
+    /// Whether it is the same list, in the same place. What is equal but was made anew is not.
+    pub(crate) fn is(&self, other: &EventList) -> bool {
+        match (self, other) {
+            (EventList::One(event), EventList::One(other)) => {
+                (event.as_ptr(), event.len()) == (other.as_ptr(), other.len())
+            }
+            (EventList::Many(events), EventList::Many(other)) => Arc::ptr_eq(events, other),
+            _ => false,
+        }
+    }
+
     fn append(&mut self, more: EventList) {
         match self {
             EventList::One(first) => {
