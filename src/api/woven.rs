@@ -73,20 +73,6 @@ impl Woven {
     fn event(&self, seam: &Seam) -> &[u8] {
         &self.shared[seam.list as usize].as_slice()[seam.event as usize]
     }
-
-    /// What comes next, as far as it lies in one place, with what comes after it.
-    fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        let (mut own_taken, mut shared_taken) = (self.own_taken, self.shared_taken);
-        let between = self.seams[self.seam..].iter().flat_map(move |seam| {
-            let own = &self.own[own_taken..seam.own_end as usize];
-            let shared = &self.event(seam)[shared_taken..];
-            (own_taken, shared_taken) = (seam.own_end as usize, 0);
-            [own, shared]
-        });
-        let sewn = self.seams.last().map_or(0, |seam| seam.own_end as usize);
-        let last = &self.own[sewn.max(self.own_taken)..];
-        between.chain([last]).filter(|chunk| !chunk.is_empty())
-    }
 }
 
 impl Buf for Woven {
@@ -95,14 +81,31 @@ impl Buf for Woven {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.chunks().next().unwrap_or_default()
+        let Some(seam) = self.seams.get(self.seam) else { return &self.own[self.own_taken..] };
+        match &self.own[self.own_taken..seam.own_end as usize] {
+            [] => &self.event(seam)[self.shared_taken..],
+            own => own,
+        }
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let mut count = 0;
-        for (slice, chunk) in slices.iter_mut().zip(self.chunks()) {
+        let (mut own_taken, mut shared_taken) = (self.own_taken, self.shared_taken);
+        let (mut free, mut count) = (slices.iter_mut(), 0);
+        let mut next = |chunk: &'a [u8]| {
+            let Some(slice) = free.next() else { return false };
             *slice = IoSlice::new(chunk);
             count += 1;
+            true
+        };
+        for seam in &self.seams[self.seam..] {
+            let own = &self.own[own_taken..seam.own_end as usize];
+            if !own.is_empty() && !next(own) || !next(&self.event(seam)[shared_taken..]) {
+                return count;
+            }
+            (own_taken, shared_taken) = (seam.own_end as usize, 0);
+        }
+        if own_taken < self.own.len() {
+            next(&self.own[own_taken..]);
         }
         count
     }

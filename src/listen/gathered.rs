@@ -99,17 +99,23 @@ impl Waiting {
     }
 
     /// Takes in as much as there is room for.
-    fn gather(&mut self, mut bytes: &[u8]) -> usize {
-        if self.buffer.capacity() == 0 && !bytes.is_empty() {
+    fn gather(&mut self, slices: &[IoSlice<'_>]) -> usize {
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        let count = wanted.min(self.room());
+        if self.buffer.capacity() == 0 && count > 0 {
             self.buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(GATHERED_MAX));
         }
-        bytes = &bytes[..bytes.len().min(self.room())];
-        if self.buffer.len() + bytes.len() > GATHERED_MAX {
+        if self.buffer.len() + count > GATHERED_MAX {
             self.buffer.drain(..self.written);
             self.written = 0;
         }
-        self.buffer.extend_from_slice(bytes);
-        bytes.len()
+        let mut left = count;
+        for slice in slices {
+            let taken = left.min(slice.len());
+            self.buffer.extend_from_slice(&slice[..taken]);
+            left -= taken;
+        }
+        count
     }
 
     /// Everything is written: the buffer can serve others.
@@ -155,15 +161,7 @@ impl AsyncWrite for Gathered {
         if waiting.room() == 0 {
             ready!(self.poll_send(cx, &mut waiting))?;
         }
-        let mut count = 0;
-        for slice in slices {
-            let taken = waiting.gather(slice);
-            count += taken;
-            if taken < slice.len() {
-                break;
-            }
-        }
-        Poll::Ready(Ok(count))
+        Poll::Ready(Ok(waiting.gather(slices)))
     }
 
     fn is_write_vectored(&self) -> bool {
