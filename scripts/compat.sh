@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones, JSON over HTTP,
-# and two foreign Python clients; and everwatchctl against real etcdctl.
+# and every call of three foreign Python clients; and everwatchctl against real etcdctl.
 #
 #   scripts/compat.sh                          etcd against target/debug/everwatch
 #   RIGHT=target/release/everwatch scripts/compat.sh
@@ -44,8 +44,10 @@ for seed in $(seq 1 "$seeds"); do
     "$python" tests/compat/differential.py --left "$left" --right "$right" --seed "$seed" --count 1500 || failed=1
 done
 "$python" tests/compat/gateway.py --left "$left" --right "$right" "${same[@]}" || failed=1
-PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python "$python" tests/compat/etcd3_smoke.py "$right" || failed=1
-"$python" tests/compat/etcd3gw_smoke.py "$right" || failed=1
+PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python "$python" tests/compat/etcd3_calls.py --left "$left" --right "$right" || failed=1
+for client in etcd3gw aetcd; do
+    "$python" "tests/compat/${client}_calls.py" --left "$left" --right "$right" || failed=1
+done
 # Both tools against the same server: with --same there is nothing of ours to compare.
 if [ ${#same[@]} -eq 0 ]; then
     "$python" tests/compat/ctl.py --server "$right" --ctl "$ctl" || failed=1

@@ -8,13 +8,12 @@ import os
 import pathlib
 import platform
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 
-from server import Server, ServerFailed, free_ports
+import server
+from server import ServerFailed
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 KINDS = ("etcd", "everwatch")
@@ -67,26 +66,13 @@ def on_cluster(command, size, run):
 
 @contextlib.contextmanager
 def cluster(command, size, flags=()):
-    """Members of a new cluster, all serving; gone afterwards."""
-    ports, base = free_ports(2 * size), tempfile.mkdtemp(prefix="everwatch-figures-")
-    clients, peers = ports[:size], ports[size:]
-    initial = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, peer in enumerate(peers))
-    members = [Server(command, f"m{i}", client, peer, initial, flags, base)
-               for i, (client, peer) in enumerate(zip(clients, peers))]
-    try:
+    """Members of a new cluster that are the server's process itself: what is measured is not something that has started it."""
+    with server.cluster(command, size, flags) as members:
         for member in members:
-            member.spawn()
-        for member in members:
-            member.wait()
-            # What is measured is the process itself, not something that has started it.
             program = os.path.basename(os.readlink(f"/proc/{member.process.pid}/exe"))
             if not program.startswith(("etcd", "everwatch")):
                 raise SystemExit(f"{command} runs as {program}: name the binary itself")
         yield members
-    finally:
-        for member in members:
-            member.kill()
-        shutil.rmtree(base, ignore_errors=True)
 
 
 def generate(bench, members, *arguments):

@@ -4,6 +4,7 @@ A server is always given as a command (`etcd`, `target/debug/everwatch`, ...) th
 test can hold etcd against etcd (there must be no difference) and etcd against Everwatch.
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -162,3 +163,23 @@ class Server:
 
     def __exit__(self, *_):
         self.close()
+
+
+@contextlib.contextmanager
+def cluster(command, size, flags=()):
+    """Members of a new cluster, all serving; gone afterwards."""
+    ports, base = free_ports(2 * size), tempfile.mkdtemp(prefix="everwatch-cluster-")
+    clients, peers = ports[:size], ports[size:]
+    initial = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, peer in enumerate(peers))
+    members = [Server(command, f"m{i}", client, peer, initial, flags, base)
+               for i, (client, peer) in enumerate(zip(clients, peers))]
+    try:
+        for member in members:
+            member.spawn()
+        for member in members:
+            member.wait()
+        yield members
+    finally:
+        for member in members:
+            member.kill()
+        shutil.rmtree(base, ignore_errors=True)
