@@ -117,7 +117,8 @@ def window(bench, members, act=nothing):
 
 
 def tool(ctl, member, *words):
-    return run(ctl, "--endpoints", member.endpoint, "--command-timeout=600s", *words)
+    # etcd hangs up on who asks for signs of life more often than every five seconds, as the tool would while it waits.
+    run(ctl, "--endpoints", member.endpoint, "--command-timeout=600s", "--keepalive-time=10s", *words)
 
 
 def gaps(arguments, members):
