@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Kills members of a three-member cluster under load: kill -9 the leader 20 times, all members 10 times, one follower
 # through 50,000 writes, a follower while it adopts snapshots; lets one sleep until it needs a snapshot; takes one's data
-# away. See tests/compat/cluster_kill.py.
+# away; replaces all three by others, one by one. See tests/compat/cluster_kill.py.
 #
 #   scripts/kill-test.sh                                     three processes of target/release/everwatch
 #   SERVER=etcd scripts/kill-test.sh                         three processes of etcd: the test of the test
@@ -22,6 +22,7 @@ case " $* ${SERVER:-} " in
     run --scenario snapshot --times "${SNAPSHOT:-10}" "$@" || failed=1
     run --scenario paused --times "${PAUSED:-5}" "$@" || failed=1
     run --scenario wiped "$@" || failed=1
+    run --scenario replaced --times "${REPLACED:-3}" "$@" || failed=1
     ;;
 esac
 exit $failed

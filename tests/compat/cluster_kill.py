@@ -6,6 +6,7 @@
     cluster_kill.py --server target/debug/everwatch --scenario snapshot --times 10
     cluster_kill.py --server target/debug/everwatch --scenario paused --times 5
     cluster_kill.py --server target/debug/everwatch --scenario wiped
+    cluster_kill.py --server target/debug/everwatch --scenario replaced --times 1
     cluster_kill.py --compose --scenario leader --times 20       members are the containers of docker-compose.yml
 
 A writer puts about 1,000 unique values a second over all members, and knows of each whether it was acknowledged (and at
@@ -45,6 +46,7 @@ class ProcessCluster:
     """Three processes on 127.0.0.1."""
 
     def __init__(self, command, flags):
+        self.flags = flags
         ports = free_ports(6)
         self.base = tempfile.mkdtemp(prefix="everwatch-kill-")
         cluster = ",".join(f"m{i}=http://127.0.0.1:{ports[3 + i]}" for i in range(3))
@@ -57,6 +59,13 @@ class ProcessCluster:
 
     def kill(self, number):
         self.members[number].kill()
+
+    def replace(self, number, name, peer, listed):
+        """Another member, with an empty directory, is reached by clients where the one before it was; `listed` are all members."""
+        old = self.members[number]
+        cluster = ",".join(f"{member.name or name}={url}" for member in listed for url in member.peerURLs)
+        flags = [*self.flags, "--initial-cluster-state=existing"]
+        self.members[number] = Server(old.command, name, old.client, peer, cluster, flags, self.base)
 
     def start(self, number):
         self.members[number].spawn()
@@ -129,6 +138,7 @@ class Writer:
         self.channels = [grpc.insecure_channel(e, options=CHANNEL) for e in endpoints]
         self.rate, self.lock = rate, threading.Lock()
         self.acknowledged, self.open, self.sent = {}, set(), set()
+        self.last_at, self.longest_gap, self.recent_gap = time.monotonic(), 0, 0
         self.passed_over = None  # number of a member that is asked nothing
         self.slots = threading.Semaphore(self.IN_FLIGHT_MAX)
         self.stopping = threading.Event()
@@ -159,10 +169,21 @@ class Writer:
         try:
             if call.code() == grpc.StatusCode.OK:
                 with self.lock:
+                    now = time.monotonic()
+                    self.recent_gap = max(self.recent_gap, now - self.last_at)
+                    self.longest_gap = max(self.longest_gap, self.recent_gap)
+                    self.last_at = now
                     self.open.discard(value)
                     self.acknowledged[value] = (key, call.result().header.revision)
         finally:
             self.slots.release()
+
+    def gap_ms(self):
+        """The longest between two acknowledged, or since the last one, since this was asked before."""
+        with self.lock:
+            gap = max(self.recent_gap, time.monotonic() - self.last_at)
+            self.recent_gap = 0
+        return gap * 1000
 
     def progress(self):
         """Acknowledged so far."""
@@ -360,8 +381,60 @@ def wiped_member(cluster, writer, arguments):
     cluster.wait(victim)
 
 
+def insist(endpoint, method, request):
+    """The answer, once the cluster finds itself healthy enough, and a learner ready."""
+    deadline = time.monotonic() + 60
+    while True:
+        with grpc.insecure_channel(endpoint, options=CHANNEL) as channel:
+            try:
+                return unary(channel, f"/etcdserverpb.Cluster/{method}", request, 10)
+            except grpc.RpcError as error:
+                waits = error.code() == grpc.StatusCode.FAILED_PRECONDITION or "unhealthy cluster" in error.details()
+                if not waits or time.monotonic() > deadline:
+                    raise SystemExit(f"{method} by {endpoint}: {error.code()}: {error.details()}") from None
+        time.sleep(0.1)
+
+
+def replaced_members(cluster, writer, arguments):
+    """Every member is removed, leader or follower, and another with an empty directory takes its place: as a learner that is promoted,
+    or with a vote at once."""
+    for turn in range(arguments.times):
+        old, ids = {0, 1, 2}, set()
+        while old:
+            done = writer.progress()
+            wait_until(lambda: writer.progress() > done + arguments.rate, 60, "writes by all members")
+            leader = leader_of(cluster)
+            writer.gap_ms()
+            # In the middle a follower, if that can be.
+            victim = next((n for n in old if (n == leader) != (len(old) == 2)), min(old))
+            old.discard(victim)
+            asked, gone, name = cluster.endpoints[(victim + 1) % 3], cluster.members[victim], f"n{turn}{victim}"
+            id = status(gone.endpoint).header.member_id
+            ids.add(id)
+            insist(asked, "MemberRemove", pb.MemberRemoveRequest(ID=id))
+            gone.process.wait(60)  # by itself
+            leader_of(cluster)
+            removal = writer.gap_ms()
+
+            writer.passed_over, [peer] = victim, free_ports(1)
+            learns = len(old) != 1
+            url = f"http://127.0.0.1:{peer}"
+            added = insist(asked, "MemberAdd", pb.MemberAddRequest(peerURLs=[url], isLearner=learns))
+            cluster.replace(victim, name, peer, added.members)
+            cluster.start(victim)
+            if learns:
+                insist(asked, "MemberPromote", pb.MemberPromoteRequest(ID=added.member.ID))
+            cluster.wait(victim)
+            writer.passed_over = None
+            print(f"  {gone.name}{', which led,' if victim == leader else ''} left, gap of {removal:.0f} ms; {name} came "
+                  f"{'to learn' if learns else 'with a vote'}, {writer.gap_ms():.0f} ms; {writer.progress()} writes acknowledged", flush=True)
+        left = insist(cluster.endpoints[0], "MemberList", pb.MemberListRequest(linearizable=True)).members
+        if len(left) != 3 or ids & {member.ID for member in left} or any(member.isLearner for member in left):
+            raise SystemExit(f"not three others: {left}")
+
+
 SCENARIOS = {"leader": kill_leader, "all": kill_all, "lagging": lagging_follower, "snapshot": broken_snapshot,
-             "paused": paused_follower, "wiped": wiped_member}
+             "paused": paused_follower, "wiped": wiped_member, "replaced": replaced_members}
 
 
 def check(cluster, writer, watchers, first_revision):
@@ -428,6 +501,8 @@ def main():
         flags += ["--snapshot-count", str(max(100, arguments.writes // 20))]
     if arguments.scenario in ("snapshot", "paused"):
         flags += ["--snapshot-count", "100", "--snapshot-catchup-entries", "50"]
+    if arguments.scenario == "replaced":
+        flags += ["--snapshot-count", "1000"]  # who comes has to be given a snapshot
     began = time.monotonic()
     cluster = ComposeCluster(arguments.compose) if arguments.compose else ProcessCluster(arguments.server, flags)
     wrong, seen = ["the run broke off"], 0
@@ -445,7 +520,7 @@ def main():
     for line in wrong[:20]:
         print(f"WRONG  {line}")
     print(f"{arguments.scenario} x{arguments.times if arguments.scenario not in ('lagging', 'wiped') else 1}: {len(writer.acknowledged)} writes "
-          f"acknowledged, {len(writer.open)} with an open outcome, history of {seen}; watchers moved "
+          f"acknowledged with gaps of up to {writer.longest_gap * 1000:.0f} ms, {len(writer.open)} with an open outcome, history of {seen}; watchers moved "
           f"{[w.moves for w in watchers]} times; {'FAILED: ' + str(len(wrong)) + ' violations' if wrong else 'all promises kept'}; "
           f"{time.monotonic() - began:.0f} s")
     sys.exit(1 if wrong else 0)
