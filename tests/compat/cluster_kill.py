@@ -132,7 +132,8 @@ class Writer:
     """Puts unique values at a steady rate, each over some member, many at a time; keys repeat, values never."""
 
     KEYS = 500
-    IN_FLIGHT_MAX = 200
+    # Over one member. One that does not answer holds up nothing that goes over the others.
+    IN_FLIGHT_MAX = 100
 
     def __init__(self, endpoints, rate):
         self.channels = [grpc.insecure_channel(e, options=CHANNEL) for e in endpoints]
@@ -140,7 +141,7 @@ class Writer:
         self.acknowledged, self.open, self.sent = {}, set(), set()
         self.last_at, self.longest_gap, self.recent_gap = time.monotonic(), 0, 0
         self.passed_over = None  # number of a member that is asked nothing
-        self.slots = threading.Semaphore(self.IN_FLIGHT_MAX)
+        self.slots = [threading.Semaphore(self.IN_FLIGHT_MAX) for _ in endpoints]
         self.stopping = threading.Event()
         self.random = random.Random(1)
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -153,19 +154,26 @@ class Writer:
             ahead = number / self.rate - (time.monotonic() - began)
             if ahead > 0:
                 time.sleep(ahead)
-            self.slots.acquire()
-            if self.stopping.is_set():
-                self.slots.release()
+            over = self._free_member()
+            if over is None:
                 return
             key, value = b"kill/%04d" % self.random.randrange(self.KEYS), b"%d" % number
             with self.lock:
                 self.sent.add(value)
                 self.open.add(value)
-            put = self.random.choice([put for n, put in enumerate(puts) if n != self.passed_over])
-            call = put.future(pb.PutRequest(key=key, value=value), timeout=10)
-            call.add_done_callback(lambda done, key=key, value=value: self._done(done, key, value))
+            call = puts[over].future(pb.PutRequest(key=key, value=value), timeout=10)
+            call.add_done_callback(lambda done, key=key, value=value, over=over: self._done(done, key, value, over))
 
-    def _done(self, call, key, value):
+    def _free_member(self):
+        """Number of one with a slot, which is taken; nobody when it is time to stop."""
+        while not self.stopping.is_set():
+            for over in self.random.sample(range(len(self.slots)), len(self.slots)):
+                if over != self.passed_over and self.slots[over].acquire(blocking=False):
+                    return over
+            self.stopping.wait(0.005)
+        return None
+
+    def _done(self, call, key, value, over):
         try:
             if call.code() == grpc.StatusCode.OK:
                 with self.lock:
@@ -176,7 +184,7 @@ class Writer:
                     self.open.discard(value)
                     self.acknowledged[value] = (key, call.result().header.revision)
         finally:
-            self.slots.release()
+            self.slots[over].release()
 
     def gap_ms(self):
         """The longest between two acknowledged, or since the last one, since this was asked before."""
@@ -192,8 +200,9 @@ class Writer:
     def stop(self):
         self.stopping.set()
         self.thread.join()
-        for _ in range(self.IN_FLIGHT_MAX):
-            self.slots.acquire()
+        for slots in self.slots:
+            for _ in range(self.IN_FLIGHT_MAX):
+                slots.acquire()
         for channel in self.channels:
             channel.close()
 
@@ -412,7 +421,9 @@ def replaced_members(cluster, writer, arguments):
             id = status(gone.endpoint).header.member_id
             ids.add(id)
             insist(asked, "MemberRemove", pb.MemberRemoveRequest(ID=id))
+            removed_at = time.monotonic()
             gone.process.wait(60)  # by itself
+            stopped_s = time.monotonic() - removed_at
             leader_of(cluster)
             removal = writer.gap_ms()
 
@@ -426,7 +437,7 @@ def replaced_members(cluster, writer, arguments):
                 insist(asked, "MemberPromote", pb.MemberPromoteRequest(ID=added.member.ID))
             cluster.wait(victim)
             writer.passed_over = None
-            print(f"  {gone.name}{', which led,' if victim == leader else ''} left, gap of {removal:.0f} ms; {name} came "
+            print(f"  {gone.name}{', which led,' if victim == leader else ''} left, gap of {removal:.0f} ms, it stopped after {stopped_s:.1f} s; {name} came "
                   f"{'to learn' if learns else 'with a vote'}, {writer.gap_ms():.0f} ms; {writer.progress()} writes acknowledged", flush=True)
         left = insist(cluster.endpoints[0], "MemberList", pb.MemberListRequest(linearizable=True)).members
         if len(left) != 3 or ids & {member.ID for member in left} or any(member.isLearner for member in left):
