@@ -23,7 +23,6 @@ from round_trip import run
 from server import Server, free_ports
 from stubs import pb
 
-ROUNDS = size("ROUNDS", 1, 1)
 KEYS = size("KEYS", 200_000, 2_000)
 LARGE_KEYS = size("LARGE_KEYS", 1_000_000, 5_000)
 RATE = size("RATE", 2_000, 200)
@@ -236,7 +235,7 @@ def main():
 
     kinds = [kind for kind in KINDS if arguments.only in (None, kind)]
     commands = {kind: getattr(arguments, kind) for kind in kinds}
-    head = heading(commands, ROUNDS) | {
+    head = heading(commands, 1) | {
         "puts": f"{RATE:,} a second of 256 bytes through all members, {PROBES:,} of them the probe's, {SECONDS} s a window or longer",
         "keys": f"{KEYS:,} of 256 bytes, and {LARGE_KEYS:,} of 32 bytes with 256"}
     results, failed = {}, []
