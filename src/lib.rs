@@ -69,7 +69,7 @@
 //! | files of ours | [`offline`], for who looks at a member's directory while it does not run |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`discovery`], who founds the cluster · [`member`], all of it put together |
-//! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
+//! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`audit`], who changed what · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
 //!
@@ -89,14 +89,15 @@
 //! | `raft`            | `types`                                                                                    | yes  |
 //! | `peer`            | `types` `pb` `tls` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
 //! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` `tls` | no |
-//! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` | no |
-//! | `http`            | `version` `pb` `server::handle` `state` `api` `tls`                                        | no   |
-//! | `listen`          | `config` `tls`                                                                             | no   |
+//! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` `audit` | no |
+//! | `http`            | `version` `pb` `server::handle` `state` `api` `tls` `audit`                                | no   |
+//! | `listen`          | `config` `tls` `audit`                                                                     | no   |
 //! | `discovery`       | `pb` `config` `cluster` `client` `tls`                                                     | no   |
-//! | `member`          | `config` `version` `discovery` `server` `api` `http` `listen` `tls`                        | no   |
+//! | `member`          | `config` `version` `discovery` `server` `api` `http` `listen` `tls` `audit`                | no   |
 //! | `config`          | `tls`                                                                                      | no   |
 //! | `tls`             | –                                                                                          | no   |
 //! | `logging`         | `config`                                                                                   | no   |
+//! | `audit`           | `config` `logging` `metrics`                                                               | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
 //! | `offline`         | `types` `pb` `storage` `mvcc` `state`                                                      | no   |
@@ -135,6 +136,7 @@ pub mod http;
 pub mod listen;
 pub mod member;
 
+pub mod audit;
 pub mod bench;
 pub mod client;
 pub mod config;

@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tower::Service;
 
 use self::gathered::Gathered;
+use crate::audit::Auditor;
 use crate::config::{Config, Scheme, Url};
 use crate::tls::{Accepted, Acceptor, CommonName};
 
@@ -201,19 +202,21 @@ where
 }
 
 /// Serves `grpc` and `http` on `sockets`, on this runtime, until `stop` turns true or its sender is gone; then returns
-/// when every connection is closed, at the latest after [`GRACE`].
+/// when every connection is closed, at the latest after [`GRACE`]. With an audit log every request carries where it came from.
 pub async fn serve<G: Answer, H: Answer>(
     sockets: Vec<Socket>,
     grpc: G,
     http: H,
     limits: Limits,
+    audit: Option<Auditor>,
     stop: watch::Receiver<bool>,
     logger: Logger,
 ) -> io::Result<()> {
     let mut accepting = JoinSet::new();
     for socket in sockets {
         let listener = TcpListener::from_std(socket.listener)?;
-        let served = Served { grpc: grpc.clone(), http: http.clone(), limits, tls: socket.tls };
+        let audit = audit.clone();
+        let served = Served { grpc: grpc.clone(), http: http.clone(), limits, audit, tls: socket.tls };
         accepting.spawn(accept(listener, served, stop.clone(), logger.clone()));
     }
     while accepting.join_next().await.is_some() {}
@@ -226,6 +229,7 @@ struct Served<G, H> {
     grpc: G,
     http: H,
     limits: Limits,
+    audit: Option<Auditor>,
     tls: Option<Arc<Acceptor>>,
 }
 
@@ -248,7 +252,7 @@ async fn accept<G: Answer, H: Answer>(
                 Ok((stream, remote)) => {
                     pause = ACCEPT_PAUSE_MIN;
                     let logger = logger.new(slog::o!("remote-addr" => remote.to_string()));
-                    connections.spawn(connection(stream, remote.ip(), served.clone(), stopping.clone(), logger));
+                    connections.spawn(connection(stream, remote, served.clone(), stopping.clone(), logger));
                 }
                 // The client went away before we came to it.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted
@@ -312,7 +316,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 async fn connection<G: Answer, H: Answer>(
     stream: TcpStream,
-    remote: IpAddr,
+    remote: SocketAddr,
     served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
     logger: Logger,
@@ -321,15 +325,15 @@ async fn connection<G: Answer, H: Answer>(
     let _ = stream.set_nodelay(true);
     let stream = Gathered::new(stream);
     let Some(tls) = served.tls.clone() else {
-        return exchange(stream.clone(), &stream, None, served, stop, logger).await;
+        return exchange(stream.clone(), &stream, remote, None, served, stop, logger).await;
     };
-    let mut accepting = pin!(tls.accept(stream.clone(), remote));
+    let mut accepting = pin!(tls.accept(stream.clone(), remote.ip()));
     let accepted = tokio::select! {
         accepted = stream.around(accepting.as_mut()) => accepted,
         () = stopped(&mut stop) => return,
     };
     match accepted {
-        Ok(Accepted { stream: secure, name }) => exchange(secure, &stream, name, served, stop, logger).await,
+        Ok(Accepted { stream: secure, name }) => exchange(secure, &stream, remote, name, served, stop, logger).await,
         Err(error) => slog::warn!(logger, "rejected connection"; "error" => %error),
     }
 }
@@ -338,6 +342,7 @@ async fn connection<G: Answer, H: Answer>(
 async fn exchange<S, G: Answer, H: Answer>(
     stream: S,
     socket: &Gathered,
+    remote: SocketAddr,
     name: Option<CommonName>,
     served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
@@ -345,7 +350,8 @@ async fn exchange<S, G: Answer, H: Answer>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Served { grpc, http, limits, .. } = served;
+    let Served { grpc, http, limits, audit, .. } = served;
+    let audit: Option<(Auditor, Arc<str>)> = audit.map(|audit| (audit, remote.to_string().into()));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
     builder
@@ -362,6 +368,10 @@ async fn exchange<S, G: Answer, H: Answer>(
         .keep_alive_timeout(limits.keepalive_timeout);
     // Each request goes to the service it is for.
     let dispatch = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        if let Some((audit, remote)) = &audit {
+            let origin = audit.origin(remote, request.uri());
+            request.extensions_mut().insert(origin);
+        }
         let service = if is_grpc(&request) {
             // Not for HTTP: whoever calls for others there would lend them its own name (CVE-2018-16886).
             if let Some(name) = &name {
@@ -469,7 +479,8 @@ mod tests {
             let sockets = bind(&[url], None).await.expect("a free port");
             let address = sockets[0].address();
             let (stop, stopped) = watch::channel(false);
-            let serving = tokio::spawn(serve(sockets, Nothing::Ever, http, Limits::of_peers(), stopped, discard()));
+            let serving =
+                tokio::spawn(serve(sockets, Nothing::Ever, http, Limits::of_peers(), None, stopped, discard()));
             let result = tokio::task::spawn_blocking(move || client(address)).await.expect("the client returns");
             stop.send_replace(true);
             serving.await.expect("no panic").expect("no error");

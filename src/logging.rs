@@ -156,7 +156,7 @@ fn short_path(path: &str) -> &str {
 }
 
 /// A moment as etcd writes it: UTC, milliseconds.
-fn timestamp(now: SystemTime) -> String {
+pub(crate) fn timestamp(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);

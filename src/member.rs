@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
+use crate::audit::{self, AuditLog, Auditor};
 use crate::config::{Config, Scheme, Url};
 use crate::http::{Access, Gateway, HandleProbe, UnfoundedProbe};
 use crate::server::{Admission, Asking};
@@ -28,6 +29,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     let mut termination = pin!(listen::Termination::new()?.wait());
     info!(logger, "starting"; "everwatch-version" => version::RELEASE, "api-version" => version::API,
         "name" => &config.name, "data-dir" => %config.data_dir.display());
+    let audit_sink = config.audit_log.as_ref().map(audit::Sink::open).transpose()?;
     let access = Access::new(&config.cors, &config.host_whitelist);
     // Addresses first: a member that cannot listen should not touch its data.
     let of_clients =
@@ -80,6 +82,8 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     };
 
     let (handle, tasks) = server::start(config, &admission, &dialer, logger)?;
+    let audit_log =
+        audit_sink.map(|sink| AuditLog::start(sink, handle.metrics().clone(), logger.clone())).transpose()?;
     let (stop, stopped) = watch::channel(false);
     let probe = || HandleProbe::new(handle.clone());
     let peer_listener = tokio::spawn(listen::serve(
@@ -87,6 +91,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         Routes::new(tasks.peer_grpc()).prepare(),
         http::peer_routes(probe(), logger.clone()),
         listen::Limits::of_peers(),
+        None,
         stopped.clone(),
         logger.clone(),
     ));
@@ -101,6 +106,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         listeners: JoinSet::new(),
         threads: config.edge_threads.unwrap_or(1),
         limits: listen::Limits::of_clients(config),
+        audit: audit_log.as_ref().map(AuditLog::auditor),
         stopped,
         logger: logger.clone(),
     };
@@ -131,6 +137,8 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     while edge.listeners.join_next().await.is_some() {}
     tasks.stop().await;
     peer_listener.abort();
+    // Nobody is left who could be noted: what waits is written.
+    drop(audit_log);
     info!(logger, "stopped");
     Ok(())
 }
@@ -190,7 +198,7 @@ fn serve_unfounded<G: listen::Answer, H: listen::Answer>(
     tasks.spawn(async move {
         // It ends when the task does.
         let (_stop, stopped) = watch::channel(false);
-        listen::serve(sockets, grpc, routes, limits, stopped, logger).await
+        listen::serve(sockets, grpc, routes, limits, None, stopped, logger).await
     });
     Ok(())
 }
@@ -200,6 +208,7 @@ struct Edge {
     listeners: JoinSet<std::io::Result<()>>,
     threads: usize,
     limits: listen::Limits,
+    audit: Option<Auditor>,
     stopped: watch::Receiver<bool>,
     logger: Logger,
 }
@@ -226,7 +235,8 @@ impl Edge {
         for number in 0..self.threads {
             let sockets = sockets.iter().map(listen::Socket::try_clone).collect::<std::io::Result<Vec<_>>>()?;
             let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
-            let serving = listen::serve(sockets, grpc.clone(), http.clone(), self.limits, stopped, logger);
+            let (limits, audit) = (self.limits, self.audit.clone());
+            let serving = listen::serve(sockets, grpc.clone(), http.clone(), limits, audit, stopped, logger);
             let watches = watches(number);
             let (ended, end) = tokio::sync::oneshot::channel();
             std::thread::Builder::new().name(format!("edge-{number}")).spawn(move || {
@@ -251,6 +261,6 @@ impl Edge {
         H: listen::Answer + Sync,
     {
         let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
-        self.listeners.spawn(listen::serve(sockets, grpc, http, self.limits, stopped, logger));
+        self.listeners.spawn(listen::serve(sockets, grpc, http, self.limits, self.audit.clone(), stopped, logger));
     }
 }

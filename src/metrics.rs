@@ -253,6 +253,8 @@ table! {
     db_total_bytes: Gauge, "etcd_mvcc_db_total_size_in_bytes", "Size of the backend's file.";
     db_in_use_bytes: Gauge, "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of the backend's file in use.";
     db_open_reads: Gauge, "etcd_mvcc_db_open_read_transactions", "Open read transactions of the backend.";
+    audit_lines: Counter, "everwatch_audit_lines_total", "Lines written to the audit log.";
+    audit_lost: Counter, "everwatch_audit_lost_total", "Lines that the audit log has lost.";
     puts: Counter, "etcd_mvcc_put_total", "Puts applied by this member.";
     deletes: Counter, "etcd_mvcc_delete_total", "Deletes applied by this member.";
     ranges: Counter, "etcd_mvcc_range_total", "Ranges served by this member.";
@@ -614,6 +616,11 @@ const CODES: [&str; 17] = [
     "DataLoss",
     "Unauthenticated",
 ];
+
+/// The name of a status code of gRPC.
+pub fn code_name(code: i32) -> &'static str {
+    usize::try_from(code).ok().and_then(|code| CODES.get(code)).unwrap_or(&CODES[2])
+}
 
 /// Calls of gRPC, by method.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use tonic::{Extensions, Request, Response, Status};
 use super::caller::{Caller, permit};
 use super::kv::unexpected;
 use super::status::status;
+use crate::audit::Fields;
 use crate::auth;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::auth_server::Auth;
@@ -34,7 +35,7 @@ impl AuthService {
     async fn change(&self, caller: &Caller, change: Change) -> Result<Option<pb::ResponseHeader>, Status> {
         let identity = caller.identify(&self.handle).await?;
         let command = Kind::AuthChange(AuthChange { change: Some(change) });
-        match self.handle.propose(command, identity.asker()).await.map_err(status)? {
+        match caller.propose(&self.handle, &identity, command).await.map_err(status)? {
             Reply::AuthChanged { revision, .. } => Ok(Some(self.handle.header(revision))),
             other => Err(unexpected(&other)),
         }
@@ -111,8 +112,11 @@ impl Auth for AuthService {
         &self,
         request: Request<pb::AuthenticateRequest>,
     ) -> Result<Response<pb::AuthenticateResponse>, Status> {
+        let caller = Caller::passed(request.extensions());
         let pb::AuthenticateRequest { name, password } = request.into_inner();
-        let (revision, token) = self.handle.login(&name, password).await.map_err(status)?;
+        let outcome = self.handle.login(&name, password).await;
+        caller.note_login(&self.handle, &name, outcome.as_ref().err());
+        let (revision, token) = outcome.map_err(status)?;
         Ok(Response::new(pb::AuthenticateResponse { header: self.header(revision), token }))
     }
 
@@ -120,7 +124,7 @@ impl Auth for AuthService {
         &self,
         request: Request<pb::AuthUserAddRequest>,
     ) -> Result<Response<pb::AuthUserAddResponse>, Status> {
-        let caller = self.manager(request.extensions()).await?;
+        let caller = self.manager(request.extensions(), &request.get_ref().name).await?;
         let pb::AuthUserAddRequest { name, password, options, .. } = request.into_inner();
         let hash = match options {
             Some(options) if options.no_password => bytes::Bytes::new(),
@@ -134,7 +138,7 @@ impl Auth for AuthService {
         &self,
         request: Request<pb::AuthUserChangePasswordRequest>,
     ) -> Result<Response<pb::AuthUserChangePasswordResponse>, Status> {
-        let caller = self.manager(request.extensions()).await?;
+        let caller = self.manager(request.extensions(), &request.get_ref().name).await?;
         let pb::AuthUserChangePasswordRequest { name, password, .. } = request.into_inner();
         // Without a password there is nothing to log in with, as in etcd.
         let hash = if password.is_empty() { bytes::Bytes::new() } else { self.hash(password).await? };
@@ -181,11 +185,13 @@ impl Auth for AuthService {
 }
 
 impl AuthService {
-    /// A caller who may be about to manage users: whoever surely may not costs no hash of a password. The log decides.
-    async fn manager(&self, extensions: &Extensions) -> Result<Caller, Status> {
+    /// A caller who may be about to manage a user: whoever surely may not costs no hash of a password. The log decides.
+    async fn manager(&self, extensions: &Extensions, name: &str) -> Result<Caller, Status> {
         let caller = Caller::passed(extensions);
         let identity = caller.identify(&self.handle).await?;
-        permit(&self.handle, identity.asker(), Wanted::Root)?;
+        permit(&self.handle, identity.asker(), Wanted::Root).inspect_err(|status| {
+            caller.note_refusal(&self.handle, &identity, Fields::default().text("name", name), status);
+        })?;
         Ok(caller)
     }
 }

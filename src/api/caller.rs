@@ -13,6 +13,7 @@ use http::{Extensions, HeaderMap};
 use tonic::Status;
 
 use super::status::{Intercepted, status};
+use crate::audit::{Fields, Origin};
 use crate::auth::Asker;
 use crate::server::handle::Handle;
 use crate::server::logins::{Claim, Identity};
@@ -27,6 +28,8 @@ pub(super) struct Caller {
     token: Option<Arc<str>>,
     /// The name in the certificate of a connection whose client had to show one.
     certified: Option<CommonName>,
+    /// Where he calls from, if there is an audit log.
+    origin: Option<Origin>,
 }
 
 impl Caller {
@@ -38,12 +41,12 @@ impl Caller {
             let text = String::from_utf8_lossy(value.as_bytes());
             Arc::from(text.strip_prefix("Bearer ").unwrap_or(&text))
         });
-        Caller { token, certified: extensions.get().cloned() }
+        Caller { token, certified: extensions.get().cloned(), origin: extensions.get().cloned() }
     }
 
     /// Passes it on to the handler.
     pub(super) fn attach(self, extensions: &mut Extensions) {
-        if self.token.is_some() || self.certified.is_some() {
+        if self.token.is_some() || self.certified.is_some() || self.origin.is_some() {
             extensions.insert(self);
         }
     }
@@ -51,6 +54,11 @@ impl Caller {
     /// What was passed on.
     pub(super) fn passed(extensions: &Extensions) -> Caller {
         extensions.get().cloned().unwrap_or_default()
+    }
+
+    /// Where he calls from, if there is an audit log.
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     /// What he says, as it stands.
@@ -66,7 +74,11 @@ impl Caller {
     /// count or not, as etcd does for what it puts into the log.
     pub(super) async fn identify(&self, handle: &Handle) -> Result<Identity, Status> {
         match self.claim() {
-            Claim::Token(token) => handle.identify(token).await.ok_or_else(|| Intercepted::Token.into()),
+            Claim::Token(token) => handle.identify(token).await.ok_or_else(|| {
+                let status = Intercepted::Token.into();
+                self.note_refusal(handle, &Identity::default(), Fields::default(), &status);
+                status
+            }),
             Claim::Certified(name) => Ok(handle.certified(name)),
             Claim::Nothing => Ok(Identity::default()),
         }
@@ -149,6 +161,7 @@ impl Door {
         };
         let identity = caller.identify(handle).await?;
         permit(handle, identity.asker(), wanted)
+            .inspect_err(|status| caller.note_refusal(handle, &identity, Fields::default(), status))
     }
 }
 

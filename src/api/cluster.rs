@@ -2,9 +2,11 @@
 
 use tonic::{Request, Response, Status};
 
+use super::audit::{member, urls};
 use super::caller::Caller;
 use super::kv::unexpected;
 use super::status::{Mistake, status};
+use crate::audit::Fields;
 use crate::config::Url;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::cluster_server::Cluster;
@@ -48,9 +50,15 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let caller = Caller::passed(request.extensions());
         let pb::MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         let peer_ur_ls = checked(peer_ur_ls)?;
         let added = self.handle.add_member(peer_ur_ls.clone(), is_learner).await;
+        let what = || {
+            let fields = urls(Fields::default(), &peer_ur_ls).number("learner", is_learner);
+            added.as_ref().map_or(fields.clone(), |(id, _)| member(fields, id.0))
+        };
+        caller.note(&self.handle, what, &added).await;
         let (id, reply) = added.map_err(status)?;
         let member = Some(pb::Member { id: id.0, peer_ur_ls, is_learner, ..Default::default() });
         let members = members(reply)?;
@@ -61,7 +69,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        let reply = self.handle.remove_member(MemberId(request.into_inner().id)).await;
+        let caller = Caller::passed(request.extensions());
+        let id = request.into_inner().id;
+        let reply = self.handle.remove_member(MemberId(id)).await;
+        caller.note(&self.handle, || member(Fields::default(), id), &reply).await;
         let members = members(reply.map_err(status)?)?;
         Ok(Response::new(pb::MemberRemoveResponse { header: self.header(), members }))
     }
@@ -75,7 +86,7 @@ impl Cluster for ClusterService {
         let peer_urls = checked(peer_ur_ls)?;
         let identity = caller.identify(&self.handle).await?;
         let command = Kind::MemberPeerUrls(MemberPeerUrls { id, peer_urls });
-        let reply = self.handle.propose(command, identity.asker()).await;
+        let reply = caller.propose(&self.handle, &identity, command).await;
         let members = members(reply.map_err(status)?)?;
         Ok(Response::new(pb::MemberUpdateResponse { header: self.header(), members }))
     }
@@ -84,7 +95,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        let reply = self.handle.promote_member(MemberId(request.into_inner().id)).await;
+        let caller = Caller::passed(request.extensions());
+        let id = request.into_inner().id;
+        let reply = self.handle.promote_member(MemberId(id)).await;
+        caller.note(&self.handle, || member(Fields::default(), id), &reply).await;
         let members = members(reply.map_err(status)?)?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }

@@ -44,7 +44,7 @@ impl KvService {
 
     async fn propose(&self, kind: Kind, caller: &Caller) -> Result<Reply, Status> {
         let identity = caller.identify(&self.handle).await?;
-        self.handle.propose(kind, identity.asker()).await.map_err(status)
+        caller.propose(&self.handle, &identity, kind).await.map_err(status)
     }
 }
 

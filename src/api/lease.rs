@@ -52,8 +52,13 @@ impl LeaseService {
         self.handle.header(self.handle.view(|state| state.kv.revision()))
     }
 
-    async fn grant(&self, request: pb::LeaseGrantRequest, by: &Identity) -> Result<pb::LeaseGrantResponse, Error> {
-        match self.handle.propose(Kind::LeaseGrant(request), by.asker()).await? {
+    async fn grant(
+        &self,
+        request: pb::LeaseGrantRequest,
+        caller: &Caller,
+        by: &Identity,
+    ) -> Result<pb::LeaseGrantResponse, Error> {
+        match caller.propose(&self.handle, by, Kind::LeaseGrant(request)).await? {
             Reply::LeaseGrant(mut response) => {
                 let revision = response.header.map_or(0, |header| header.revision);
                 response.header = Some(self.handle.header(Revision(revision)));
@@ -88,7 +93,7 @@ impl Lease for LeaseService {
                 let number = getrandom::u64().map_err(|error| Status::internal(error.to_string()))?;
                 request.id = ((number >> 1) as i64).max(1);
             }
-            match self.grant(request, &identity).await {
+            match self.grant(request, &caller, &identity).await {
                 Err(Error::Refused(Refusal::LeaseExists)) if drawn => {}
                 outcome => return outcome.map(Response::new).map_err(status),
             }
@@ -100,9 +105,10 @@ impl Lease for LeaseService {
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        let identity = Caller::passed(request.extensions()).identify(&self.handle).await?;
+        let caller = Caller::passed(request.extensions());
+        let identity = caller.identify(&self.handle).await?;
         let command = Kind::LeaseRevoke(request.into_inner());
-        match self.handle.propose(command, identity.asker()).await.map_err(status)? {
+        match caller.propose(&self.handle, &identity, command).await.map_err(status)? {
             Reply::LeaseRevoke(mut response) => {
                 let revision = response.header.map_or(0, |header| header.revision);
                 response.header = Some(self.handle.header(Revision(revision)));

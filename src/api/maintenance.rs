@@ -7,9 +7,11 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use super::audit::member;
 use super::caller::Caller;
 use super::kv::unexpected;
 use super::status::{Mistake, NO_LEADER, status};
+use crate::audit::Fields;
 use crate::backup::STORAGE_VERSION;
 use crate::cluster::Version;
 use crate::pb::etcdserverpb as pb;
@@ -44,9 +46,10 @@ impl MaintenanceService {
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        let identity = Caller::passed(request.extensions()).identify(&self.handle).await?;
+        let caller = Caller::passed(request.extensions());
+        let identity = caller.identify(&self.handle).await?;
         let command = Kind::Alarm(request.into_inner());
-        match self.handle.propose(command, identity.asker()).await.map_err(status)? {
+        match caller.propose(&self.handle, &identity, command).await.map_err(status)? {
             Reply::Alarm(mut response) => {
                 response.header = Some(self.header());
                 Ok(Response::new(response))
@@ -110,22 +113,33 @@ impl Maintenance for MaintenanceService {
 
     /// Space is given back as compaction goes on, and nothing has to be rewritten for it. What there is to do is to end what compaction
     /// has left for later; nobody waits for it but who asked. etcd sends no header.
-    async fn defragment(&self, _: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
+    async fn defragment(
+        &self,
+        request: Request<pb::DefragmentRequest>,
+    ) -> Result<Response<pb::DefragmentResponse>, Status> {
         self.handle.compacted().await;
+        Caller::passed(request.extensions()).note(&self.handle, Fields::default, &Ok(())).await;
         Ok(Response::new(pb::DefragmentResponse::default()))
     }
 
     type SnapshotStream = Snapshot;
 
-    async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Ok(Response::new(Snapshot(self.handle.backup().await.map_err(status)?)))
+    /// Noted when it begins: whoever gets it may have everything.
+    async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let backup = self.handle.backup().await;
+        Caller::passed(request.extensions()).note(&self.handle, Fields::default, &backup).await;
+        Ok(Response::new(Snapshot(backup.map_err(status)?)))
     }
 
     async fn move_leader(
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        self.handle.transfer(MemberId(request.into_inner().target_id)).await.map_err(status)?;
+        let caller = Caller::passed(request.extensions());
+        let target = request.into_inner().target_id;
+        let outcome = self.handle.transfer(MemberId(target)).await;
+        caller.note(&self.handle, || member(Fields::default(), target), &outcome).await;
+        outcome.map_err(status)?;
         // etcd sends no header here.
         Ok(Response::new(pb::MoveLeaderResponse::default()))
     }

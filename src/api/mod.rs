@@ -14,6 +14,7 @@ use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::server::handle::Handle;
 
+mod audit;
 mod auth;
 mod body;
 mod caller;

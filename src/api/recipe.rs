@@ -13,6 +13,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::body::Plain;
 use super::intercept::Intercept;
+use crate::audit::Origin;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::lease_client::LeaseClient;
@@ -38,6 +39,7 @@ const TOKENS: [&str; 2] = ["token", "authorization"];
 pub(super) struct Inside {
     services: Plain<Intercept>,
     tokens: MetadataMap,
+    origin: Option<Origin>,
 }
 
 impl Inside {
@@ -49,12 +51,16 @@ impl Inside {
                 tokens.insert(name, token.clone());
             }
         }
-        Inside { services: Plain(services.clone()), tokens }
+        Inside { services: Plain(services.clone()), tokens, origin: request.extensions().get().cloned() }
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.tokens.clone();
+        // What is changed for somebody is noted as what he called.
+        if let Some(origin) = &self.origin {
+            request.extensions_mut().insert(origin.clone());
+        }
         request
     }
 

@@ -304,6 +304,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "Lowest level that is logged.",
             ),
             flag("log-format", OneOf(&["json", "console"]), "json", Works, "json, or console for people."),
+            flag(
+                "audit-log-output",
+                Text,
+                "",
+                Works,
+                "stderr, stdout or a file: a line of JSON for every change, who made it and from where. Not in etcd.",
+            ),
             flag("disable-log-sampling", Switch, "false", NoEffect, "Log every line (always so)."),
             flag("enable-log-rotation", Switch, "false", NoEffect, "Rotate the log file."),
             flag("log-rotation-config-json", Text, "", NoEffect, "How to rotate the log file."),

@@ -118,6 +118,8 @@ pub struct Config {
     pub metrics_key_prefixes: Vec<String>,
     /// Where log lines go and how they look.
     pub log: LogConfig,
+    /// Where it is noted who changed what; none: nowhere.
+    pub audit_log: Option<LogOutput>,
     /// Origins whose pages may read what is answered by HTTP.
     pub cors: Vec<String>,
     /// Names of this host that requests by HTTP may ask for.
@@ -366,6 +368,12 @@ impl Config {
             metrics_extensive: values.text("metrics") == "extensive",
             metrics_key_prefixes: list(values.text("metrics-key-prefixes")).map(str::to_owned).collect(),
             log: LogConfig::new(values)?,
+            audit_log: match values.text("audit-log-output") {
+                "" => None,
+                "stderr" => Some(LogOutput::Stderr),
+                "stdout" => Some(LogOutput::Stdout),
+                path => Some(LogOutput::File(PathBuf::from(path))),
+            },
             cors: list(values.text("cors")).map(str::to_owned).collect(),
             host_whitelist: list(values.text("host-whitelist")).map(str::to_owned).collect(),
             grpc_gateway: values.switch("enable-grpc-gateway"),

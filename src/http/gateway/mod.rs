@@ -39,6 +39,7 @@ use tower::Service;
 
 use self::call::{Failure, Replies};
 use self::json::Scan;
+use crate::audit::Origin;
 use crate::pb;
 
 /// Where each method is found below `/v3/`. Some have an older name, too.
@@ -186,13 +187,15 @@ impl<S: Services> Gateway<S> {
         }
         let (head, body) = request.into_parts();
         let objects = Objects { body, scan: Scan::default(), rest: BytesMut::new(), bytes_max: self.json_bytes_max };
-        self.call(method, &head.headers, objects).await.unwrap_or_else(|failure| failed(&failure))
+        let origin = head.extensions.get::<Origin>().map(|origin| origin.for_method(&method.path));
+        self.call(method, &head.headers, origin, objects).await.unwrap_or_else(|failure| failed(&failure))
     }
 
     async fn call(
         &self,
         method: &Method,
         headers: &HeaderMap,
+        origin: Option<Origin>,
         mut objects: Objects,
     ) -> Result<Response<Body>, Failure> {
         let deadline = call::deadline(headers)?;
@@ -217,6 +220,9 @@ impl<S: Services> Gateway<S> {
         *request.method_mut() = HttpMethod::POST;
         *request.uri_mut() = method.path.clone();
         *request.headers_mut() = call::metadata(headers);
+        if let Some(origin) = origin {
+            request.extensions_mut().insert(origin);
+        }
         let mut replies = Replies::of(self.services.clone().call(request), deadline).await?;
 
         let first = replies.next().await?;
