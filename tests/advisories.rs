@@ -271,7 +271,7 @@ fn head_of(member: &Process, request: &str) -> String {
 /// by a name of its own that leads here, nor by asking from where it is.
 #[test]
 fn pages_of_others_get_nothing_by_http() {
-    let (_cluster, member) = alone(&["--host-whitelist=m.example", "--cors=http://good.example"]);
+    let (_cluster, member) = alone(&["--host-whitelist=m.example", "--cors=http://good.example:80"]);
     let put = |host: &str, key: &str| {
         // "a" to "z" are keys in base64 of themselves, as far as anybody cares.
         let json = format!(r#"{{"key":"{key}"}}"#);
@@ -292,12 +292,12 @@ fn pages_of_others_get_nothing_by_http() {
             let ask = format!("{method} /version HTTP/1.0\r\nHost: m.example\r\nOrigin: {origin}\r\n\r\n");
             head_of(&member, &ask)
         };
-        for origin in ["http://evil.example", "http://good.example.evil.example", "null"] {
+        for origin in ["http://evil.example:80", "http://good.example.evil.example:80", "null"] {
             let answer = from(origin);
             assert!(!answer.contains("access-control-allow"), "{origin}: {answer}");
         }
-        let answer = from("http://good.example");
-        assert!(answer.contains("access-control-allow-origin: http://good.example"), "{answer}");
+        let answer = from("http://good.example:80");
+        assert!(answer.contains("access-control-allow-origin: http://good.example:80"), "{answer}");
     }
 }
 

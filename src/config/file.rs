@@ -126,7 +126,7 @@ fn text_of(flag: &Flag, path: &str, value: &Value) -> Result<Option<String>, Err
         (Value::Number(number), Kind::Unsigned) if number.is_u64() => number.to_string(),
         (Value::Number(number), Kind::Duration) if number.is_u64() => format!("{number}ns"),
         (Value::String(text), Kind::Duration) if check(flag, text).is_ok() => text.clone(),
-        (Value::String(text), Kind::Text | Kind::Urls | Kind::OneOf(_) | Kind::Gates) if !list => text.clone(),
+        (Value::String(text), _) if go_type(flag) == "string" => text.clone(),
         (Value::Array(items), _) if list || LISTS_TOO.contains(&flag.name) => {
             let items = items.iter().map(|item| match item {
                 Value::String(text) => Ok(text.as_str()),
@@ -163,7 +163,7 @@ fn kind_of(value: &Value) -> String {
 fn go_type(flag: &Flag) -> &'static str {
     match flag.kind {
         _ if LISTS.contains(&flag.name) => "[]string",
-        Kind::Text | Kind::Urls | Kind::OneOf(_) | Kind::Gates => "string",
+        Kind::Text | Kind::Urls | Kind::Origins | Kind::OneOf(_) | Kind::NamedOneOf(_) | Kind::Gates => "string",
         Kind::Switch => "bool",
         Kind::Integer if flag.name == "quota-backend-bytes" => "int64",
         Kind::Integer => "int",

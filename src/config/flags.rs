@@ -29,10 +29,14 @@ pub enum Kind {
     Duration,
     /// Comma-separated URLs.
     Urls,
+    /// Comma-separated URLs that are origins, or `*`.
+    Origins,
     /// Feature gates, `Name=true,Name=false`.
     Gates,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// The same; one that is none of them is named once more, as some flags of etcd do.
+    NamedOneOf(&'static [&'static str]),
 }
 
 /// What giving a flag does.
@@ -67,7 +71,7 @@ pub struct Flag {
 }
 
 use Effect::{None as NoEffect, Refused, Works};
-use Kind::{Duration as Time, Gates, Integer, OneOf, Switch, Text, Unsigned, Urls};
+use Kind::{Duration as Time, Gates, Integer, NamedOneOf, OneOf, Origins, Switch, Text, Unsigned, Urls};
 
 const fn flag(name: &'static str, kind: Kind, default: &'static str, effect: Effect, help: &'static str) -> Flag {
     Flag { name, kind, default, effect, experimental: false, help }
@@ -236,7 +240,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "What is kept: hours, a time (5m), or a number of revisions; 0 keeps all.",
             ),
             flag("enable-v2", Switch, "false", NoEffect, "The v2 API, which is not there."),
-            flag("v2-deprecation", Text, "", NoEffect, "Phase of the end of the v2 store."),
+            flag(
+                "v2-deprecation",
+                NamedOneOf(&["not-yet", "write-only", "write-only-drop-data", "gone"]),
+                "not-yet",
+                NoEffect,
+                "Phase of the end of the v2 store.",
+            ),
             flag(
                 "force-new-cluster",
                 Switch,
@@ -273,7 +283,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("cipher-suites", Text, "", Works, "TLS cipher suites."),
             flag("tls-min-version", Text, "TLS1.2", Works, "Lowest TLS version."),
             flag("tls-max-version", Text, "", Works, "Highest TLS version."),
-            flag("cors", Text, "*", Works, "Origins that browsers may come from."),
+            flag("cors", Origins, "*", Works, "Origins that browsers may come from, URLs with a port, or * for all."),
             flag("host-whitelist", Text, "*", Works, "Host names that HTTP requests may carry."),
         ],
     ),
@@ -313,7 +323,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             ),
             flag("disable-log-sampling", Switch, "false", NoEffect, "Log every line (always so)."),
             flag("enable-log-rotation", Switch, "false", NoEffect, "Rotate the log file."),
-            flag("log-rotation-config-json", Text, "", NoEffect, "How to rotate the log file."),
+            flag(
+                "log-rotation-config-json",
+                Text,
+                "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}",
+                NoEffect,
+                "How to rotate the log file.",
+            ),
             graduated("warning-unary-request-duration", Time, "300ms", NoEffect, "Log requests that take longer."),
         ],
     ),
@@ -700,9 +716,13 @@ pub(super) fn check(flag: &Flag, value: &str) -> Result<(), String> {
         Kind::Unsigned => parse_unsigned(value).map(drop),
         Kind::Duration => parse_duration(value).map(drop),
         Kind::Urls => Url::parse_list(value).map(drop),
+        Kind::Origins if value == "*" => Ok(()),
+        // An empty list is one with an empty URL.
+        Kind::Origins => value.split(',').try_for_each(|url| Url::parse(url).map(drop)),
         Kind::Gates => features::parse(value).map(drop),
-        Kind::OneOf(words) if words.contains(&value) => Ok(()),
+        Kind::OneOf(words) | Kind::NamedOneOf(words) if words.contains(&value) => Ok(()),
         Kind::OneOf(_) => Err("invalid value".to_owned()),
+        Kind::NamedOneOf(_) => Err(format!("invalid value {value:?}")),
     }
 }
 
@@ -850,6 +870,19 @@ mod tests {
         );
         let word = "invalid value \"foo\" for flag -initial-cluster-state: invalid value";
         assert_eq!(refused("--initial-cluster-state=foo", &[]), usage(word));
+        let phase = "invalid value \"foo\" for flag -v2-deprecation: invalid value \"foo\"";
+        assert_eq!(refused("--v2-deprecation=foo", &[]), usage(phase));
+        run("--v2-deprecation=write-only-drop-data --cors=*", &[]);
+        run("--cors=https://a:1,http://b:2", &[]);
+        for (origins, why) in [
+            ("foo", "URL scheme must be http, https, unix, or unixs: foo"),
+            ("", "URL scheme must be http, https, unix, or unixs: "),
+            ("*,http://a:1", "URL scheme must be http, https, unix, or unixs: *"),
+            ("http://a,b", "URL address does not have the form \"host:port\": http://a"),
+        ] {
+            let text = format!("invalid value {origins:?} for flag -cors: {why}");
+            assert_eq!(refused(&format!("--cors={origins}"), &[]), Error::Usage(text));
+        }
         let url =
             "invalid value \"foo\" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: foo";
         assert_eq!(refused("--listen-client-urls=foo", &[]), usage(url));

@@ -9,6 +9,7 @@ mod discovery;
 mod features;
 mod file;
 pub mod flags;
+mod rotation;
 mod tls;
 mod url;
 
@@ -469,6 +470,9 @@ impl LogConfig {
         if values.switch("enable-log-rotation") && (files > 1 || files == 0 && outputs.len() == 1) {
             return invalid("--log-outputs requires a single file path when --log-rotate-config-json is defined");
         }
+        if values.switch("enable-log-rotation") {
+            rotation::check(values.text("log-rotation-config-json")).map_err(Error::Invalid)?;
+        }
         Ok(LogConfig {
             level: match values.text("log-level") {
                 "debug" => LogLevel::Debug,
@@ -687,6 +691,15 @@ mod tests {
             ),
             (
                 "--enable-log-rotation",
+                "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+            ),
+            (
+                "--log-outputs=a --enable-log-rotation --log-rotation-config-json=[]",
+                "invalid log rotation config: json: cannot unmarshal array into Go value of type \
+                 embed.logRotationConfig",
+            ),
+            (
+                "--log-outputs=stderr --enable-log-rotation --log-rotation-config-json=[",
                 "--log-outputs requires a single file path when --log-rotate-config-json is defined",
             ),
             ("--compact-hash-check-time=0", "--compact-hash-check-time must be >0 (set to 0s)"),
