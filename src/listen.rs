@@ -3,7 +3,7 @@
 //! Promises: a connection never moves between runtimes; running out of file descriptors slows accepting down but ends
 //! nothing; once told to stop, nothing new is accepted, running calls may finish for [`GRACE`], then they are cut off.
 //!
-//! Called by `server` once per runtime that serves connections: [`bind`] once, then [`serve`] in each runtime with a
+//! Called by `member` once per runtime that serves connections: [`bind`] once, then [`serve`] in each runtime with a
 //! [`Socket::try_clone`] of every socket (the kernel gives a connection to whoever takes it first). What is served comes as
 //! two services: gRPC (a tonic router) and HTTP (an axum router). Either may be missing.
 
@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,7 @@ use crate::tls::{Accepted, Acceptor, CommonName};
 
 mod begun;
 mod gathered;
+mod unix;
 
 /// How long calls may go on after the stop. Watches are ended by their owner before that.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -96,47 +97,106 @@ impl Limits {
 /// A socket that listens.
 #[derive(Debug)]
 pub struct Socket {
-    listener: std::net::TcpListener,
-    address: SocketAddr,
+    listener: Bound,
     /// Where TLS is spoken.
     tls: Option<Arc<Acceptor>>,
 }
 
-/// Opens a socket for every URL; those of `https` speak TLS, as `tls` says. A port of 0 takes a free one ([`Socket::address`] tells).
+#[derive(Debug)]
+enum Bound {
+    Tcp(std::net::TcpListener, SocketAddr),
+    Unix(unix::Bound),
+}
+
+/// Opens a socket for every URL; those of `https` and `unixs` speak TLS, as `tls` says. A port of 0 takes a free one ([`Socket::address`] tells).
 /// Needs a runtime with I/O.
 pub async fn bind(urls: &[Url], tls: Option<&Arc<Acceptor>>) -> io::Result<Vec<Socket>> {
     let mut sockets = Vec::new();
     for url in urls {
         let tls = match (url.scheme, tls) {
-            (Scheme::Https, None) => return Err(io::Error::other(format!("cannot listen on TLS for {}", url.address))),
-            (Scheme::Https, Some(tls)) => Some(tls.clone()),
+            (Scheme::Https | Scheme::Unixs, None) => {
+                return Err(io::Error::other(format!("cannot listen on TLS for {}", url.address)));
+            }
+            (Scheme::Https | Scheme::Unixs, Some(tls)) => Some(tls.clone()),
             _ => None,
         };
-        let bound = url.socket_addr().and_then(|address| open(address, tls));
+        let bound = match url.socket_path() {
+            Some(path) => unix::Bound::open(path).await.map(Bound::Unix),
+            None => url.socket_addr().and_then(open),
+        };
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {url}: {error}"));
-        sockets.push(bound.map_err(named)?);
+        sockets.push(Socket { listener: bound.map_err(named)?, tls });
     }
     Ok(sockets)
 }
 
-fn open(address: SocketAddr, tls: Option<Arc<Acceptor>>) -> io::Result<Socket> {
+fn open(address: SocketAddr) -> io::Result<Bound> {
     let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
     // A restart must not wait for connections of the former process to be forgotten.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?.into_std()?;
-    Ok(Socket { address: listener.local_addr()?, listener, tls })
+    let address = listener.local_addr()?;
+    Ok(Bound::Tcp(listener, address))
 }
 
 impl Socket {
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Where it listens. None: on a file.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Bound::Tcp(_, address) => Some(*address),
+            Bound::Unix(_) => None,
+        }
     }
 
     /// Another handle of the same socket, for another runtime.
     pub fn try_clone(&self) -> io::Result<Socket> {
-        Ok(Socket { listener: self.listener.try_clone()?, address: self.address, tls: self.tls.clone() })
+        let listener = match &self.listener {
+            Bound::Tcp(listener, address) => Bound::Tcp(listener.try_clone()?, *address),
+            Bound::Unix(bound) => Bound::Unix(bound.try_clone()?),
+        };
+        Ok(Socket { listener, tls: self.tls.clone() })
+    }
+}
+
+/// Where connections come in.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(TcpStream, Remote)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((stream, Remote(Some(address))))
+            }
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((unix::as_stream(stream)?, Remote(None)))
+            }
+        }
+    }
+}
+
+/// Where a connection comes from; a Unix socket has no addresses.
+#[derive(Clone, Copy, Debug)]
+struct Remote(Option<SocketAddr>);
+
+impl Remote {
+    /// Who comes by a file comes from this machine.
+    fn ip(self) -> IpAddr {
+        self.0.map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip())
+    }
+}
+
+impl std::fmt::Display for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unix"),
+        }
     }
 }
 
@@ -214,10 +274,19 @@ pub async fn serve<G: Answer, H: Answer>(
 ) -> io::Result<()> {
     let mut accepting = JoinSet::new();
     for socket in sockets {
-        let listener = TcpListener::from_std(socket.listener)?;
         let audit = audit.clone();
         let served = Served { grpc: grpc.clone(), http: http.clone(), limits, audit, tls: socket.tls };
-        accepting.spawn(accept(listener, served, stop.clone(), logger.clone()));
+        let (stop, logger) = (stop.clone(), logger.clone());
+        match socket.listener {
+            Bound::Tcp(listener, _) => {
+                let listener = Listener::Tcp(TcpListener::from_std(listener)?);
+                accepting.spawn(accept(listener, (), served, stop, logger));
+            }
+            Bound::Unix(bound) => {
+                let (listener, file) = bound.listen()?;
+                accepting.spawn(accept(Listener::Unix(listener), file, served, stop, logger));
+            }
+        }
     }
     while accepting.join_next().await.is_some() {}
     Ok(())
@@ -233,8 +302,10 @@ struct Served<G, H> {
     tls: Option<Arc<Acceptor>>,
 }
 
+/// `kept` goes with the listener.
 async fn accept<G: Answer, H: Answer>(
-    listener: TcpListener,
+    listener: Listener,
+    kept: impl Send,
     served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
     logger: Logger,
@@ -269,7 +340,7 @@ async fn accept<G: Answer, H: Answer>(
             },
         }
     }
-    drop(listener);
+    drop((listener, kept));
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, all).await.is_err() {
         slog::warn!(logger, "cutting off connections that did not end in time"; "connections" => connections.len());
@@ -316,7 +387,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 async fn connection<G: Answer, H: Answer>(
     stream: TcpStream,
-    remote: SocketAddr,
+    remote: Remote,
     served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
     logger: Logger,
@@ -342,7 +413,7 @@ async fn connection<G: Answer, H: Answer>(
 async fn exchange<S, G: Answer, H: Answer>(
     stream: S,
     socket: &Gathered,
-    remote: SocketAddr,
+    remote: Remote,
     name: Option<CommonName>,
     served: Served<G, H>,
     mut stop: watch::Receiver<bool>,
@@ -477,7 +548,7 @@ mod tests {
         runtime.block_on(async {
             let url = Url::parse("http://127.0.0.1:0").expect("well-formed");
             let sockets = bind(&[url], None).await.expect("a free port");
-            let address = sockets[0].address();
+            let address = sockets[0].address().expect("of TCP");
             let (stop, stopped) = watch::channel(false);
             let serving =
                 tokio::spawn(serve(sockets, Nothing::Ever, http, Limits::of_peers(), None, stopped, discard()));

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::audit::{self, AuditLog, Auditor};
-use crate::config::{Config, Scheme, Url};
+use crate::config::{Config, Url};
 use crate::http::{Access, Gateway, HandleProbe, UnfoundedProbe};
 use crate::server::{Admission, Asking};
 use crate::tls::{Acceptor, Dialer, self_signed};
@@ -151,7 +151,7 @@ fn acceptor(
     urls: &[Url],
     logger: &Logger,
 ) -> Result<Option<Arc<Acceptor>>, Box<dyn std::error::Error>> {
-    let secure: Vec<&Url> = urls.iter().filter(|url| url.scheme == Scheme::Https).collect();
+    let secure: Vec<&Url> = urls.iter().filter(|url| url.is_secure()).collect();
     if !tls.settings.is_empty() && secure.len() < urls.len() {
         warn!(logger, "scheme is HTTP while key and cert files are present; ignoring key and cert files"; "for" => kind);
     }
@@ -164,7 +164,7 @@ fn acceptor(
     let mut settings = tls.settings.clone();
     if tls.automatic {
         let hosts: Vec<String> =
-            secure.iter().map(|url| url.host().to_owned()).filter(|host| !host.is_empty()).collect();
+            secure.iter().map(|url| host_of(url).to_owned()).filter(|host| !host.is_empty()).collect();
         let (certificate, key) = self_signed(&config.data_dir.join("fixtures").join(kind), &hosts, tls.years)?;
         warn!(logger, "a certificate that nobody vouches for encrypts and says nothing of who is at the other end";
             "for" => kind, "cert-file" => %certificate.display());
@@ -174,6 +174,11 @@ fn acceptor(
         "client-cert-auth" => settings.certificate_needed,
         "trusted-ca" => settings.authority.as_ref().map(|path| path.display().to_string()));
     Ok(Some(Arc::new(Acceptor::new(settings, logger)?)))
+}
+
+/// The name that a certificate for this place has to have. Who comes by a file asks for `localhost`.
+fn host_of(url: &Url) -> &str {
+    if url.socket_path().is_some() { "localhost" } else { url.host() }
 }
 
 /// What connects to the other members.

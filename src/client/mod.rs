@@ -12,6 +12,7 @@
 //!
 //! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless) and discovery of members.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,7 +105,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of `endpoints` (`http://host:port`, or `host:port`), with so many connections to each. Nothing is connected
+    /// A client of `endpoints` (`http://host:port`, or `host:port`, or `unix://path`), with so many connections to each. Nothing is connected
     /// before it is used.
     pub fn new(endpoints: &[String], connections: usize) -> Result<Client, Error> {
         Client::with_keepalive(endpoints, connections, Keepalive::default())
@@ -129,7 +130,13 @@ impl Client {
         dialer: &Dialer,
     ) -> Result<Client, Error> {
         let connect = |url: &String| {
-            let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| Error::Endpoint(url.clone()))?;
+            let (dialer, url) = match socket(url) {
+                // The name that its certificate has to have.
+                Some((true, path)) => (dialer.to_socket(path), "https://localhost".to_owned()),
+                Some((false, path)) => (dialer.to_socket(path), "http://localhost".to_owned()),
+                None => (dialer.clone(), url.clone()),
+            };
+            let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| Error::Endpoint(url))?;
             let endpoint = endpoint
                 .connect_timeout(settings.connect_timeout)
                 .http2_keep_alive_interval(settings.keepalive.interval)
@@ -172,4 +179,14 @@ impl Client {
         let channels = &self.channels[endpoint % self.channels.len()];
         channels[user % channels.len()].clone()
     }
+}
+
+/// The file of a Unix socket, `unix://path` or `unix:path`, and whether TLS is spoken there (`unixs`).
+fn socket(url: &str) -> Option<(bool, &Path)> {
+    let (secure, rest) = match (url.strip_prefix("unix:"), url.strip_prefix("unixs:")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        _ => return None,
+    };
+    Some((secure, Path::new(rest.strip_prefix("//").unwrap_or(rest))))
 }

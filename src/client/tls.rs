@@ -43,7 +43,7 @@ impl Tls {
 
     /// The URL of an address. One that does not say how to speak there is spoken to as is meant for it.
     pub(super) fn url(&self, address: &str) -> String {
-        match address.contains("://") {
+        match address.contains("://") || super::socket(address).is_some() {
             true => address.to_owned(),
             false if self.is_meant() => format!("https://{address}"),
             false => format!("http://{address}"),
@@ -52,7 +52,11 @@ impl Tls {
 
     /// What makes connections to these URLs. Nothing is read if none of them is to be encrypted.
     pub(super) fn dialer(&self, urls: &[String]) -> Result<Dialer, Error> {
-        if !urls.iter().any(|url| url.starts_with("https://")) {
+        let secure = |url: &String| match super::socket(url) {
+            Some((secure, _)) => secure,
+            None => url.starts_with("https://"),
+        };
+        if !urls.iter().any(secure) {
             return Ok(Dialer::plain());
         }
         let settings = tls::Settings {
@@ -82,6 +86,7 @@ mod tests {
     fn an_address_alone_is_spoken_to_as_is_meant() {
         let (plain, secure) = (Tls::default(), Tls { cacert: Some("ca".into()), ..Tls::default() });
         assert_eq!([plain.url("a:1"), secure.url("a:1")], ["http://a:1", "https://a:1"]);
+        assert_eq!([plain.url("unix:a"), secure.url("unix:///a")], ["unix:a", "unix:///a"]);
         assert_eq!([plain.url("https://a:1"), secure.url("http://a:1")], ["https://a:1", "http://a:1"]);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::flags::{Error, Values};
-use super::{Scheme, Url, invalid, list};
+use super::{Url, invalid, list};
 use crate::tls::{Protocol, Settings};
 
 /// Of one kind of socket.
@@ -99,7 +99,7 @@ impl Tls {
 
     /// Whether these can be listened on as far as TLS goes.
     pub(super) fn serves(&self, urls: &[Url], members: bool) -> Result<(), Error> {
-        let secure = urls.iter().find(|url| matches!(url.scheme, Scheme::Https | Scheme::Unixs));
+        let secure = urls.iter().find(|url| url.is_secure());
         let Some(url) = secure.filter(|_| !self.automatic && self.settings.is_empty()) else { return Ok(()) };
         match members {
             true => {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
 
 /// An address to listen on or to advertise.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +62,16 @@ impl Url {
         let mut urls = text.split(',').map(Url::parse).collect::<Result<Vec<_>, _>>()?;
         urls.sort_by_cached_key(Url::to_string);
         Ok(urls)
+    }
+
+    /// Whether TLS is spoken there.
+    pub fn is_secure(&self) -> bool {
+        matches!(self.scheme, Scheme::Https | Scheme::Unixs)
+    }
+
+    /// The file of a Unix socket, if it is one.
+    pub fn socket_path(&self) -> Option<&Path> {
+        matches!(self.scheme, Scheme::Unix | Scheme::Unixs).then(|| Path::new(&self.address))
     }
 
     /// The host, without brackets and port.

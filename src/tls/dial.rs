@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use slog::Logger;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -24,10 +25,12 @@ use super::fresh::Fresh;
 use super::names::Names;
 use super::{Settings, pair, refused};
 
-/// Connects to `http` and `https` addresses. Cheap to clone.
+/// Connects to `http` and `https` addresses, or to a Unix socket in their place. Cheap to clone.
 #[derive(Clone)]
 pub struct Dialer {
     tls: Option<Arc<Tls>>,
+    /// Where it connects to whatever it is asked for.
+    socket: Option<Arc<Path>>,
 }
 
 struct Tls {
@@ -49,14 +52,19 @@ impl std::fmt::Debug for Dialer {
 impl Dialer {
     /// One that knows nothing of TLS.
     pub fn plain() -> Dialer {
-        Dialer { tls: None }
+        Dialer { tls: None, socket: None }
     }
 
     /// An error says what of the settings, or of the files that they name, cannot be used.
     pub fn new(settings: Settings, logger: &Logger) -> Result<Dialer, String> {
         let making = settings.clone();
         let config = Fresh::new(settings.files(), logger.clone(), move || client_config(&making))?;
-        Ok(Dialer { tls: Some(Arc::new(Tls { settings, config })) })
+        Ok(Dialer { tls: Some(Arc::new(Tls { settings, config })), socket: None })
+    }
+
+    /// The same, to this Unix socket, whatever address it is asked for.
+    pub fn to_socket(&self, path: &Path) -> Dialer {
+        Dialer { socket: Some(path.into()), ..self.clone() }
     }
 
     async fn dial(self, uri: Uri) -> io::Result<Box<dyn Io>> {
@@ -65,12 +73,18 @@ impl Dialer {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let secure = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        if let Some(path) = &self.socket {
+            let stream = UnixStream::connect(path).await?;
+            return if secure { self.secured(host, stream).await } else { Ok(Box::new(stream)) };
+        }
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
-        if !secure {
-            return Ok(Box::new(stream));
-        }
-        let tls = self.tls.ok_or_else(|| io::Error::other(format!("{uri}: nothing was said of TLS")))?;
+        if secure { self.secured(host, stream).await } else { Ok(Box::new(stream)) }
+    }
+
+    async fn secured(&self, host: &str, stream: impl Io + 'static) -> io::Result<Box<dyn Io>> {
+        let nothing = || io::Error::other(format!("https://{host}: nothing was said of TLS"));
+        let tls = self.tls.as_ref().ok_or_else(nothing)?;
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let stream = tokio_rustls::TlsConnector::from(tls.config.get()).connect(name, stream).await?;
         if !tls.settings.unverified {
