@@ -91,7 +91,7 @@
 //! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` `tls` | no |
 //! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` `audit` | no |
 //! | `http`            | `version` `pb` `server::handle` `state` `api` `tls` `audit`                                | no   |
-//! | `listen`          | `config` `tls` `audit`                                                                     | no   |
+//! | `listen`          | `config` `tls` `audit` `metrics`                                                           | no   |
 //! | `discovery`       | `pb` `config` `cluster` `client` `tls`                                                     | no   |
 //! | `member`          | `config` `version` `discovery` `server` `api` `http` `listen` `tls` `audit`                | no   |
 //! | `config`          | `tls`                                                                                      | no   |

@@ -37,7 +37,10 @@ use crate::tls::{Accepted, Acceptor, CommonName};
 
 mod begun;
 mod gathered;
+mod places;
 mod unix;
+
+pub use places::Places;
 
 /// How long calls may go on after the stop. Watches are ended by their owner before that.
 pub const GRACE: Duration = Duration::from_secs(3);
@@ -64,7 +67,7 @@ const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What of the configuration concerns connections.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Most open calls on one connection.
     pub concurrent_streams_max: u32,
@@ -72,15 +75,18 @@ pub struct Limits {
     pub keepalive_interval: Option<Duration>,
     /// How long a ping may stay unanswered.
     pub keepalive_timeout: Duration,
+    /// How many connections there may be; none: as many as come.
+    pub places: Option<Places>,
 }
 
 impl Limits {
     /// For clients, as configured.
-    pub fn of_clients(config: &Config) -> Limits {
+    pub fn of_clients(config: &Config, places: Option<Places>) -> Limits {
         Limits {
             concurrent_streams_max: config.concurrent_streams_max,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
+            places,
         }
     }
 
@@ -90,6 +96,7 @@ impl Limits {
             concurrent_streams_max: u32::MAX,
             keepalive_interval: Some(Duration::from_secs(5)),
             keepalive_timeout: Duration::from_secs(10),
+            places: None,
         }
     }
 }
@@ -274,7 +281,7 @@ pub async fn serve<G: Answer, H: Answer>(
 ) -> io::Result<()> {
     let mut accepting = JoinSet::new();
     for socket in sockets {
-        let audit = audit.clone();
+        let (audit, limits) = (audit.clone(), limits.clone());
         let served = Served { grpc: grpc.clone(), http: http.clone(), limits, audit, tls: socket.tls };
         let (stop, logger) = (stop.clone(), logger.clone());
         match socket.listener {
@@ -322,8 +329,16 @@ async fn accept<G: Answer, H: Answer>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, remote)) => {
                     pause = ACCEPT_PAUSE_MIN;
+                    let place = served.limits.places.as_ref().map(|places| places.take(&logger));
+                    if let Some(None) = place {
+                        continue;
+                    }
                     let logger = logger.new(slog::o!("remote-addr" => remote.to_string()));
-                    connections.spawn(connection(stream, remote, served.clone(), stopping.clone(), logger));
+                    let serving = connection(stream, remote, served.clone(), stopping.clone(), logger);
+                    connections.spawn(async move {
+                        serving.await;
+                        drop(place);
+                    });
                 }
                 // The client went away before we came to it.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted

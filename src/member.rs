@@ -102,10 +102,11 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         tasks.compare_with_peers(logger).await?;
     }
     let watches = |thread| tasks.watches(thread);
+    let places = config.client_connections_max.map(|max| listen::Places::new(max, handle.metrics().clone()));
     let mut edge = Edge {
         listeners: JoinSet::new(),
         threads: config.edge_threads.unwrap_or(1),
-        limits: listen::Limits::of_clients(config),
+        limits: listen::Limits::of_clients(config, places),
         audit: audit_log.as_ref().map(AuditLog::auditor),
         stopped,
         logger: logger.clone(),
@@ -119,6 +120,8 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
         edge.listen(client_sockets, grpc, listen::Nothing::Ever, watches)?;
         edge.listen_here(http_sockets, listen::Nothing::Ever, routes);
     }
+    // Whoever looks after the member shall find a place whatever others do.
+    edge.limits.places = None;
     edge.listen_here(metrics_sockets, listen::Nothing::Ever, http::metrics_routes(probe(), logger.clone()));
 
     let announce = async {
@@ -240,7 +243,7 @@ impl Edge {
         for number in 0..self.threads {
             let sockets = sockets.iter().map(listen::Socket::try_clone).collect::<std::io::Result<Vec<_>>>()?;
             let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
-            let (limits, audit) = (self.limits, self.audit.clone());
+            let (limits, audit) = (self.limits.clone(), self.audit.clone());
             let serving = listen::serve(sockets, grpc.clone(), http.clone(), limits, audit, stopped, logger);
             let watches = watches(number);
             let (ended, end) = tokio::sync::oneshot::channel();
@@ -266,6 +269,14 @@ impl Edge {
         H: listen::Answer + Sync,
     {
         let (stopped, logger) = (self.stopped.clone(), self.logger.clone());
-        self.listeners.spawn(listen::serve(sockets, grpc, http, self.limits, self.audit.clone(), stopped, logger));
+        self.listeners.spawn(listen::serve(
+            sockets,
+            grpc,
+            http,
+            self.limits.clone(),
+            self.audit.clone(),
+            stopped,
+            logger,
+        ));
     }
 }

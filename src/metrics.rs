@@ -253,6 +253,8 @@ table! {
     db_total_bytes: Gauge, "etcd_mvcc_db_total_size_in_bytes", "Size of the backend's file.";
     db_in_use_bytes: Gauge, "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of the backend's file in use.";
     db_open_reads: Gauge, "etcd_mvcc_db_open_read_transactions", "Open read transactions of the backend.";
+    connections_refused: Counter, "everwatch_client_connections_refused_total",
+        "Connections of clients that found no place.";
     audit_lines: Counter, "everwatch_audit_lines_total", "Lines written to the audit log.";
     audit_lost: Counter, "everwatch_audit_lost_total", "Lines that the audit log has lost.";
     puts: Counter, "etcd_mvcc_put_total", "Puts applied by this member.";

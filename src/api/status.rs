@@ -116,6 +116,9 @@ pub(crate) fn watch_refused(refusal: watch::Refusal) -> &'static str {
         watch::Refusal::EmptyRange => "mvcc: watcher range is empty",
         watch::Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
         watch::Refusal::Denied(text) => text,
+        // Bounds that etcd does not have.
+        watch::Refusal::StreamFull => "everwatch: too many watchers on this stream",
+        watch::Refusal::MemberFull => "everwatch: too many watchers at this member",
     }
 }
 

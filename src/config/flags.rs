@@ -139,6 +139,27 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("max-request-bytes", Unsigned, "1572864", Works, "Largest request a client may send."),
             flag("max-concurrent-streams", Unsigned, "4294967295", Works, "Most open calls on one client connection."),
             flag("grpc-keepalive-min-time", Time, "5s", NoEffect, "Shortest time between pings of a client."),
+            flag(
+                "max-client-connections",
+                Unsigned,
+                "0",
+                Works,
+                "Most connections of clients at once, 0 for no limit: what comes beyond is closed. Not in etcd.",
+            ),
+            flag(
+                "max-watchers-per-stream",
+                Unsigned,
+                "0",
+                Works,
+                "Most watchers of one watch stream, 0 for no limit: the next is cancelled at once. Not in etcd.",
+            ),
+            flag(
+                "max-watchers",
+                Unsigned,
+                "0",
+                Works,
+                "Most watchers of this member, 0 for no limit: the next is cancelled at once. Not in etcd.",
+            ),
             // etcd waits two hours, and holds the watchers of a client that fell silent as long.
             flag("grpc-keepalive-interval", Time, "30s", Works, "Time between our pings to a client; 0 for none."),
             flag("grpc-keepalive-timeout", Time, "20s", Works, "How long a ping may stay unanswered."),

@@ -85,6 +85,12 @@ pub struct Config {
     pub txn_ops_max: usize,
     /// Largest request a client may send.
     pub request_bytes_max: usize,
+    /// Most connections of clients; none: no limit.
+    pub client_connections_max: Option<usize>,
+    /// Most watchers of one stream, and of all; none: no limit.
+    pub watchers_per_stream_max: Option<usize>,
+    /// See above.
+    pub watchers_max: Option<usize>,
     /// Most open calls on one client connection.
     pub concurrent_streams_max: u32,
     /// Time between our pings to a client; none: no pings.
@@ -341,6 +347,9 @@ impl Config {
             wal_segment_bytes: None,
             txn_ops_max: usize::try_from(values.unsigned("max-txn-ops")).unwrap_or(usize::MAX),
             request_bytes_max: usize::try_from(values.unsigned("max-request-bytes")).unwrap_or(usize::MAX),
+            client_connections_max: some_of(values, "max-client-connections"),
+            watchers_per_stream_max: some_of(values, "max-watchers-per-stream"),
+            watchers_max: some_of(values, "max-watchers"),
             concurrent_streams_max: u32::try_from(values.unsigned("max-concurrent-streams")).unwrap_or(u32::MAX),
             keepalive_interval: Some(values.duration("grpc-keepalive-interval")).filter(|time| !time.is_zero()),
             keepalive_timeout: duration_or(values, "grpc-keepalive-timeout", Duration::from_secs(20)),
@@ -560,6 +569,11 @@ fn own_addresses(values: &Values, name: &'static str) -> Result<Vec<Url>, Error>
 
 fn duration_or(values: &Values, name: &'static str, default: Duration) -> Duration {
     Some(values.duration(name)).filter(|time| !time.is_zero()).unwrap_or(default)
+}
+
+/// A bound whose zero stands for none.
+fn some_of(values: &Values, name: &'static str) -> Option<usize> {
+    Some(usize::try_from(values.unsigned(name)).unwrap_or(usize::MAX)).filter(|bound| *bound > 0)
 }
 
 /// What stands between commas.

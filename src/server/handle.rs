@@ -28,7 +28,7 @@ use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
 use super::logins::{Claim, Identity, Logins};
-use super::watch_loop::{Confirmation, Denied, Guard, Shard, Standing, StoreAccess, Timeline, WatchHandle};
+use super::watch_loop::{Bounds, Confirmation, Denied, Guard, Shard, Standing, StoreAccess, Timeline, WatchHandle};
 use crate::auth::{self, Asker};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Records, Store};
@@ -74,6 +74,8 @@ pub struct Limits {
     pub learners_max: u32,
     /// How long a member may know no leader before it counts as lost.
     pub election_timeout: Duration,
+    /// How many watchers there may be.
+    pub watchers: Bounds,
 }
 
 /// What the core publishes about raft.
@@ -408,6 +410,7 @@ impl Handle {
                 Arc::new(confirm),
                 Arc::new(Users(self.clone())),
             )
+            .bounded(self.shared.limits.watchers)
         }
     }
 

@@ -420,6 +420,7 @@ fn limits(config: &Config) -> Limits {
         ttl_min,
         strict_reconfig_check: config.strict_reconfig_check,
         learners_max: config.learners_max,
+        watchers: watch_loop::Bounds { per_stream: config.watchers_per_stream_max, in_all: config.watchers_max },
         election_timeout: config.election_timeout,
     }
 }

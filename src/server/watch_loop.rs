@@ -410,6 +410,17 @@ pub struct WatchHandle {
     standing: Arc<dyn Fn() -> Standing + Send + Sync>,
     confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
     guard: Arc<dyn Guard>,
+    bounds: Bounds,
+}
+
+/// How many watchers there may be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    /// On one stream; none: as many as it asks for.
+    pub per_stream: Option<usize>,
+    /// At this member, on all streams together; none: the same. Streams that are opened on different threads may go beyond it by a few
+    /// when they create watchers at the same moment.
+    pub in_all: Option<usize>,
 }
 
 /// Says who may hear of what.
@@ -456,7 +467,12 @@ impl WatchHandle {
         confirm: Arc<dyn Fn() -> Confirmation + Send + Sync>,
         guard: Arc<dyn Guard>,
     ) -> WatchHandle {
-        WatchHandle { shards, written, standing, confirm, guard }
+        WatchHandle { shards, written, standing, confirm, guard, bounds: Bounds::default() }
+    }
+
+    /// The same with bounds.
+    pub fn bounded(self, bounds: Bounds) -> WatchHandle {
+        WatchHandle { bounds, ..self }
     }
 
     /// Opens a stream.
@@ -464,7 +480,7 @@ impl WatchHandle {
         let shard = self.shards[OWN.get() % self.shards.len()].clone();
         // It hears what was told before: an end that is meant for those who were there is not for this one.
         let (id, outbox) = shard.hub().open_stream();
-        WatchStream { shard, id, outbox }
+        WatchStream { shard, id, outbox, shards: self.shards.clone(), bounds: self.bounds }
     }
 
     /// Where this member stands now.
@@ -505,6 +521,8 @@ pub struct WatchStream {
     shard: Arc<Shard>,
     id: StreamId,
     outbox: Outbox,
+    shards: Arc<[Arc<Shard>]>,
+    bounds: Bounds,
 }
 
 impl WatchStream {
@@ -520,7 +538,20 @@ impl WatchStream {
 
     /// Creates a watcher; the answer comes through the outbox.
     pub fn create(&self, spec: Spec) {
-        self.with_hub(|hub| hub.create(self.id, spec));
+        match self.crowded() {
+            None => self.with_hub(|hub| hub.create(self.id, spec)),
+            Some(reason) => self.refuse(reason),
+        }
+    }
+
+    /// Why one more watcher would be too many, if it would.
+    fn crowded(&self) -> Option<Refusal> {
+        let Bounds { per_stream, in_all } = self.bounds;
+        if per_stream.is_some_and(|most| self.shard.lock().watchers_of(self.id) >= most) {
+            return Some(Refusal::StreamFull);
+        }
+        let all = || self.shards.iter().map(|shard| shard.lock().watchers()).sum::<usize>();
+        in_all.filter(|most| all() >= *most).map(|_| Refusal::MemberFull)
     }
 
     /// Answers that a watcher is not created.

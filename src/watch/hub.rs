@@ -237,6 +237,16 @@ impl Hub {
         self.watchers += 1;
     }
 
+    /// How many watchers there are.
+    pub fn watchers(&self) -> usize {
+        self.watchers
+    }
+
+    /// How many of them a stream has.
+    pub fn watchers_of(&self, stream: StreamId) -> usize {
+        self.streams.get(stream.place()).filter(|home| home.id == stream).map_or(0, |home| home.watchers.len())
+    }
+
     /// Cancels a watcher and answers; an unknown id gets no answer.
     pub fn cancel(&mut self, stream: StreamId, id: i64) {
         let revision = self.published;

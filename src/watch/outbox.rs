@@ -238,6 +238,10 @@ pub enum Refusal {
     DuplicateId,
     /// Its client may not hear of these keys: so says, in words for the client, who knows what clients may.
     Denied(&'static str),
+    /// Its stream has as many watchers as one may have.
+    StreamFull,
+    /// The member has as many watchers as it may have.
+    MemberFull,
 }
 
 /// Why the server ends a stream.

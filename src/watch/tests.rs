@@ -297,7 +297,7 @@ impl World {
                 match reason {
                     Refusal::NegativeStart => assert!(spec.start < Revision(0)),
                     Refusal::EmptyRange => assert!(spec.range.is_empty()),
-                    Refusal::Denied(_) => unreachable!("nobody is asked"),
+                    Refusal::Denied(_) | Refusal::StreamFull | Refusal::MemberFull => unreachable!("nobody is asked"),
                     Refusal::DuplicateId => assert!(client.watching.contains_key(&spec.id.unwrap())),
                 }
             }

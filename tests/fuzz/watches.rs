@@ -312,7 +312,7 @@ impl World {
                 match reason {
                     Refusal::NegativeStart => assert!(spec.start.0 < 0),
                     Refusal::EmptyRange => assert!(spec.range.is_empty()),
-                    Refusal::Denied(_) => unreachable!("nobody is asked"),
+                    Refusal::Denied(_) | Refusal::StreamFull | Refusal::MemberFull => unreachable!("nobody is asked"),
                     Refusal::DuplicateId => {
                         assert!(spec.id.is_some_and(|id| id == -1 || client.live.contains_key(&id)));
                     }

@@ -1,0 +1,100 @@
+//! Bounds that a member is given: on connections of clients, and on watchers.
+
+mod processes;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use everwatch::pb::etcdserverpb::watch_client::WatchClient;
+use everwatch::pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_request};
+use processes::{Cluster, PATIENCE, Process, READY, free_address};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+use watch_request::RequestUnion;
+
+fn alone(flags: &'static [&'static str], more: Vec<String>) -> (Cluster, Process) {
+    let mut cluster = Cluster::new(1);
+    (cluster.flags, cluster.more) = (flags, more);
+    let member = cluster.start_with(0, &cluster.list(1), "new");
+    member.says(READY);
+    (cluster, member)
+}
+
+/// The answer to a GET, or nothing from a connection that is closed.
+fn version(connection: &mut TcpStream) -> String {
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = String::new();
+    // A connection that was closed may say so at either.
+    if connection.write_all(b"GET /version HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").is_ok() {
+        let _ = connection.read_to_string(&mut answer);
+    }
+    answer
+}
+
+#[test]
+fn a_connection_that_finds_no_place_is_closed_and_others_are_served() {
+    let metrics = free_address();
+    let more = vec![format!("--listen-metrics-urls=http://{metrics}")];
+    let (_cluster, member) = alone(&["--max-client-connections=3"], more);
+    let open = || TcpStream::connect(&member.client).expect("it listens");
+    let mut held: Vec<TcpStream> = (0..3).map(|_| open()).collect();
+    assert_eq!(version(&mut open()), "");
+    member.says("as many as --max-client-connections allows");
+    // Whoever looks after the member finds a place.
+    let mut looked = TcpStream::connect(&metrics).expect("it listens");
+    looked.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    looked.read_to_string(&mut text).unwrap();
+    assert!(text.contains("everwatch_client_connections_refused_total 1\n"), "{text}");
+    // Those who have a place keep it, and leave it to others.
+    assert!(version(&mut held[0]).starts_with("HTTP/1.1 200"));
+    drop(held);
+    while version(&mut open()).is_empty() {}
+}
+
+struct Stream {
+    say: mpsc::UnboundedSender<WatchRequest>,
+    hear: Streaming<WatchResponse>,
+}
+
+impl Stream {
+    async fn open(channel: &Channel) -> Stream {
+        let (say, said) = mpsc::unbounded_channel();
+        let hear = WatchClient::new(channel.clone()).watch(UnboundedReceiverStream::new(said)).await.unwrap();
+        Stream { say, hear: hear.into_inner() }
+    }
+
+    async fn ask(&mut self, request: RequestUnion) -> WatchResponse {
+        self.say.send(WatchRequest { request_union: Some(request) }).unwrap();
+        self.hear.message().await.unwrap().unwrap()
+    }
+
+    /// Why not, or nothing.
+    async fn create(&mut self) -> String {
+        let create = WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let answer = self.ask(RequestUnion::CreateRequest(create)).await;
+        assert!(answer.created && answer.canceled != answer.cancel_reason.is_empty(), "{answer:?}");
+        answer.cancel_reason
+    }
+}
+
+#[test]
+fn a_watcher_that_would_be_too_many_is_cancelled_with_a_reason() {
+    let (_cluster, member) = alone(&["--max-watchers-per-stream=2", "--max-watchers=3"], Vec::new());
+    member.ask(async |channel| {
+        let (mut one, mut other) = (Stream::open(&channel).await, Stream::open(&channel).await);
+        assert_eq!([one.create().await, one.create().await], ["", ""]);
+        assert_eq!(one.create().await, "everwatch: too many watchers on this stream");
+        assert_eq!(other.create().await, "");
+        assert_eq!(other.create().await, "everwatch: too many watchers at this member");
+        // One that goes makes room.
+        let cancelled = one.ask(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 0 })).await;
+        assert!(cancelled.canceled);
+        assert_eq!(other.create().await, "");
+        drop(other);
+        // It is noticed that a stream is gone, soon.
+        while !one.create().await.is_empty() {}
+    });
+}
