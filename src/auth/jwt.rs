@@ -10,13 +10,18 @@ use std::time::Duration;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde_json::{Value, json};
 
+use super::es512::Es512;
+
 /// Signs and recognises.
 pub struct Jwt {
-    algorithm: Algorithm,
-    /// None: it only recognises.
-    sign: Option<EncodingKey>,
-    verify: DecodingKey,
+    keys: Keys,
     lifetime: Duration,
+}
+
+/// With which keys, by which method. Without one that signs it only recognises.
+enum Keys {
+    Library { algorithm: Algorithm, sign: Option<EncodingKey>, verify: DecodingKey },
+    Es512(Box<Es512>),
 }
 
 /// Why keys cannot be used.
@@ -40,9 +45,26 @@ impl Jwt {
         private: Option<&[u8]>,
         lifetime: Duration,
     ) -> Result<Jwt, Unusable> {
+        let keys = if method == "ES512" {
+            let keys = Es512::new(public.ok_or_else(|| missing(method, "pub-key"))?, private);
+            let unusable =
+                |what| Unusable(format!("the {what} key of --auth-token cannot be used: not of P-521, in PEM"));
+            Keys::Es512(Box::new(keys.map_err(unusable)?))
+        } else {
+            Jwt::library_keys(method, public, private)?
+        };
+        let jwt = Jwt { keys, lifetime };
+        // Keys that do not belong together, or to the method, are found now and not by the first user.
+        if jwt.signs() && jwt.issue("a", 1, 0).and_then(|token| jwt.user(&token, 0)).is_none() {
+            return Err(Unusable("the keys of --auth-token do not belong together".into()));
+        }
+        Ok(jwt)
+    }
+
+    fn library_keys(method: &str, public: Option<&[u8]>, private: Option<&[u8]>) -> Result<Keys, Unusable> {
         let algorithm = method.parse().map_err(|_| Unusable(format!("no such sign-method: {method:?}")))?;
         let unusable = |what| move |error| Unusable(format!("the {what} key of --auth-token cannot be used: {error}"));
-        let missing = |what| Unusable(format!("--auth-token with sign-method={method} needs a {what}"));
+        let missing = |what| missing(method, what);
         use Algorithm::*;
         let (sign, verify) = match algorithm {
             HS256 | HS384 | HS512 => {
@@ -59,34 +81,42 @@ impl Jwt {
                 (sign.transpose().map_err(unusable("private"))?, verify.map_err(unusable("public"))?)
             }
         };
-        let jwt = Jwt { algorithm, sign, verify, lifetime };
-        // Keys that do not belong together, or to the method, are found now and not by the first user.
-        if jwt.sign.is_some() && jwt.issue("a", 1, 0).and_then(|token| jwt.user(&token, 0)).is_none() {
-            return Err(Unusable("the keys of --auth-token do not belong together".into()));
-        }
-        Ok(jwt)
+        Ok(Keys::Library { algorithm, sign, verify })
     }
 
     /// Whether it can make tokens.
     pub fn signs(&self) -> bool {
-        self.sign.is_some()
+        match &self.keys {
+            Keys::Library { sign, .. } => sign.is_some(),
+            Keys::Es512(keys) => keys.signs(),
+        }
     }
 
     /// A token for a user who was recognised at this auth revision, at this time in seconds since 1970. None: there is no key for it.
     pub fn issue(&self, user: &str, revision: u64, now: u64) -> Option<String> {
         let ends = now.saturating_add(self.lifetime.as_secs());
         let claims = json!({ "username": user, "revision": revision, "exp": ends });
-        jsonwebtoken::encode(&Header::new(self.algorithm), &claims, self.sign.as_ref()?).ok()
+        match &self.keys {
+            Keys::Library { algorithm, sign, .. } => {
+                jsonwebtoken::encode(&Header::new(*algorithm), &claims, sign.as_ref()?).ok()
+            }
+            Keys::Es512(keys) => keys.encode(&claims),
+        }
     }
 
     /// The user of a token, and the auth revision that it is of. None: it is not one of ours, or its time is over.
     pub fn user(&self, token: &str, now: u64) -> Option<(String, u64)> {
-        let mut validation = Validation::new(self.algorithm);
-        // The library would ask the clock.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
-        let claims = jsonwebtoken::decode::<Value>(token, &self.verify, &validation).ok()?.claims;
+        let claims = match &self.keys {
+            Keys::Library { algorithm, verify, .. } => {
+                let mut validation = Validation::new(*algorithm);
+                // The library would ask the clock.
+                validation.validate_exp = false;
+                validation.validate_aud = false;
+                validation.required_spec_claims.clear();
+                jsonwebtoken::decode::<Value>(token, verify, &validation).ok()?.claims
+            }
+            Keys::Es512(keys) => keys.decode(token)?,
+        };
         let seconds = |name: &str| claims.get(name).and_then(Value::as_f64);
         let now = now as f64;
         if seconds("exp").is_some_and(|ends| ends <= now) || seconds("nbf").is_some_and(|begins| begins > now) {
@@ -97,9 +127,17 @@ impl Jwt {
     }
 }
 
+fn missing(method: &str, what: &str) -> Unusable {
+    Unusable(format!("--auth-token with sign-method={method} needs a {what}"))
+}
+
 impl fmt::Debug for Jwt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jwt").field("algorithm", &self.algorithm).finish_non_exhaustive()
+        let method = match &self.keys {
+            Keys::Library { algorithm, .. } => format!("{algorithm:?}"),
+            Keys::Es512(_) => "ES512".to_owned(),
+        };
+        f.debug_struct("Jwt").field("algorithm", &method).finish_non_exhaustive()
     }
 }
 
@@ -208,5 +246,7 @@ MCowBQYDK2VwAyEAn11+lkwv5gXqeFknvkwUyN2c93MQaPW9t1F2UnUq16k=
             assert!(new("EdDSA", Some(public), private).contains("cannot be used"), "{private:?}");
         }
         assert!(new("RS256", Some(PUBLIC), None).contains("cannot be used"));
+        assert_eq!(new("ES512", None, Some(PRIVATE)), "--auth-token with sign-method=ES512 needs a pub-key");
+        assert!(new("ES512", Some(PUBLIC), None).contains("public key of --auth-token cannot be used: not of P-521"));
     }
 }

@@ -28,6 +28,7 @@
 //!
 //! Deliberately missing: a bound on how often a password may be tried; the edge lets only a few be compared at a time.
 
+mod es512;
 pub mod jwt;
 pub mod password;
 pub mod permission;
