@@ -171,7 +171,7 @@ pub struct Auditor(Arc<Queue>);
 impl Auditor {
     /// Of a request from `remote` for `method`, `/service/method`.
     pub fn origin(&self, remote: &Arc<str>, method: &Uri) -> Origin {
-        Origin { auditor: self.clone(), remote: remote.clone(), method: method.clone() }
+        Origin(Arc::new(Whence { auditor: self.clone(), remote: remote.clone(), method: method.clone() }))
     }
 }
 
@@ -181,9 +181,12 @@ impl std::fmt::Debug for Auditor {
     }
 }
 
-/// Where a request comes from, and where what becomes of it is noted.
+/// Where a request comes from, and where what becomes of it is noted. It is small: every call has room for one, audit log or not.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct Origin(Arc<Whence>);
+
+#[derive(Debug)]
+struct Whence {
     auditor: Auditor,
     remote: Arc<str>,
     method: Uri,
@@ -192,12 +195,12 @@ pub struct Origin {
 impl Origin {
     /// The same, for another method.
     pub fn for_method(&self, method: &Uri) -> Origin {
-        Origin { method: method.clone(), ..self.clone() }
+        self.0.auditor.origin(&self.0.remote, method)
     }
 
     /// What was called.
     pub fn method(&self) -> &str {
-        self.method.path()
+        self.0.method.path()
     }
 
     /// Notes what became of the request. `refused`: gRPC's code and the text, if it was not carried out.
@@ -205,7 +208,7 @@ impl Origin {
         let line = Fields::default()
             .text("ts", &timestamp(SystemTime::now()))
             .optional_text("user", user)
-            .text("remote", &self.remote)
+            .text("remote", &self.0.remote)
             .text("method", self.method())
             .text("code", code_name(refused.map_or(0, |(code, _)| code)));
         let line = match refused {
@@ -214,7 +217,7 @@ impl Origin {
         };
         let mut line = line.number("revision", revision).0;
         line.push_str(&what.0);
-        self.auditor.0.push(format!("{{{}}}\n", &line[1..]));
+        self.0.auditor.0.push(format!("{{{}}}\n", &line[1..]));
     }
 }
 

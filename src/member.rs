@@ -1,8 +1,9 @@
 //! One member, put together: sockets, the server behind them, and what answers on which socket; then an orderly stop.
 //!
 //! The only place that knows `server`, `api`, `http` and `listen` at once. What runs in the member itself is listed in
-//! [`crate::server`]; this adds the listeners. They stop on the stop signal, after a grace; those of peers are aborted last,
-//! because peers never end their streams by themselves. A member that was removed from its cluster stops by itself.
+//! [`crate::server`]; this adds the listeners, and the thread that writes the audit log. They stop on the stop signal, after a grace; those
+//! of peers are aborted last, because peers never end their streams by themselves, and the thread when nobody is served any more. A member
+//! that was removed from its cluster stops by itself.
 
 use std::pin::pin;
 use std::sync::Arc;
