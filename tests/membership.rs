@@ -153,6 +153,35 @@ fn every_member_says_that_a_learner_lacks_the_log() {
 }
 
 #[test]
+fn whoever_writes_through_a_member_that_is_removed_hears_of_it_at_once() {
+    let (_cluster, mut members) = founded(3, 3);
+    let leading = leader(&members).ids().0;
+    let follower = members.iter().position(|member| member.ids().0 != leading).expect("two follow");
+    let follower = members.remove(follower);
+    let id = follower.ids().0;
+    let deadline = Instant::now() + PATIENCE;
+    // One put after the other: whichever is under way then must not wait for what will never come.
+    let writing = std::thread::spawn(move || {
+        let mut written = 0;
+        while Instant::now() < deadline {
+            match follower.try_put(&format!("{written}")) {
+                Ok(()) => written += 1,
+                Err(status) => return (follower, written, status),
+            }
+        }
+        panic!("it is written through a member that was removed");
+    });
+    while !members[0].try_has("9").unwrap_or(false) {
+        assert!(Instant::now() < deadline, "nothing is written");
+    }
+    members[0].remove(id);
+    let (follower, written, status) = writing.join().expect("it ends");
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: server stopped"));
+    assert!(members[1].has(&format!("{}", written - 1)), "what was acknowledged is there");
+    leaves(follower);
+}
+
+#[test]
 fn a_leader_answers_who_asked_it_to_leave() {
     let (_cluster, mut members) = founded(3, 3);
     let id = leader(&members).ids().0;

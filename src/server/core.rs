@@ -172,6 +172,8 @@ pub struct Core {
     /// The term in which the lessor leads.
     promoted: Option<Term>,
     monitor: Monitor,
+    /// This member was removed: it votes on for as long as it is needed, but nothing comes of what clients want here.
+    removed: bool,
 }
 
 impl Core {
@@ -183,6 +185,8 @@ impl Core {
         if node.voters() == [node.id()] {
             let _ = node.handle(Input::Campaign);
         }
+        let own = node.id();
+        let removed = shared.state.read().unwrap_or_else(PoisonError::into_inner).members.was_removed(own);
         Core {
             node,
             shared,
@@ -208,6 +212,7 @@ impl Core {
             role: None,
             promoted: None,
             monitor: Monitor::default(),
+            removed,
         }
     }
 
@@ -219,8 +224,8 @@ impl Core {
         reply: oneshot::Sender<Result<Reply, Error>>,
         out: &dyn Outside,
     ) {
-        if !self.pending.has_room() {
-            let _ = reply.send(Err(Error::TooManyRequests));
+        if let Some(error) = self.refusal(!self.pending.has_room()) {
+            let _ = reply.send(Err(error));
             return;
         }
         let deadline = out.now() + self.config.request_timeout;
@@ -236,8 +241,8 @@ impl Core {
         reply: oneshot::Sender<Result<Reply, Error>>,
         out: &dyn Outside,
     ) {
-        if self.changes.len() >= CHANGES_MAX {
-            let _ = reply.send(Err(Error::TooManyRequests));
+        if let Some(error) = self.refusal(self.changes.len() >= CHANGES_MAX) {
+            let _ = reply.send(Err(error));
             return;
         }
         let deadline = out.now() + self.config.request_timeout;
@@ -249,16 +254,27 @@ impl Core {
 
     /// Somebody wants to read what is committed by now.
     pub fn linearize(&mut self, reader: oneshot::Sender<Result<(), Error>>, out: &dyn Outside) {
+        if self.removed {
+            let _ = reader.send(Err(Error::Stopped));
+            return;
+        }
         self.reads.add(out.now(), reader);
     }
 
     /// Somebody renews leases. One answer per id, in their order; it counts only if this member led afterwards.
     pub fn renew(&mut self, ids: Vec<LeaseId>, reply: oneshot::Sender<Vec<Renewal>>, out: &dyn Outside) {
+        if self.removed {
+            // Without an answer he asks elsewhere.
+            return;
+        }
         self.renewals.renew(ids, out.now() + self.config.request_timeout, reply);
     }
 
     /// Somebody asks what is left of a lease. As above.
     pub fn time_to_live(&mut self, id: LeaseId, reply: oneshot::Sender<Remaining>) {
+        if self.removed {
+            return;
+        }
         self.renewals.time_to_live(id, reply);
     }
 
@@ -349,6 +365,7 @@ impl Core {
         self.offered = None;
         out.adopted(index, old);
         self.rank_changed(out);
+        self.leave_if_removed();
         self.tell(Input::Persisted { number: number.max(self.persisted) }, out);
         out.flush();
     }
@@ -497,6 +514,34 @@ impl Core {
             let outcome = outcome.or_else(|refusal| self.change_done_before(id).ok_or(refusal));
             self.waiters.complete(id, outcome);
         }
+        if turn.conf_state.is_some() {
+            self.leave_if_removed();
+        }
+    }
+
+    /// Once all are answered of whom it is known what became of what they wanted.
+    fn leave_if_removed(&mut self) {
+        if !self.removed && self.state().members.was_removed(self.node.id()) {
+            self.leave();
+        }
+    }
+
+    /// This member has carried out its own removal: whoever waits is told that it stops, and so is whoever comes.
+    fn leave(&mut self) {
+        self.removed = true;
+        self.pending = Pending::default();
+        for asked in std::mem::take(&mut self.changes) {
+            // Its own removal, which came to it with a snapshot.
+            let members = asked.is_done(&self.state().members).then(|| self.state().members.list());
+            if let Some(members) = members {
+                self.waiters.complete(asked.command.id, Ok(Reply::Members(members)));
+            }
+        }
+        self.stop();
+    }
+
+    fn refusal(&self, full: bool) -> Option<Error> {
+        if self.removed { Some(Error::Stopped) } else { full.then_some(Error::TooManyRequests) }
     }
 
     /// The member goes down: whoever waits is told so.

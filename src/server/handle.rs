@@ -425,6 +425,7 @@ impl Handle {
     pub async fn renew(&self, id: LeaseId) -> Result<i64, Error> {
         let deadline = self.shared.now() + self.shared.limits.request_timeout;
         while self.shared.now() < deadline && !self.is_stopping() {
+            self.belongs()?;
             let answer = match self.leader() {
                 Some(leader) if leader == self.member() => self.renew_here(vec![id]).await.pop(),
                 Some(leader) => self.transport().renew(leader, id).await.ok(),
@@ -441,6 +442,12 @@ impl Handle {
         Err(Error::Timeout)
     }
 
+    /// A member that has carried out its own removal does nothing for clients any more.
+    pub(super) fn belongs(&self) -> Result<(), Error> {
+        let removed = self.view(|state| state.members.was_removed(self.member()));
+        if removed { Err(Error::Stopped) } else { Ok(()) }
+    }
+
     /// Renews as the leader; one answer per id, in their order.
     pub(crate) async fn renew_here(&self, ids: Vec<LeaseId>) -> Vec<Renewal> {
         let count = ids.len();
@@ -454,6 +461,7 @@ impl Handle {
     pub async fn time_to_live(&self, id: LeaseId) -> Result<Option<(i64, i64)>, Error> {
         let deadline = self.shared.now() + self.shared.limits.request_timeout;
         while self.shared.now() < deadline {
+            self.belongs()?;
             let answer = match self.leader() {
                 Some(leader) if leader == self.member() => self.time_to_live_here(id).await?,
                 Some(leader) => self.transport().time_to_live(leader, id).await.unwrap_or(Remaining::Unavailable),

@@ -4,7 +4,8 @@
 //! or had done so before it started, or when a peer refused it as one that was removed. Everybody is asked who is in this
 //! member's table or in an answered one: those who voted when it was removed may all have been replaced.
 //!
-//! Meanwhile clients find a member that knows no leader, but while one that has not heard of the removal leads it.
+//! Meanwhile clients are told that the member is stopped, whatever they want that needs the others, once it has carried out its removal.
+//! Before that they find a member that knows no leader, but while one that has not heard of the removal leads it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

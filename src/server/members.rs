@@ -53,6 +53,7 @@ impl Handle {
     async fn learner(&self, id: MemberId) -> Result<Learner, Error> {
         let deadline = self.shared.now() + self.shared.limits.request_timeout;
         while self.shared.now() < deadline && !self.is_stopping() {
+            self.belongs()?;
             let answer = match self.leader() {
                 Some(leader) if leader == self.member() => self.learner_here(id).await,
                 Some(leader) => match self.transport().learner(leader, id).await {
