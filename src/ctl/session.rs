@@ -14,6 +14,10 @@ use crate::client::{self, Client, Keepalive, Login, Settings, Tls};
 /// What is said when time is up.
 pub(super) const LATE: &str = "context deadline exceeded";
 
+/// etcd hangs up on whoever asks it for signs of life more than once in five seconds. Go's gRPC, and with it etcdctl, asks no more often
+/// than this, whatever it is told.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
+
 /// One run of the tool.
 pub(super) struct Session {
     /// Where the cluster is.
@@ -71,21 +75,28 @@ impl Session {
 
     /// A client of some endpoints.
     pub(super) fn client_of(&self, endpoints: &[String]) -> Result<Client, Failure> {
-        if endpoints.iter().all(String::is_empty) {
-            return Err(Failure::connection("etcdclient: no available endpoints"));
-        }
-        let client = Client::with_settings(endpoints, 1, &self.settings);
-        Ok(client.map_err(|error| Failure::connection(error.to_string()))?.with_login(self.login.clone()))
+        let Keepalive { interval, timeout } = self.settings.keepalive;
+        let keepalive = Keepalive { interval: interval.max(KEEPALIVE_MIN), timeout };
+        self.connected(endpoints, &Settings { keepalive, ..self.settings.clone() })
     }
 
-    /// A client of all endpoints, which asks for a token with each stream: for what lasts.
+    /// A client of all endpoints, which asks for a token with each stream: for what lasts. It asks for signs of life as often as it was
+    /// told: whatever lasts goes on elsewhere as soon as there are none, and with nothing lost if etcd hangs up for that.
     pub(super) fn lasting_client(&self) -> Result<Client, Failure> {
-        self.client_of(&self.endpoints)
+        self.connected(&self.endpoints, &self.settings)
     }
 
     /// A client of all endpoints, whose user is known to them.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
-        self.authenticated(self.lasting_client()?).await
+        self.authenticated(self.client_of(&self.endpoints)?).await
+    }
+
+    fn connected(&self, endpoints: &[String], settings: &Settings) -> Result<Client, Failure> {
+        if endpoints.iter().all(String::is_empty) {
+            return Err(Failure::connection("etcdclient: no available endpoints"));
+        }
+        let client = Client::with_settings(endpoints, 1, settings);
+        Ok(client.map_err(|error| Failure::connection(error.to_string()))?.with_login(self.login.clone()))
     }
 
     /// The same client with a token.
