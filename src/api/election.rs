@@ -130,7 +130,7 @@ impl Observer {
                 None => self.find().await?,
                 Some(watch) => {
                     let response = watch.message().await.map_err(unknown)?;
-                    let over = self.hear(response);
+                    let over = self.hear(response)?;
                     if over {
                         self.watch = None;
                     }
@@ -140,15 +140,16 @@ impl Observer {
     }
 
     /// Takes in what a leader proclaims. Whether it leads no more, or cannot be followed any more.
-    fn hear(&mut self, response: Option<WatchResponse>) -> bool {
-        let Some(response) = response else { return true };
+    fn hear(&mut self, response: Option<WatchResponse>) -> Result<bool, Status> {
+        let Some(response) = response else { return Ok(true) };
+        let over = recipe::is_over(&response)?;
         for event in response.events {
             if event.r#type == EventType::Delete as i32 {
-                return true;
+                return Ok(true);
             }
             self.seen.push_back(LeaderResponse { header: response.header, kv: event.kv });
         }
-        response.canceled
+        Ok(over)
     }
 
     /// Looks for the leader, or waits for one.
@@ -180,11 +181,11 @@ impl Observer {
         };
         let mut watch = self.inside.watch(create).await?;
         while let Some(response) = watch.message().await.map_err(unknown)? {
-            let header = response.header;
+            let (header, over) = (response.header, recipe::is_over(&response)?);
             if let Some(event) = response.events.into_iter().next() {
                 return Ok(Some(LeaderResponse { header, kv: event.kv }));
             }
-            if response.canceled {
+            if over {
                 break;
             }
         }

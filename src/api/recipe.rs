@@ -34,6 +34,15 @@ const SESSION_TTL: i64 = 60;
 /// What identifies the caller.
 const TOKENS: [&str; 2] = ["token", "authorization"];
 
+/// Whether a watch has come to its end, and what it was to show is to be looked for: what it would be told is compacted. One that was
+/// ended for another reason is an error: the next would be ended as well.
+pub(super) fn is_over(response: &WatchResponse) -> Result<bool, Status> {
+    if response.canceled && response.compact_revision == 0 {
+        return Err(Status::unknown(response.cancel_reason.clone()));
+    }
+    Ok(response.canceled)
+}
+
 /// The member's own services, called for one of its callers.
 #[derive(Clone)]
 pub(super) struct Inside {
@@ -140,7 +149,7 @@ impl Inside {
                 .await?;
             // It may be cancelled because what it would be told is compacted. Then, too, a look shows what is there.
             while let Some(response) = watch.message().await.map_err(unknown)? {
-                if response.canceled || !response.events.is_empty() {
+                if is_over(&response)? || !response.events.is_empty() {
                     break;
                 }
             }
