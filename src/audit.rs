@@ -19,9 +19,9 @@ use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, SystemTime};
 
 use http::Uri;
 use slog::Logger;
@@ -30,9 +30,12 @@ use crate::config::LogOutput;
 use crate::logging::timestamp;
 use crate::metrics::{Metrics, code_name};
 
-/// Lines waiting for the sink, and their bytes. A line that would be one more is lost.
+/// Lines waiting for the sink, and their bytes. A line that would be one more is lost. What was refused may take half of that: whoever
+/// may do nothing is not to push out what others have done.
 const QUEUE_LINES_MAX: usize = 16 << 10;
 const QUEUE_BYTES_MAX: usize = 8 << 20;
+/// How long an orderly stop waits for the sink.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes that are shown of a key or of a name. Of a longer one the length is told.
 const BYTES_SHOWN_MAX: usize = 256;
 /// Entries that are shown of a list. Of a longer one the length is told.
@@ -48,7 +51,8 @@ impl Sink {
             LogOutput::Stderr => Box::new(io::stderr()),
             LogOutput::Stdout => Box::new(io::stdout()),
             LogOutput::File(path) => {
-                let opened = OpenOptions::new().create(true).append(true).open(path);
+                // For nobody else: keys and names are in it.
+                let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
                 let named = |error: io::Error| {
                     io::Error::new(error.kind(), format!("cannot open audit log {}: {error}", path.display()))
                 };
@@ -58,10 +62,11 @@ impl Sink {
     }
 }
 
-/// The audit log of a member. Dropping it writes what waits.
+/// The audit log of a member. Dropping it writes what waits, unless the sink takes nothing for [`STOP_PATIENCE`].
 pub struct AuditLog {
     queue: Arc<Queue>,
-    writer: Option<JoinHandle<()>>,
+    /// Says that the thread has written everything, by being gone.
+    written: mpsc::Receiver<()>,
 }
 
 /// What notes go to.
@@ -85,9 +90,10 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, line: String) {
+    fn push(&self, line: String, refused: bool) {
+        let share = if refused { 2 } else { 1 };
         let mut waiting = self.lock();
-        if waiting.lines.len() >= QUEUE_LINES_MAX || waiting.bytes + line.len() > QUEUE_BYTES_MAX {
+        if waiting.lines.len() >= QUEUE_LINES_MAX / share || waiting.bytes + line.len() > QUEUE_BYTES_MAX / share {
             waiting.lost += 1;
             self.metrics.audit_lost.inc();
             return;
@@ -117,9 +123,12 @@ impl AuditLog {
     pub fn start(sink: Sink, metrics: Arc<Metrics>, logger: Logger) -> io::Result<AuditLog> {
         let queue = Arc::new(Queue { waiting: Mutex::default(), more: Condvar::new(), metrics });
         let read = queue.clone();
-        let writer =
-            std::thread::Builder::new().name("audit".to_owned()).spawn(move || write_all(&read, sink.0, &logger))?;
-        Ok(AuditLog { queue, writer: Some(writer) })
+        let (writing, written) = mpsc::channel();
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
+            write_all(&read, sink.0, &logger);
+            drop(writing);
+        })?;
+        Ok(AuditLog { queue, written })
     }
 
     /// For who serves.
@@ -132,25 +141,27 @@ impl Drop for AuditLog {
     fn drop(&mut self) {
         self.queue.lock().closed = true;
         self.queue.more.notify_one();
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+        // A pipe that nobody reads does not keep a member from stopping.
+        let _ = self.written.recv_timeout(STOP_PATIENCE);
     }
 }
 
 fn write_all(queue: &Queue, mut sink: Box<dyn Write + Send>, logger: &Logger) {
-    let mut untold = 0;
+    let (mut untold, mut torn) = (0, false);
     while let Some((lines, lost)) = queue.take() {
         if lost > 0 {
             slog::warn!(logger, "audit log has lost lines, queue full"; "lost" => lost);
         }
         untold += lost;
-        let mut bytes = String::new();
+        // What failed may have left half a line.
+        let mut bytes = if torn { "\n".to_owned() } else { String::new() };
         if untold > 0 {
             let _ = writeln!(bytes, "{{\"ts\":\"{}\",\"lost\":{untold}}}", timestamp(SystemTime::now()));
         }
         lines.iter().for_each(|line| bytes.push_str(line));
-        match sink.write_all(bytes.as_bytes()).and_then(|()| sink.flush()) {
+        let outcome = sink.write_all(bytes.as_bytes()).and_then(|()| sink.flush());
+        torn = outcome.is_err();
+        match outcome {
             Ok(()) => {
                 queue.metrics.audit_lines.add(lines.len() as u64);
                 untold = 0;
@@ -217,7 +228,7 @@ impl Origin {
         };
         let mut line = line.number("revision", revision).0;
         line.push_str(&what.0);
-        self.0.auditor.0.push(format!("{{{}}}\n", &line[1..]));
+        self.0.auditor.0.push(format!("{{{}}}\n", &line[1..]), refused.is_some());
     }
 }
 
@@ -313,11 +324,15 @@ mod tests {
 
     impl Write for Shown {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if std::mem::take(&mut *self.1.lock().unwrap()) {
+            // A disk that is full takes what it still can.
+            let room = if *self.1.lock().unwrap() { 10 - self.0.lock().unwrap().len().min(10) } else { bytes.len() };
+            if room == 0 {
+                *self.1.lock().unwrap() = false;
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
+            let taken = bytes.len().min(room);
+            self.0.lock().unwrap().extend_from_slice(&bytes[..taken]);
+            Ok(taken)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -393,8 +408,11 @@ mod tests {
         }
         note(&log, None, Fields::default(), None);
         drop(log);
-        assert_eq!(shown.lines()[0]["lost"], 1);
-        assert_eq!(shown.lines().len(), 2);
+        let text = String::from_utf8(shown.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0].len()), (3, 10), "{text}");
+        let whole: Vec<Value> = lines[1..].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&whole[0]["lost"], &whole[1]["code"]), (&1.into(), &"OK".into()));
     }
 
     #[test]

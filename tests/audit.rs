@@ -4,6 +4,7 @@ mod processes;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use everwatch::pb::authpb::Permission;
 use everwatch::pb::etcdserverpb::alarm_request::AlarmAction;
@@ -40,16 +41,16 @@ fn op(request: request_op::Request) -> RequestOp {
     RequestOp { request: Some(request) }
 }
 
-/// Posts JSON; the port it came from.
-fn post(member: &Process, path: &str, json: &str) -> u16 {
+/// Posts JSON; the port it came from, and the answer.
+fn post(member: &Process, path: &str, headers: &str, json: &str) -> (u16, String) {
     let mut connection = TcpStream::connect(&member.client).expect("it listens");
     connection.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let length = json.len();
-    write!(connection, "POST {path} HTTP/1.0\r\nHost: m\r\nContent-Length: {length}\r\n\r\n{json}").expect("sent");
+    write!(connection, "POST {path} HTTP/1.0\r\nHost: m\r\n{headers}Content-Length: {length}\r\n\r\n{json}")
+        .expect("sent");
     let mut answer = String::new();
     connection.read_to_string(&mut answer).expect("answered");
-    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
-    connection.local_addr().expect("it is connected").port()
+    (connection.local_addr().expect("it is connected").port(), answer)
 }
 
 /// A line without what is different every time, `method code user what`.
@@ -73,7 +74,9 @@ fn every_change_is_noted_and_nothing_that_is_secret() {
     let member = cluster.start_with(0, &cluster.list(1), "new");
     member.says(READY);
 
-    let port = post(&member, "/v3/kv/put", r#"{"key":"anNvbg==","value":"aHVudGVyMi1pbi10aGUtY2xlYXI="}"#);
+    let (port, answer) =
+        post(&member, "/v3/kv/put", "", r#"{"key":"anNvbg==","value":"aHVudGVyMi1pbi10aGUtY2xlYXI="}"#);
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
     member.ask(async |channel| {
         let mut kv = KvClient::new(channel.clone());
         kv.put(put("a")).await.unwrap();
@@ -152,6 +155,8 @@ fn every_change_is_noted_and_nothing_that_is_secret() {
         maintenance.snapshot(by(&root, SnapshotRequest {})).await.unwrap();
         maintenance.move_leader(by(&alice, MoveLeaderRequest { target_id: 1 })).await.unwrap_err();
         auth.auth_disable(by(&root, AuthDisableRequest {})).await.unwrap();
+        // Where users do not count, nobody asks whose token that is.
+        maintenance.defragment(by("no.1", DefragmentRequest {})).await.unwrap();
     });
     let metrics = member.get("/metrics");
     member.signal("-TERM");
@@ -198,6 +203,7 @@ fn every_change_is_noted_and_nothing_that_is_secret() {
         "Snapshot OK root ",
         "MoveLeader PermissionDenied alice ",
         "AuthDisable OK root ",
+        "Defragment OK - ",
     ];
     assert_eq!(gists, expected);
     // The client of JSON, too, is known by its address.
@@ -208,4 +214,30 @@ fn every_change_is_noted_and_nothing_that_is_secret() {
     // The thread that writes may not have come to the last of them.
     let written = metrics.lines().find_map(|line| line.strip_prefix("everwatch_audit_lines_total ")?.parse().ok());
     assert!(written.is_some_and(|count: usize| count <= lines.len()), "{metrics}");
+}
+
+#[test]
+fn a_change_for_whose_outcome_nobody_waited_is_noted() {
+    let mut cluster = Cluster::new(2);
+    let path = cluster.dir(0).with_extension("audit");
+    cluster.more = vec!["--audit-log-output".to_owned(), path.display().to_string()];
+    let list = cluster.list(2);
+    let mut members: Vec<Process> = (0..2).map(|n| cluster.start_with(n, &list, "new")).collect();
+    members.iter().for_each(|member| drop(member.says(READY)));
+    // Without it nothing is decided.
+    drop(members.pop());
+    let put = r#"{"key":"anNvbg==","value":"eA=="}"#;
+    let (_, answer) = post(&members[0], "/v3/kv/put", "Grpc-Timeout: 100m\r\n", put);
+    assert!(answer.contains("context deadline exceeded"), "{answer}");
+    let deadline = Instant::now() + PATIENCE;
+    let lines = loop {
+        let text = std::fs::read_to_string(&path).expect("it was made");
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if !lines.is_empty() {
+            break lines;
+        }
+        assert!(Instant::now() < deadline, "nothing is noted");
+        std::thread::yield_now();
+    };
+    assert_eq!(lines.iter().map(gist).collect::<Vec<_>>(), ["Put Canceled - writes=[{key:json,op:put}]"]);
 }

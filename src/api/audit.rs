@@ -1,7 +1,9 @@
 //! What the audit log is told, and when: of each change that was carried out, or refused because of who asked, or of which nobody can say
-//! whether it was carried out. What is refused for another reason changed nothing and is not noted; nor is what only reads.
+//! whether it was carried out, be it that the log did not say so in time or that whoever asked did not wait. What is refused for another reason changed nothing and is not noted; nor is what only reads.
 //!
 //! A request that may be noted has an [`Origin`], which the [`Caller`] carries to where it is decided.
+
+use std::marker::PhantomData;
 
 use super::caller::Caller;
 use super::status::status;
@@ -38,19 +40,26 @@ impl Caller {
         let Some((origin, what)) = self.origin().and_then(|origin| Some((origin, What::of(&kind)?))) else {
             return handle.propose(kind, identity.asker()).await;
         };
+        let unsettled = Unsettled::new(origin, handle, identity, |reply: Option<&Reply>| what.fields(reply));
         let outcome = handle.propose(kind, identity.asker()).await;
         let revision = outcome.as_ref().ok().and_then(revision_of);
-        note(origin, handle, identity, what.fields(outcome.as_ref().ok()), outcome.as_ref().err(), revision);
+        unsettled.settle(&outcome, revision);
         outcome
     }
 
-    /// Notes what became of a change that the log does not decide about as of a command.
-    pub(super) async fn note<T>(&self, handle: &Handle, what: impl FnOnce() -> Fields, outcome: &Result<T, Error>) {
-        if let Some(origin) = self.origin() {
-            // Whoever came this far is known, unless users do not count.
-            let identity = self.identify(handle).await.unwrap_or_default();
-            note(origin, handle, &identity, what(), outcome.as_ref().err(), None);
-        }
+    /// Does what the log does not decide about as of a command, and notes what became of it. `what` is told of a success.
+    pub(super) async fn noted<T>(
+        &self,
+        handle: &Handle,
+        what: impl FnOnce(Option<&T>) -> Fields,
+        doing: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let Some(origin) = self.origin() else { return doing.await };
+        let identity = self.known(handle).await.unwrap_or_default();
+        let unsettled = Unsettled::new(origin, handle, &identity, what);
+        let outcome = doing.await;
+        unsettled.settle(&outcome, None);
+        outcome
     }
 
     /// Notes that he was turned away before anybody looked at what he wanted.
@@ -67,6 +76,38 @@ impl Caller {
             // Only who has logged in is who he says.
             let identity = if error.is_none() { Identity::of(name.into(), 0) } else { Identity::default() };
             note(origin, handle, &identity, Fields::default().text("name", name), error, None);
+        }
+    }
+}
+
+/// A change that is under way. If whoever asked for it goes before he is answered, nobody is left to hear what became of it: that is
+/// noted then.
+struct Unsettled<'a, T, W: FnOnce(Option<&T>) -> Fields> {
+    origin: &'a Origin,
+    handle: &'a Handle,
+    identity: &'a Identity,
+    what: Option<W>,
+    outcome: PhantomData<fn(&T)>,
+}
+
+impl<'a, T, W: FnOnce(Option<&T>) -> Fields> Unsettled<'a, T, W> {
+    fn new(origin: &'a Origin, handle: &'a Handle, identity: &'a Identity, what: W) -> Self {
+        Unsettled { origin, handle, identity, what: Some(what), outcome: PhantomData }
+    }
+
+    fn settle(mut self, outcome: &Result<T, Error>, revision: Option<i64>) {
+        if let Some(what) = self.what.take() {
+            let done = outcome.as_ref().ok();
+            note(self.origin, self.handle, self.identity, what(done), outcome.as_ref().err(), revision);
+        }
+    }
+}
+
+impl<T, W: FnOnce(Option<&T>) -> Fields> Drop for Unsettled<'_, T, W> {
+    fn drop(&mut self) {
+        if let Some(what) = self.what.take() {
+            let gone = Some((tonic::Code::Cancelled as i32, "whoever asked went before it was answered"));
+            self.origin.note(self.identity.user().map(AsRef::as_ref), what(None), gone, now(self.handle));
         }
     }
 }

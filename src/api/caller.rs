@@ -73,14 +73,19 @@ impl Caller {
     /// Who he is, for whoever decides: nobody if he does not say. A token that this member does not know is refused, whether users
     /// count or not, as etcd does for what it puts into the log.
     pub(super) async fn identify(&self, handle: &Handle) -> Result<Identity, Status> {
+        self.known(handle).await.ok_or_else(|| {
+            let status = Intercepted::Token.into();
+            self.note_refusal(handle, &Identity::default(), Fields::default(), &status);
+            status
+        })
+    }
+
+    /// The same. None: nobody knows his token.
+    pub(super) async fn known(&self, handle: &Handle) -> Option<Identity> {
         match self.claim() {
-            Claim::Token(token) => handle.identify(token).await.ok_or_else(|| {
-                let status = Intercepted::Token.into();
-                self.note_refusal(handle, &Identity::default(), Fields::default(), &status);
-                status
-            }),
-            Claim::Certified(name) => Ok(handle.certified(name)),
-            Claim::Nothing => Ok(Identity::default()),
+            Claim::Token(token) => handle.identify(token).await,
+            Claim::Certified(name) => Some(handle.certified(name)),
+            Claim::Nothing => Some(Identity::default()),
         }
     }
 }

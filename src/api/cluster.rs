@@ -53,13 +53,15 @@ impl Cluster for ClusterService {
         let caller = Caller::passed(request.extensions());
         let pb::MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         let peer_ur_ls = checked(peer_ur_ls)?;
-        let added = self.handle.add_member(peer_ur_ls.clone(), is_learner).await;
-        let what = || {
+        let what = |added: Option<&(MemberId, Reply)>| {
             let fields = urls(Fields::default(), &peer_ur_ls).number("learner", is_learner);
-            added.as_ref().map_or(fields.clone(), |(id, _)| member(fields, id.0))
+            match added {
+                Some((id, _)) => member(fields, id.0),
+                None => fields,
+            }
         };
-        caller.note(&self.handle, what, &added).await;
-        let (id, reply) = added.map_err(status)?;
+        let adding = self.handle.add_member(peer_ur_ls.clone(), is_learner);
+        let (id, reply) = caller.noted(&self.handle, what, adding).await.map_err(status)?;
         let member = Some(pb::Member { id: id.0, peer_ur_ls, is_learner, ..Default::default() });
         let members = members(reply)?;
         Ok(Response::new(pb::MemberAddResponse { header: self.header(), member, members }))
@@ -71,8 +73,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         let caller = Caller::passed(request.extensions());
         let id = request.into_inner().id;
-        let reply = self.handle.remove_member(MemberId(id)).await;
-        caller.note(&self.handle, || member(Fields::default(), id), &reply).await;
+        let what = |_: Option<&Reply>| member(Fields::default(), id);
+        let reply = caller.noted(&self.handle, what, self.handle.remove_member(MemberId(id))).await;
         let members = members(reply.map_err(status)?)?;
         Ok(Response::new(pb::MemberRemoveResponse { header: self.header(), members }))
     }
@@ -97,8 +99,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         let caller = Caller::passed(request.extensions());
         let id = request.into_inner().id;
-        let reply = self.handle.promote_member(MemberId(id)).await;
-        caller.note(&self.handle, || member(Fields::default(), id), &reply).await;
+        let what = |_: Option<&Reply>| member(Fields::default(), id);
+        let reply = caller.noted(&self.handle, what, self.handle.promote_member(MemberId(id))).await;
         let members = members(reply.map_err(status)?)?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }

@@ -117,8 +117,12 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        self.handle.compacted().await;
-        Caller::passed(request.extensions()).note(&self.handle, Fields::default, &Ok(())).await;
+        let caller = Caller::passed(request.extensions());
+        let compacting = async {
+            self.handle.compacted().await;
+            Ok(())
+        };
+        caller.noted(&self.handle, |_| Fields::default(), compacting).await.map_err(status)?;
         Ok(Response::new(pb::DefragmentResponse::default()))
     }
 
@@ -126,8 +130,8 @@ impl Maintenance for MaintenanceService {
 
     /// Noted when it begins: whoever gets it may have everything.
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        let backup = self.handle.backup().await;
-        Caller::passed(request.extensions()).note(&self.handle, Fields::default, &backup).await;
+        let caller = Caller::passed(request.extensions());
+        let backup = caller.noted(&self.handle, |_| Fields::default(), self.handle.backup()).await;
         Ok(Response::new(Snapshot(backup.map_err(status)?)))
     }
 
@@ -137,9 +141,8 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
         let caller = Caller::passed(request.extensions());
         let target = request.into_inner().target_id;
-        let outcome = self.handle.transfer(MemberId(target)).await;
-        caller.note(&self.handle, || member(Fields::default(), target), &outcome).await;
-        outcome.map_err(status)?;
+        let what = |_: Option<&_>| member(Fields::default(), target);
+        caller.noted(&self.handle, what, self.handle.transfer(MemberId(target))).await.map_err(status)?;
         // etcd sends no header here.
         Ok(Response::new(pb::MoveLeaderResponse::default()))
     }
