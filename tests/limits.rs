@@ -4,6 +4,7 @@ mod processes;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use everwatch::pb::etcdserverpb::watch_client::WatchClient;
 use everwatch::pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_request};
@@ -37,7 +38,7 @@ fn version(connection: &mut TcpStream) -> String {
 fn a_connection_that_finds_no_place_is_closed_and_others_are_served() {
     let metrics = free_address();
     let more = vec![format!("--listen-metrics-urls=http://{metrics}")];
-    let (_cluster, member) = alone(&["--max-client-connections=3"], more);
+    let (_cluster, member) = alone(&["--max-client-connections=3", "--edge-threads=1"], more);
     let open = || TcpStream::connect(&member.client).expect("it listens");
     let mut held: Vec<TcpStream> = (0..3).map(|_| open()).collect();
     assert_eq!(version(&mut open()), "");
@@ -51,7 +52,10 @@ fn a_connection_that_finds_no_place_is_closed_and_others_are_served() {
     // Those who have a place keep it, and leave it to others.
     assert!(version(&mut held[0]).starts_with("HTTP/1.1 200"));
     drop(held);
-    while version(&mut open()).is_empty() {}
+    let deadline = Instant::now() + PATIENCE;
+    while version(&mut open()).is_empty() {
+        assert!(Instant::now() < deadline, "places are not given back");
+    }
 }
 
 struct Stream {
@@ -95,6 +99,9 @@ fn a_watcher_that_would_be_too_many_is_cancelled_with_a_reason() {
         assert_eq!(other.create().await, "");
         drop(other);
         // It is noticed that a stream is gone, soon.
-        while !one.create().await.is_empty() {}
+        let deadline = Instant::now() + PATIENCE;
+        while !one.create().await.is_empty() {
+            assert!(Instant::now() < deadline, "places are not given back");
+        }
     });
 }
