@@ -1,6 +1,6 @@
 //! ES512, which the library that knows the other methods lacks: ECDSA with SHA-512 on the curve P-521.
 //!
-//! Signatures are made without randomness (RFC 6979), as two numbers of 66 bytes, one after the other. Keys are read as etcd reads them:
+//! Signatures are made without randomness (RFC 6979), as two numbers of 66 bytes, one after the other. Keys come in PEM:
 //! a private one as PKCS #8 or as SEC 1 ("EC PRIVATE KEY"), a public one as "PUBLIC KEY".
 
 use base64::Engine;
