@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use everwatch::pb::etcdserverpb::watch_client::WatchClient;
 use everwatch::pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_request};
+use everwatch::pb::v3lockpb::LockRequest;
+use everwatch::pb::v3lockpb::lock_client::LockClient;
 use processes::{Cluster, PATIENCE, Process, READY, free_address};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 use watch_request::RequestUnion;
 
 fn alone(flags: &'static [&'static str], more: Vec<String>) -> (Cluster, Process) {
@@ -103,5 +105,24 @@ fn a_watcher_that_would_be_too_many_is_cancelled_with_a_reason() {
         while !one.create().await.is_empty() {
             assert!(Instant::now() < deadline, "places are not given back");
         }
+    });
+}
+
+#[test]
+fn whoever_waits_for_a_lock_where_no_watcher_is_to_be_had_is_told_so() {
+    let (_cluster, member) = alone(&["--max-watchers=1"], Vec::new());
+    member.ask(async |channel| {
+        assert_eq!(Stream::open(&channel).await.create().await, "");
+        let mut locks = LockClient::new(channel.clone());
+        let lock = || LockRequest { name: "lock".into(), lease: 0 };
+        locks.lock(lock()).await.expect("nobody has it");
+        let mut held = Stream::open(&channel).await;
+        let deadline = Instant::now() + PATIENCE;
+        while !held.create().await.is_empty() {
+            assert!(Instant::now() < deadline, "places are not given back");
+        }
+        let waiting = tokio::time::timeout(PATIENCE, locks.lock(lock())).await.expect("it does not try for ever");
+        let refused = waiting.expect_err("there is no watcher to be had");
+        assert_eq!((refused.code(), refused.message()), (Code::Unknown, "everwatch: too many watchers at this member"));
     });
 }
