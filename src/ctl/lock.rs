@@ -240,7 +240,9 @@ async fn deleted(client: &Client, want: Want) -> Result<(), Failure> {
                 return Ok(());
             }
             // Whoever waits looks again.
-            Heard::Of(_, News::Compacted { .. } | News::Ended { .. }) => return Ok(()),
+            Heard::Of(_, News::Compacted { .. }) => return Ok(()),
+            // The next would end as well.
+            Heard::Of(_, News::Ended { reason }) => return Err(Failure::error(reason)),
             _ => {}
         }
     }
@@ -282,8 +284,10 @@ async fn observe(session: &Session, name: &str) -> Result<(), Failure> {
 async fn changed(client: &Client, want: Want) -> Result<(), Failure> {
     let mut watch = Watch::new(client.clone(), [want], 0, 0);
     while let Some(heard) = watch.next().await? {
-        if matches!(heard, Heard::Of(_, News::Events(_) | News::Compacted { .. } | News::Ended { .. })) {
-            break;
+        match heard {
+            Heard::Of(_, News::Events(_) | News::Compacted { .. }) => break,
+            Heard::Of(_, News::Ended { reason }) => return Err(Failure::error(reason)),
+            _ => {}
         }
     }
     Ok(())
