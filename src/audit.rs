@@ -5,10 +5,10 @@
 //!  "writes":[{"op":"put","key":"app/a"}]}
 //! ```
 //!
-//! Promises: keys and names are bounded ([`BYTES_SHOWN_MAX`]) and written so that nothing in them can be taken for anything else;
+//! Promises: keys and names are bounded (`BYTES_SHOWN_MAX`) and written so that nothing in them can be taken for anything else;
 //! values, passwords and tokens are never given to this module; a request never waits for the sink. Lines are written by a
 //! thread of its own, in the order in which changes were answered. Where they cannot be, because more wait than
-//! [`QUEUE_LINES_MAX`] and [`QUEUE_BYTES_MAX`] allow or because the sink fails, they are lost, and that is said three times: in the audit
+//! `QUEUE_LINES_MAX` and `QUEUE_BYTES_MAX` allow or because the sink fails, they are lost, and that is said three times: in the audit
 //! log itself as soon as it goes on (`{"ts":...,"lost":N}`), in the log, and by the metric `everwatch_audit_lost_total`. An orderly
 //! stop writes what waits; a process that is killed loses it. Nothing is synced.
 //!
@@ -62,7 +62,7 @@ impl Sink {
     }
 }
 
-/// The audit log of a member. Dropping it writes what waits, unless the sink takes nothing for [`STOP_PATIENCE`].
+/// The audit log of a member. Dropping it writes what waits, unless the sink takes nothing for `STOP_PATIENCE`.
 pub struct AuditLog {
     queue: Arc<Queue>,
     /// Says that the thread has written everything, by being gone.
