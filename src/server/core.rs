@@ -171,9 +171,9 @@ pub struct Core {
     role: Option<Role>,
     /// The term in which the lessor leads.
     promoted: Option<Term>,
-    monitor: Monitor,
     /// This member was removed: it votes on for as long as it is needed, but nothing comes of what clients want here.
     removed: bool,
+    monitor: Monitor,
 }
 
 impl Core {
@@ -211,8 +211,8 @@ impl Core {
             published_at: None,
             role: None,
             promoted: None,
-            monitor: Monitor::default(),
             removed,
+            monitor: Monitor::default(),
         }
     }
 
