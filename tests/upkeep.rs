@@ -180,6 +180,8 @@ fn inconsistent(flags: &'static [&'static str]) -> (Cluster, Vec<Process>, u64) 
     let mut cluster = Cluster::new(3);
     let mut members = started(&cluster, 3);
     in_the_end(|| put(&members[0], "k", b"truth"));
+    // A majority that has it need not be with this one.
+    assert!(in_the_end(|| members[2].try_has("k")));
     let (liar, _) = members[2].ids();
     falsify(&cluster, 2, members.remove(2));
     cluster.flags = flags;
