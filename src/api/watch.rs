@@ -13,7 +13,8 @@
 //! So the revision in "created" is never behind a write that the client has seen acknowledged, whoever acknowledged it. Where
 //! no leader can be asked, the member does not wait for one: it says what it knows, as etcd always does.
 //!
-//! Where users count, a watcher is for whoever may read all its keys when it is created. It goes on when he may no longer, as in etcd.
+//! Where users count, a watcher is for whoever may read all its keys when it is created. It ends when he may no longer, unless a flag
+//! wants it to go on, as in etcd.
 
 use std::collections::VecDeque;
 use std::mem;

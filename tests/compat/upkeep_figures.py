@@ -28,7 +28,7 @@ LARGE_KEYS = size("LARGE_KEYS", 1_000_000, 5_000)
 RATE = size("RATE", 2_000, 200)
 PROBES = size("PROBES", 400, 100)
 # Of each window; one in which something is done lasts until it is done.
-SECONDS = size("SECONDS", 10, 2)
+SECONDS = size("SECONDS_EACH", 10, 2)
 SETTLE_MS = 500
 
 
