@@ -2,19 +2,23 @@
 
 use bytes::Bytes;
 use tonic::Status;
-use tonic::transport::Channel;
 
-use super::lean;
+use super::wire::Wire;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use crate::pb::etcdserverpb::kv_client::KvClient;
-use crate::pb::etcdserverpb::lease_client::LeaseClient;
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{
-    Compare, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    Compare, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest,
+    RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
 };
 
 /// Seconds that leases live here: longer than any run.
 const LEASE_TTL_S: i64 = 3600;
+
+const PUT: &str = "/etcdserverpb.KV/Put";
+pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 /// One kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,17 +48,14 @@ pub(super) enum Ask {
 /// One client.
 pub(super) struct Asker {
     ask: Ask,
-    channel: Channel,
-    kv: KvClient<Channel>,
-    lease: LeaseClient<Channel>,
+    wire: Wire,
     /// The client's own.
     lease_id: Option<i64>,
 }
 
 impl Asker {
-    pub(super) fn new(ask: Ask, channel: Channel) -> Asker {
-        let kv = KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-        Asker { ask, kv, lease: LeaseClient::new(channel.clone()), channel, lease_id: None }
+    pub(super) fn new(ask: Ask, wire: Wire) -> Asker {
+        Asker { ask, wire, lease_id: None }
     }
 
     /// Gets what is asked with.
@@ -73,7 +74,7 @@ impl Asker {
             RangeRequest { key, range_end, ..request }
         };
         match self.ask {
-            Ask::Put => self.kv.put(put(&key)).await.map(drop),
+            Ask::Put => self.wire.ask(PUT, &put(&key)).await,
             Ask::Range { serializable } => self.read(RangeRequest { key, serializable, ..Default::default() }).await,
             Ask::Page { limit } => {
                 let page = RangeRequest { limit, ..Default::default() };
@@ -83,11 +84,12 @@ impl Asker {
             Ask::List => self.read(all(RangeRequest::default())).await,
             Ask::Mixed if number % 2 == 1 => {
                 let first = all(RangeRequest { limit: 1, ..Default::default() });
-                self.kv.txn(txn(Vec::new(), Request::RequestRange(first))).await.map(drop)
+                self.wire.ask(TXN, &txn(Vec::new(), Request::RequestRange(first))).await
             }
-            Ask::Txn | Ask::Mixed => self.kv.txn(txn(Vec::new(), Request::RequestPut(put(&key)))).await.map(drop),
+            Ask::Txn | Ask::Mixed => self.wire.ask(TXN, &txn(Vec::new(), Request::RequestPut(put(&key)))).await,
             Ask::Swap => loop {
-                let read = self.kv.range(RangeRequest { key: key.clone(), ..Default::default() }).await?.into_inner();
+                let read = RangeRequest { key: key.clone(), ..Default::default() };
+                let read: RangeResponse = self.wire.answer(RANGE, &read).await?;
                 let revision = read.kvs.first().map_or(0, |kv| kv.mod_revision);
                 let unchanged = Compare {
                     result: CompareResult::Equal as i32,
@@ -97,30 +99,29 @@ impl Asker {
                     ..Default::default()
                 };
                 let swap = txn(vec![unchanged], Request::RequestPut(put(&key)));
-                if self.kv.txn(swap).await?.into_inner().succeeded {
+                if self.wire.answer::<TxnResponse>(TXN, &swap).await?.succeeded {
                     return Ok(());
                 }
             },
             Ask::Grant => self.grant().await.map(drop),
             Ask::KeepAlive => {
                 let id = self.lease_id.ok_or_else(|| Status::not_found("it was not prepared"))?;
-                let requests = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
-                let mut renewed = self.lease.lease_keep_alive(requests).await?.into_inner();
-                match renewed.message().await? {
-                    Some(response) if response.ttl > 0 => Ok(()),
+                let renewal = LeaseKeepAliveRequest { id };
+                match self.wire.answer::<LeaseKeepAliveResponse>(KEEP_ALIVE, &renewal).await? {
+                    response if response.ttl > 0 => Ok(()),
                     other => Err(Status::not_found(format!("not renewed: {other:?}"))),
                 }
             }
         }
     }
 
-    async fn read(&self, request: RangeRequest) -> Result<(), Status> {
-        lean::range(self.channel.clone(), request).await.map(drop)
+    async fn read(&mut self, request: RangeRequest) -> Result<(), Status> {
+        self.wire.ask(RANGE, &request).await
     }
 
     async fn grant(&mut self) -> Result<i64, Status> {
         let request = LeaseGrantRequest { ttl: LEASE_TTL_S, ..Default::default() };
-        Ok(self.lease.lease_grant(request).await?.into_inner().id)
+        Ok(self.wire.answer::<LeaseGrantResponse>(GRANT, &request).await?.id)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Responses read for what is measured, and no further: a generator that decodes every event, or every key of a page, in full is
-//! the bottleneck long before the server is.
+//! Responses read for what is measured, and no further: a generator that decodes every event in full is the bottleneck long before
+//! the server is.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use tonic_prost::{ProstCodec, ProstEncoder};
 
 use super::load::TIME_BYTES;
-use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchRequest, WatchResponse};
+use crate::pb::etcdserverpb::{WatchRequest, WatchResponse};
 
 /// A response, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,50 +110,6 @@ pub(super) async fn watch(
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
     Ok(grpc.streaming(tonic::Request::new(requests), path, LeanCodec).await?.into_inner())
-}
-
-/// Reads a range, and says how many keys came.
-pub(super) async fn range(channel: Channel, request: RangeRequest) -> Result<usize, Status> {
-    let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let path = PathAndQuery::from_static("/etcdserverpb.KV/Range");
-    Ok(grpc.unary(tonic::Request::new(request), path, CountCodec).await?.into_inner())
-}
-
-#[derive(Clone, Copy, Debug)]
-struct CountCodec;
-
-impl Codec for CountCodec {
-    type Encode = RangeRequest;
-    type Decode = usize;
-    type Encoder = ProstEncoder<RangeRequest>;
-    type Decoder = CountDecoder;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<RangeRequest, RangeResponse>::default().encoder()
-    }
-
-    fn decoder(&mut self) -> CountDecoder {
-        CountDecoder
-    }
-}
-
-#[derive(Debug)]
-struct CountDecoder;
-
-impl Decoder for CountDecoder {
-    type Item = usize;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<usize>, Status> {
-        let mut keys = 0;
-        let whole = fields(from.chunk(), |field, _| {
-            keys += usize::from(field == 2);
-            Some(())
-        });
-        from.advance(from.remaining());
-        whole.map(|()| Some(keys)).ok_or_else(|| Status::internal("not a range response"))
-    }
 }
 
 #[derive(Clone, Copy, Debug)]

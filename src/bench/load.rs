@@ -13,9 +13,10 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use super::ask::{Ask, Asker};
+use super::ask::{Ask, Asker, RANGE};
 use super::options::Options;
 use super::report::{BAR_INTERVAL, Latencies, Progress, Report, Spent, mebibytes};
+use super::wire::Wire;
 use crate::client::Client;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 
@@ -102,8 +103,9 @@ impl Seen {
 #[derive(Clone)]
 pub(super) struct Load {
     client: Client,
+    /// Connections by their number.
+    wires: Vec<Wire>,
     clients: usize,
-    connections: usize,
     keys: Keys,
     key_space: u64,
     key_bytes: u16,
@@ -117,10 +119,12 @@ impl Load {
     pub(super) fn new(options: &Options, keys: Keys) -> Result<Load, String> {
         let connections = options.connections.div_ceil(options.endpoints.len()).min(options.clients).max(1);
         let client = options.client(&options.endpoints, connections)?;
+        let wires =
+            (0..connections * client.endpoints()).map(|n| Wire::new(client.clone(), n % client.endpoints())).collect();
         Ok(Load {
             client,
+            wires,
             clients: options.clients,
-            connections,
             keys,
             key_space: options.keys,
             key_bytes: options.key_bytes,
@@ -132,12 +136,10 @@ impl Load {
 
     /// Makes all connections, so that the first requests do not pay for them.
     pub(super) async fn warm_up(&self) -> Result<(), String> {
-        for endpoint in 0..self.client.endpoints() {
-            for user in 0..self.connections {
-                let mut kv = KvClient::new(self.client.channel(endpoint, user));
-                let request = RangeRequest { key: Bytes::from_static(b"bench"), ..Default::default() };
-                kv.range(request).await.map_err(|status| format!("endpoint {endpoint}: {status}"))?;
-            }
+        for (number, wire) in self.wires.iter().enumerate() {
+            let request = RangeRequest { key: Bytes::from_static(b"bench"), ..Default::default() };
+            let endpoint = number % self.client.endpoints();
+            wire.clone().ask(RANGE, &request).await.map_err(|status| format!("endpoint {endpoint}: {status}"))?;
         }
         Ok(())
     }
@@ -148,7 +150,7 @@ impl Load {
     }
 
     fn asker(&self, number: usize, ask: Ask) -> Asker {
-        Asker::new(ask, self.channel(number))
+        Asker::new(ask, self.wires[number % self.wires.len()].clone())
     }
 
     /// The connection of the client with this number.

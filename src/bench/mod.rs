@@ -34,6 +34,7 @@ mod options;
 mod report;
 mod streams;
 mod watch;
+mod wire;
 
 use ask::Ask;
 pub use options::{Options, USAGE};

@@ -12,13 +12,17 @@
 //!
 //! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless) and discovery of members.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
+use tower::Service;
 
 use crate::tls::Dialer;
 
@@ -97,11 +101,19 @@ impl std::error::Error for Error {}
 /// Connections to the endpoints of a cluster. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// For each endpoint its connections.
-    channels: Arc<Vec<Vec<Channel>>>,
+    endpoints: Arc<Vec<Connections>>,
     login: Option<Login>,
     /// Of a client that does not ask for one with each call.
     token: Option<MetadataValue<Ascii>>,
+}
+
+/// To one endpoint.
+#[derive(Debug)]
+struct Connections {
+    channels: Vec<Channel>,
+    /// What makes others.
+    dialer: Dialer,
+    uri: Uri,
 }
 
 impl Client {
@@ -137,17 +149,19 @@ impl Client {
                 None => (dialer.clone(), url.clone()),
             };
             let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| Error::Endpoint(url))?;
+            let uri = endpoint.uri().clone();
             let endpoint = endpoint
                 .connect_timeout(settings.connect_timeout)
                 .http2_keep_alive_interval(settings.keepalive.interval)
                 .keep_alive_timeout(settings.keepalive.timeout);
-            Ok((0..connections.max(1)).map(|_| endpoint.connect_with_connector_lazy(dialer.clone())).collect())
+            let channel = || endpoint.connect_with_connector_lazy(dialer.clone());
+            Ok(Connections { channels: (0..connections.max(1)).map(|_| channel()).collect(), dialer, uri })
         };
-        let channels = urls.iter().map(connect).collect::<Result<Vec<Vec<Channel>>, Error>>()?;
-        if channels.is_empty() {
+        let endpoints = urls.iter().map(connect).collect::<Result<Vec<Connections>, Error>>()?;
+        if endpoints.is_empty() {
             return Err(Error::Endpoint("none was named".to_owned()));
         }
-        Ok(Client { channels: Arc::new(channels), login: None, token: None })
+        Ok(Client { endpoints: Arc::new(endpoints), login: None, token: None })
     }
 
     /// The same for a user of the cluster.
@@ -171,13 +185,31 @@ impl Client {
 
     /// How many endpoints there are.
     pub fn endpoints(&self) -> usize {
-        self.channels.len()
+        self.endpoints.len()
     }
 
     /// A connection to an endpoint, by its number; `user` tells users of different connections apart.
     pub fn channel(&self, endpoint: usize, user: usize) -> Channel {
-        let channels = &self.channels[endpoint % self.channels.len()];
+        let channels = &self.endpoint(endpoint).channels;
         channels[user % channels.len()].clone()
+    }
+
+    /// Where an endpoint is.
+    pub(crate) fn uri(&self, endpoint: usize) -> &Uri {
+        &self.endpoint(endpoint).uri
+    }
+
+    /// A new connection to an endpoint on which nothing has been said, besides TLS.
+    pub(crate) async fn stream(
+        &self,
+        endpoint: usize,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+        let endpoint = self.endpoint(endpoint);
+        Ok(endpoint.dialer.clone().call(endpoint.uri.clone()).await?.into_inner())
+    }
+
+    fn endpoint(&self, number: usize) -> &Connections {
+        &self.endpoints[number % self.endpoints.len()]
     }
 }
 
