@@ -20,7 +20,7 @@ use bytes::{Buf, Bytes};
 use http::{Request, Response, Version, header};
 use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::{Body, Incoming};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use slog::Logger;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,12 +30,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::Service;
 
+use self::calls::Calls;
 use self::gathered::Gathered;
 use crate::audit::Auditor;
 use crate::config::{Config, Scheme, Url};
 use crate::tls::{Accepted, Acceptor, CommonName};
 
 mod begun;
+mod calls;
 mod gathered;
 mod places;
 mod unix;
@@ -252,7 +254,7 @@ pub trait Answer: Clone + Send + 'static {
     type Body: Body<Data: Buf + Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
     /// The answer to a request.
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send + use<Self>;
 }
 
 impl<S, B> Answer for S
@@ -263,8 +265,10 @@ where
 {
     type Body = B;
 
-    async fn answer(mut self, request: Request<Incoming>) -> Response<B> {
-        self.call(request).await.unwrap_or_else(|never| match never {})
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<B>> + Send + use<S, B> {
+        // Not a part of what waits for the answer.
+        let answer = self.clone().call(request);
+        async move { answer.await.unwrap_or_else(|never| match never {}) }
     }
 }
 
@@ -438,7 +442,8 @@ async fn exchange<S, G: Answer, H: Answer>(
 {
     let Served { grpc, http, limits, audit, .. } = served;
     let audit: Option<(Auditor, Arc<str>)> = audit.map(|audit| (audit, remote.to_string().into()));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let calls = Calls::default();
+    let mut builder = auto::Builder::new(calls.clone());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
     builder
         .http2()
@@ -458,25 +463,23 @@ async fn exchange<S, G: Answer, H: Answer>(
             let origin = audit.origin(remote, request.uri());
             request.extensions_mut().insert(origin);
         }
-        let service = if is_grpc(&request) {
+        let answer = if is_grpc(&request) {
             // Not for HTTP: whoever calls for others there would lend them its own name (CVE-2018-16886).
             if let Some(name) = &name {
                 request.extensions_mut().insert(name.clone());
             }
-            Either::Left(grpc.clone())
+            Either::Left(grpc.answer(request))
         } else {
-            Either::Right(http.clone())
+            Either::Right(http.answer(request))
         };
         async move {
-            Ok::<_, Infallible>(match service {
-                Either::Left(grpc) => grpc
-                    .answer(request)
-                    .await
-                    .map(|body| Either::Left(body.map_frame(|frame| frame.map_data(Of::Grpc)))),
-                Either::Right(http) => http
-                    .answer(request)
-                    .await
-                    .map(|body| Either::Right(body.map_frame(|frame| frame.map_data(Of::Http)))),
+            Ok::<_, Infallible>(match answer {
+                Either::Left(grpc) => {
+                    grpc.await.map(|body| Either::Left(body.map_frame(|frame| frame.map_data(Of::Grpc))))
+                }
+                Either::Right(http) => {
+                    http.await.map(|body| Either::Right(body.map_frame(|frame| frame.map_data(Of::Http))))
+                }
             })
         }
     });
@@ -489,14 +492,17 @@ async fn exchange<S, G: Answer, H: Answer>(
         Ok(stream) => stream,
         Err(error) => return slog::debug!(logger, "connection ended"; "error" => %error),
     };
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
-    let ended = tokio::select! {
-        ended = socket.around(serving.as_mut()) => ended,
-        () = stopped(&mut stop) => {
-            serving.as_mut().graceful_shutdown();
-            socket.around(serving).await
+    let serving = pin!(async {
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
+        tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = stopped(&mut stop) => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
         }
-    };
+    });
+    let ended = socket.around(pin!(calls.with(serving))).await;
     if let Err(error) = ended {
         // Clients vanish all the time; only someone looking for trouble wants to read it.
         slog::debug!(logger, "connection ended"; "error" => %error);

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -21,6 +22,8 @@ const GATHERED_MAX: usize = 64 << 10;
 /// Bytes that are sent before others run on the thread. A client that takes all it is given, history of hours perhaps, is not to keep
 /// those waiting who have a few bytes to come.
 const SENT_AT_ONCE_MAX: usize = 128 << 10;
+/// Bytes that are taken before others run on the thread: hundreds of small requests, each of which costs more than being read.
+const RECEIVED_AT_ONCE_MAX: usize = 128 << 10;
 /// Empty buffers that a thread keeps.
 const SPARE_MAX: usize = 8;
 
@@ -38,6 +41,8 @@ pub(super) struct Gathered {
 struct Shared {
     stream: TcpStream,
     waiting: Mutex<Waiting>,
+    /// What came since the task began to run.
+    received: AtomicUsize,
 }
 
 /// What is not written yet: the buffer from `written` on.
@@ -51,13 +56,14 @@ struct Waiting {
 
 impl Gathered {
     pub(super) fn new(stream: TcpStream) -> Gathered {
-        Gathered { shared: Arc::new(Shared { stream, waiting: Mutex::default() }) }
+        Gathered { shared: Arc::new(Shared { stream, waiting: Mutex::default(), received: AtomicUsize::new(0) }) }
     }
 
     /// The same future; whenever it waits, what it wrote to this connection is sent.
     pub(super) async fn around<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
         poll_fn(|cx| {
             self.lock().sent = 0;
+            self.shared.received.store(0, Relaxed);
             let outcome = future.as_mut().poll(cx);
             // Where the socket takes no more, its room wakes this task. An error comes to light with the next write.
             let _ = self.poll_send(cx, &mut self.lock());
@@ -135,11 +141,18 @@ impl Waiting {
 
 impl AsyncRead for Gathered {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = &self.shared.stream;
+        let Shared { stream, received, .. } = &*self.shared;
+        if received.load(Relaxed) >= RECEIVED_AT_ONCE_MAX {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             ready!(stream.poll_read_ready(cx))?;
             match stream.try_read_buf(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
+                Ok(count) => {
+                    received.fetch_add(count, Relaxed);
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -249,5 +262,43 @@ mod tests {
         let most = *sent.iter().max().unwrap();
         // What is under way is written whole.
         assert!(most < SENT_AT_ONCE_MAX + GATHERED_MAX && sent.len() > 1, "{most} in one of {} turns", sent.len());
+    }
+    #[tokio::test]
+    async fn a_client_that_sends_without_end_is_not_read_without_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let gathered = Gathered::new(listener.accept().await.unwrap().0);
+        let mut near = gathered.clone();
+        const READ_BYTES: usize = 16 << 10;
+        let bytes = 2 << 20;
+        let mut reading = std::pin::pin!(async move {
+            let (mut room, mut all) = (vec![0; READ_BYTES], 0);
+            loop {
+                match near.read(&mut room).await.unwrap() {
+                    0 => return all,
+                    count => all += count,
+                }
+            }
+        });
+        let mut reading = std::pin::pin!(gathered.around(reading.as_mut()));
+        let mut received = Vec::new();
+        let turns = poll_fn(|cx| {
+            let outcome = reading.as_mut().poll(cx);
+            received.push(gathered.shared.received.load(Relaxed));
+            outcome
+        });
+        let writing = async {
+            far.write_all(&vec![7; bytes]).await.unwrap();
+            far.shutdown().await.unwrap();
+        };
+        let (read, ()) = tokio::join!(turns, writing);
+        assert_eq!((read, received.iter().sum()), (bytes, bytes));
+        let most = *received.iter().max().unwrap();
+        // The last read may go beyond.
+        assert!(
+            most < RECEIVED_AT_ONCE_MAX + READ_BYTES && received.len() > 1,
+            "{most} in one of {} turns",
+            received.len()
+        );
     }
 }
