@@ -36,15 +36,22 @@ pub(super) fn is_change(path: &str) -> bool {
 
 impl Caller {
     /// Has the log decide what he wants done, and notes what became of it.
-    pub(super) async fn propose(&self, handle: &Handle, identity: &Identity, kind: Kind) -> Result<Reply, Error> {
-        let Some((origin, what)) = self.origin().and_then(|origin| Some((origin, What::of(&kind)?))) else {
-            return handle.propose(kind, identity.asker()).await;
-        };
-        let unsettled = Unsettled::new(origin, handle, identity, |reply: Option<&Reply>| what.fields(reply));
-        let outcome = handle.propose(kind, identity.asker()).await;
-        let revision = outcome.as_ref().ok().and_then(revision_of);
-        unsettled.settle(&outcome, revision);
-        outcome
+    pub(super) fn propose<'a>(
+        &'a self,
+        handle: &'a Handle,
+        identity: &'a Identity,
+        kind: Kind,
+    ) -> impl Future<Output = Result<Reply, Error>> + Send + use<'a> {
+        let noted = self.origin().and_then(|origin| Some((origin, What::of(&kind)?)));
+        let proposed = handle.propose(kind, identity.asker());
+        async move {
+            let Some((origin, what)) = noted else { return proposed.await };
+            let unsettled = Unsettled::new(origin, handle, identity, |reply: Option<&Reply>| what.fields(reply));
+            let outcome = proposed.await;
+            let revision = outcome.as_ref().ok().and_then(revision_of);
+            unsettled.settle(&outcome, revision);
+            outcome
+        }
     }
 
     /// Does what the log does not decide about as of a command, and notes what became of it. `what` is told of a success.

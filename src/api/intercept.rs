@@ -153,8 +153,8 @@ where
             let caller = Caller::of(request.headers(), request.extensions());
             match past {
                 Past::Kv(call) => {
-                    let kv = self.kv.clone();
-                    return Box::pin(async move { Ok(Counted::around(kv.answer(call, request, caller).await, count)) });
+                    let counted = |response| Ok(Counted::around(response, count));
+                    return self.kv.clone().answer(call, request, caller, counted);
                 }
                 Past::Watch => {
                     let response = self.watch.answer(request, caller);

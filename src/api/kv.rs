@@ -1,13 +1,17 @@
 //! The KV service: check, call, stamp.
 
+use std::pin::Pin;
+
 use bytes::Bytes;
 use http::{Request, Response};
+use prost::Message;
 use tonic::Status;
 
 use super::body::Body;
 use super::caller::Caller;
 use super::check;
 use super::range_stream::RangeStream;
+use super::requests::Requests;
 use super::status::{Intercepted, status};
 use super::unary::{self, Rest, Source, receive};
 use crate::auth::Asker;
@@ -48,6 +52,11 @@ impl KvService {
     }
 }
 
+/// An answer in one piece.
+fn whole(message: &impl Message) -> Result<Body, Status> {
+    Rest::message(message).map(Body::Message)
+}
+
 /// A reply of another kind than the command's cannot come out of apply.
 pub(super) fn unexpected(reply: &Reply) -> Status {
     debug_assert!(false, "reply of another kind: {reply:?}");
@@ -81,31 +90,42 @@ impl Call {
 }
 
 impl KvService {
-    /// Answers a call.
-    pub(super) async fn answer<B>(self, call: Call, request: Request<B>, caller: Caller) -> Response<Body>
+    /// Answers a call; what becomes of the answer says `then`. Each method has a future of its own: it is in memory while the call
+    /// waits, and moved into its place, and most are far smaller than the largest.
+    pub(super) fn answer<B, R>(
+        self,
+        call: Call,
+        request: Request<B>,
+        caller: Caller,
+        then: impl FnOnce(Response<Body>) -> R + Send + 'static,
+    ) -> Pin<Box<dyn Future<Output = R> + Send>>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     {
-        unary::respond(self.outcome(call, request, &caller).await)
-    }
-
-    async fn outcome<B>(&self, call: Call, request: Request<B>, caller: &Caller) -> Result<Body, Status>
-    where
-        B: http_body::Body<Data = Bytes> + Unpin,
-    {
-        let bytes_max = self.request_bytes_max;
-        let message = match call {
-            Call::Range => self.range(receive(request, bytes_max).await?, caller).await,
-            Call::RangeStream => {
-                let stream = self.range_stream(receive(request, bytes_max).await?, caller).await?;
-                return Ok(Body::Tonic(tonic::body::Body::new(stream)));
-            }
-            Call::Put => Rest::message(&self.put(receive(request, bytes_max).await?, caller).await?),
-            Call::DeleteRange => Rest::message(&self.delete_range(receive(request, bytes_max).await?, caller).await?),
-            Call::Txn => Rest::message(&self.txn(receive(request, bytes_max).await?, caller).await?),
-            Call::Compact => Rest::message(&self.compact(receive(request, bytes_max).await?, caller).await?),
-        };
-        message.map(Body::Message)
+        let (parts, body) = request.into_parts();
+        let requests = Requests::new(&parts.headers, body, self.request_bytes_max);
+        macro_rules! answer {
+            ($request:ident => $answer:expr) => {
+                Box::pin(async move {
+                    let outcome = async {
+                        let $request = receive(requests?).await?;
+                        $answer
+                    };
+                    then(unary::respond(outcome.await))
+                })
+            };
+        }
+        match call {
+            Call::Range => answer!(request => self.range(request, &caller).await.map(Body::Message)),
+            Call::RangeStream => answer!(request => {
+                let stream = self.range_stream(request, &caller).await?;
+                Ok(Body::Tonic(tonic::body::Body::new(stream)))
+            }),
+            Call::Put => answer!(request => whole(&self.put(request, &caller).await?)),
+            Call::DeleteRange => answer!(request => whole(&self.delete_range(request, &caller).await?)),
+            Call::Txn => answer!(request => whole(&self.txn(request, &caller).await?)),
+            Call::Compact => answer!(request => whole(&self.compact(request, &caller).await?)),
+        }
     }
 
     async fn range(&self, request: pb::RangeRequest, caller: &Caller) -> Result<Rest, Status> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -73,14 +73,12 @@ pub(super) trait Source: Clone + Send + 'static {
 /// How long a client that takes its time may keep the backend from using pages again.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
-/// The request of a call. `bytes_max` is its largest length.
-pub(super) async fn receive<M, B>(request: Request<B>, bytes_max: usize) -> Result<M, Status>
+/// The request of a call that has one.
+pub(super) async fn receive<M, B>(mut requests: Requests<B>) -> Result<M, Status>
 where
     M: Message + Default,
     B: http_body::Body<Data = Bytes> + Unpin,
 {
-    let (parts, body) = request.into_parts();
-    let mut requests = Requests::new(&parts.headers, body, bytes_max)?;
     let message = poll_fn(|cx| requests.poll_next(cx)).await;
     let message = message.unwrap_or_else(|| Err(Status::internal("missing request message")))?;
     // The call is not whole before the client has said that there is no more.
@@ -313,7 +311,8 @@ mod tests {
         let frames = [Ok(Frame::data(framed)), Err(Status::cancelled("reset"))];
         let body =
             StreamBody::new(tokio_stream::iter(frames.into_iter().chain(std::iter::from_fn(|| panic!("asked again")))));
-        let received = receive::<RangeRequest, _>(Request::new(body), 100).await;
+        let requests = Requests::new(&HeaderMap::new(), body, 100).unwrap();
+        let received = receive::<RangeRequest, _>(requests).await;
         assert_eq!(received.unwrap_err().code(), tonic::Code::Cancelled);
     }
 

@@ -221,7 +221,18 @@ impl Guard for Users {
 impl Handle {
     /// Replicates what somebody wants done, waits until it is carried out here, gives its reply. `Error::Timeout` leaves open whether
     /// it was or will be carried out.
-    pub async fn propose(&self, kind: Kind, asker: Asker<'_>) -> Result<Reply, Error> {
+    pub fn propose(&self, kind: Kind, asker: Asker<'_>) -> impl Future<Output = Result<Reply, Error>> + Send + use<'_> {
+        let proposed = self.proposed(kind, asker);
+        async move {
+            let outcome = proposed?.await.unwrap_or(Err(Error::Stopped));
+            if matches!(outcome, Err(Error::Timeout | Error::TimeoutLeaderLost | Error::TooManyRequests)) {
+                self.shared.metrics.proposals_failed.inc();
+            }
+            outcome
+        }
+    }
+
+    fn proposed(&self, kind: Kind, asker: Asker<'_>) -> Result<oneshot::Receiver<Result<Reply, Error>>, Error> {
         let shared = &self.shared;
         let id = shared.command_ids.fetch_add(1, Ordering::Relaxed);
         let command = encode_command(&Command::new(id, asker, kind));
@@ -235,11 +246,7 @@ impl Handle {
         }
         let (reply, outcome) = oneshot::channel();
         shared.inbox.put(Event::Propose { id, command, reply });
-        let outcome = outcome.await.unwrap_or(Err(Error::Stopped));
-        if matches!(outcome, Err(Error::Timeout | Error::TimeoutLeaderLost | Error::TooManyRequests)) {
-            shared.metrics.proposals_failed.inc();
-        }
-        outcome
+        Ok(outcome)
     }
 
     /// Refuses a write of about `cost` bytes when the backend is full, and raises NOSPACE for the whole cluster then, as etcd does.
