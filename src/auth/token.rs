@@ -34,6 +34,8 @@ pub enum TokenChange {
 #[derive(Debug)]
 pub struct Tokens {
     lifetime: Duration,
+    /// The auth revision that they are of: the changes of users up to it have been followed.
+    revision: u64,
     known: HashMap<String, Login>,
     /// When those that ran out are looked for next.
     sweep: Duration,
@@ -46,18 +48,21 @@ struct Login {
 }
 
 impl Tokens {
-    /// None yet. They will live for so long.
-    pub fn new(lifetime: Duration) -> Tokens {
-        Tokens { lifetime, known: HashMap::new(), sweep: Duration::ZERO }
+    /// None yet, of a state at this auth revision. They will live for so long.
+    pub fn new(lifetime: Duration, revision: u64) -> Tokens {
+        Tokens { lifetime, revision, known: HashMap::new(), sweep: Duration::ZERO }
     }
 
-    /// Follows what apply did.
-    pub fn follow(&mut self, change: TokenChange, now: Duration) {
-        match change {
-            TokenChange::Issued { token, user } => self.issue(token, user.into(), now),
-            TokenChange::VoidOf(user) => self.known.retain(|_, login| *login.user != *user),
-            TokenChange::VoidAll => self.known.clear(),
+    /// Follows what apply did, in order; the auth revision is this one after it.
+    pub fn follow(&mut self, changes: &[TokenChange], revision: u64, now: Duration) {
+        for change in changes {
+            match change {
+                TokenChange::Issued { token, user } => self.issue(token.clone(), user.as_str().into(), now),
+                TokenChange::VoidOf(user) => self.known.retain(|_, login| *login.user != **user),
+                TokenChange::VoidAll => self.known.clear(),
+            }
         }
+        self.revision = revision;
     }
 
     fn issue(&mut self, token: String, user: Arc<str>, now: Duration) {
@@ -73,15 +78,16 @@ impl Tokens {
         self.known.insert(token, Login { user, ends: now + self.lifetime });
     }
 
-    /// Whose token it is. It lives on for its whole time after that.
-    pub fn user(&mut self, token: &str, now: Duration) -> Option<Arc<str>> {
+    /// Whose token it is, and the auth revision at which that is so: not the state's, which may be ahead by the very change that
+    /// makes the token void. It lives on for its whole time after that.
+    pub fn user(&mut self, token: &str, now: Duration) -> Option<(Arc<str>, u64)> {
         let login = self.known.get_mut(token)?;
         if login.ends <= now {
             self.known.remove(token);
             return None;
         }
         login.ends = now + self.lifetime;
-        Some(login.user.clone())
+        Some((login.user.clone(), self.revision))
     }
 }
 
@@ -121,30 +127,32 @@ mod tests {
 
     #[test]
     fn a_token_lives_while_it_is_used() {
-        let mut tokens = Tokens::new(at(300));
-        tokens.follow(issued("t", "alice"), at(0));
-        assert_eq!(tokens.user("t", at(299)).as_deref(), Some("alice"));
-        assert_eq!(tokens.user("t", at(598)).as_deref(), Some("alice"));
+        let mut tokens = Tokens::new(at(300), 1);
+        tokens.follow(&[issued("t", "alice")], 1, at(0));
+        assert_eq!(tokens.user("t", at(299)), Some(("alice".into(), 1)));
+        assert_eq!(tokens.user("t", at(598)), Some(("alice".into(), 1)));
         assert_eq!(tokens.user("t", at(898)), None);
         assert_eq!(tokens.user("t", at(0)), None, "it does not come back");
     }
 
     #[test]
     fn tokens_go_with_their_user_and_with_auth() {
-        let mut tokens = Tokens::new(at(300));
-        for (token, user) in [("a1", "alice"), ("a2", "alice"), ("b1", "bob")] {
-            tokens.follow(issued(token, user), at(0));
-        }
-        tokens.follow(TokenChange::VoidOf("alice".into()), at(1));
+        let mut tokens = Tokens::new(at(300), 1);
+        tokens.follow(
+            &[("a1", "alice"), ("a2", "alice"), ("b1", "bob")].map(|(token, user)| issued(token, user)),
+            1,
+            at(0),
+        );
+        tokens.follow(&[TokenChange::VoidOf("alice".into())], 2, at(1));
         assert_eq!((tokens.user("a1", at(1)), tokens.user("a2", at(1))), (None, None));
-        assert!(tokens.user("b1", at(1)).is_some());
-        tokens.follow(TokenChange::VoidAll, at(1));
+        assert_eq!(tokens.user("b1", at(1)), Some(("bob".into(), 2)));
+        tokens.follow(&[TokenChange::VoidAll], 3, at(1));
         assert_eq!(tokens.user("b1", at(1)), None);
     }
 
     #[test]
     fn their_number_is_bounded() {
-        let mut tokens = Tokens::new(at(300));
+        let mut tokens = Tokens::new(at(300), 1);
         for n in 0..=TOKENS_MAX {
             tokens.issue(format!("t{n}"), "alice".into(), Duration::from_millis(n as u64));
         }

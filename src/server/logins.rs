@@ -93,7 +93,7 @@ impl Logins {
             jwt,
             enabled: AtomicBool::new(state.auth.is_enabled()),
             rights: (!config.watch_outlives_rights).then(|| AtomicU64::new(state.auth.revision())),
-            tokens: Mutex::new(Tokens::new(config.auth_token_lifetime)),
+            tokens: Mutex::new(Tokens::new(config.auth_token_lifetime, state.auth.revision())),
             cost: config.bcrypt_cost,
             waiting: Semaphore::new(WAITING_MAX),
             // The others are for those who are logged in.
@@ -107,8 +107,7 @@ impl Logins {
         if let Some(rights) = &self.rights {
             rights.store(revision, Ordering::Release);
         }
-        let mut tokens = self.tokens();
-        changes.iter().for_each(|change| tokens.follow(change.clone(), now));
+        self.tokens().follow(changes, revision, now);
     }
 
     /// Changes when watchers that run should be looked at again.
@@ -150,9 +149,8 @@ impl Handle {
             let (user, revision) = jwt.user(token, unix_seconds())?;
             return Some(Identity::of(user.into(), revision));
         }
-        // First: whatever changes after this is then seen where the request is decided.
-        let revision = self.view(|state| state.auth.revision());
-        let user = self.shared.logins.tokens().user(token, self.shared.now())?;
+        // Whatever changes after this, or has and is still to be heard of here, is seen where the request is decided.
+        let (user, revision) = self.shared.logins.tokens().user(token, self.shared.now())?;
         Some(Identity::of(user, revision))
     }
 
