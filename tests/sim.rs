@@ -23,7 +23,8 @@ mod member;
 mod network;
 #[path = "sim/scenarios.rs"]
 mod scenarios;
-
+#[path = "sim/users.rs"]
+mod users;
 #[path = "sim/world.rs"]
 mod world;
 
@@ -56,6 +57,7 @@ fn add(total: &mut Report, report: &Report) {
     total.acknowledged += report.acknowledged;
     total.watches += report.watches;
     total.watch_events += report.watch_events;
+    total.rights.add(&report.rights);
 }
 
 /// A row of names and numbers, for people and for the script.
@@ -67,6 +69,10 @@ fn row(what: &str, report: &Report, began: Instant) {
     print!(" world_events={}", report.events);
     print!(" crashes={} power_cuts={} refusals={}", report.crashes, report.power_cuts, report.refusals);
     print!(" snapshots={} leaders={} slowest_recovery_ms={}", report.installs, report.leaders, report.recovery_ms);
+    if report.rights.changes > 0 {
+        let checks::rights::Counts { allowed, denied, outdated, changes, logins } = report.rights;
+        print!(" allowed={allowed} denied={denied} outdated={outdated} changes_of_users={changes} logins={logins}");
+    }
     for (fault, count) in FAULTS.iter().zip(report.faults) {
         print!(" fault.{}={count}", fault.name());
     }

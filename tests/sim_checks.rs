@@ -2,5 +2,7 @@
 
 #[path = "sim/checks/mod.rs"]
 mod checks;
+#[path = "sim/checks/rights_selftest.rs"]
+mod rights_selftest;
 #[path = "sim/checks/selftest.rs"]
 mod selftest;

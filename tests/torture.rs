@@ -333,7 +333,7 @@ fn judge(run: &Run) {
     let healed = Some(run.healed.load(Ordering::Relaxed)).filter(|healed| *healed > 0);
     let end = run.ended.load(Ordering::Relaxed);
     let lease_bound = u64::try_from(LEASE_LATE.as_nanos()).unwrap_or(0);
-    let history = History { ops, watches, drift_ppm: DRIFT_PPM, healed, end, lease_bound };
+    let history = History { ops, watches, drift_ppm: DRIFT_PPM, healed, end, lease_bound, rights: None };
     let mut wrongs = lock(&run.wrongs).clone();
     let judged = Instant::now();
     match checks::check(&history) {

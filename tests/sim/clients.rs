@@ -18,6 +18,7 @@ use crate::checks::{
 };
 use crate::dice::Dice;
 use crate::member::Death;
+use crate::users;
 
 /// Transactions in one another, beyond the outermost.
 const NESTING_MAX: u32 = 3;
@@ -75,7 +76,7 @@ impl Knowledge {
         format!("k{:02}", dice.skewed(0, keys - 1)).into_bytes()
     }
 
-    fn range(dice: &mut Dice, keys: u64) -> (Vec<u8>, Vec<u8>) {
+    pub fn range(dice: &mut Dice, keys: u64) -> (Vec<u8>, Vec<u8>) {
         match dice.below(10) {
             0..5 => (Self::key(dice, keys), Vec::new()),
             5..7 => (b"k".to_vec(), b"l".to_vec()),
@@ -401,7 +402,10 @@ fn compare(compare: &Compare) -> pb::Compare {
 /// The command that a request is proposed as; nothing for those that only read.
 pub fn command(request: &Request) -> Option<Kind> {
     Some(match request {
-        Request::Range { .. } | Request::KeepAlive { .. } | Request::TimeToLive { .. } => return None,
+        Request::Range { .. } | Request::KeepAlive { .. } | Request::TimeToLive { .. } | Request::Login { .. } => {
+            return None;
+        }
+        Request::Users(change) => users::wire(change),
         Request::Put { key, value, lease, prev_kv } => Kind::Put(put(key, value, *lease, *prev_kv)),
         Request::Delete { key, end, prev_kv } => Kind::DeleteRange(delete(key, end, *prev_kv)),
         Request::Txn { .. } => {
@@ -479,11 +483,11 @@ pub fn outcome(reply: StateReply) -> Outcome {
             reply: Reply::Grant { id: response.id, ttl_s: response.ttl },
         },
         StateReply::LeaseRevoke(response) => Outcome::Ok { revision: revision(&response.header), reply: Reply::Revoke },
-        StateReply::Alarm(_)
-        | StateReply::Members(_)
-        | StateReply::AuthChanged { .. }
-        | StateReply::Authenticated { .. }
-        | StateReply::Done => panic!("no client asked for that"),
+        StateReply::AuthChanged { revision, .. } => Outcome::Ok { revision: revision.0, reply: Reply::Users },
+        StateReply::Authenticated { revision, token, .. } => {
+            Outcome::Ok { revision: revision.0, reply: Reply::Login { token } }
+        }
+        StateReply::Alarm(_) | StateReply::Members(_) | StateReply::Done => panic!("no client asked for that"),
     }
 }
 
@@ -497,13 +501,13 @@ fn refusal(refusal: &Refusal) -> Outcome {
         Refusal::NoSpace => "etcdserver: mvcc: database space exceeded",
         Refusal::Corrupt => "etcdserver: corrupt cluster",
         Refusal::InvalidSort => "etcdserver: invalid sort option",
+        Refusal::Auth(error) => users::text(*error),
         Refusal::MemberNotFound
         | Refusal::MemberExists
         | Refusal::PeerUrlExists
         | Refusal::NotLearner
         | Refusal::TooManyLearners
-        | Refusal::LastVoter
-        | Refusal::Auth(_) => panic!("no client asked for that"),
+        | Refusal::LastVoter => panic!("no client asked for that"),
     };
     Outcome::Refused(text.into())
 }

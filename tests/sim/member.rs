@@ -13,11 +13,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use everwatch::auth::token::{self, TokenChange};
+use everwatch::auth::{self, Asker, Tokens};
 use everwatch::cluster::founding::{self, Answer, Decision, Heard, Wish};
 use everwatch::cluster::leaving::Leaving;
 use everwatch::cluster::{membership, reconfig};
 use everwatch::mvcc::Store;
-use everwatch::pb::everwatchpb::{self, MemberAttributes, MemberRecord};
+use everwatch::pb::everwatchpb::{self, Authenticate, MemberAttributes, MemberRecord};
 use everwatch::peer::{Remaining, Renewal};
 use everwatch::raft::{ConfChangeType, Input, Message, MessageType, Node, NodeConfig, Role};
 use everwatch::server::bootstrap::{self, FOUNDING};
@@ -25,11 +27,13 @@ use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
 use everwatch::server::gathering::{self, Gathering};
 use everwatch::server::log_writer::{Appended, Durable, LogJob, LogWriter};
+use everwatch::server::logins::Identity;
 use everwatch::server::watch_loop::{self, Shard, StoreAccess};
 use everwatch::server::{apply_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
 use everwatch::state::command::{Change, Command, Kind, LeaseRemaining, MemberAdd, encode_command};
+use everwatch::state::permission::Wanted;
 use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
@@ -39,10 +43,12 @@ use everwatch::watch::{End, Feeds, Hub, Next, Outbox, Outgoing, Spec, StreamId};
 use prost::Message as _;
 use tokio::sync::oneshot;
 
+use crate::checks::rights::{Decided, Standing, texts};
 use crate::checks::{Outcome, Reply as CheckedReply, Request};
 use crate::clients;
-use crate::dice::{Dice, hash_on};
+use crate::dice::{Dice, Hashing, hash_on};
 use crate::disk::{Loss, SimDisk};
+use crate::users;
 use crate::world::{Ledger, MILLI, Options, SECOND};
 
 const CLUSTER: ClusterId = ClusterId(7);
@@ -56,6 +62,8 @@ const FAREWELL: u64 = SECOND;
 const DIAL_PAUSE: u64 = SECOND;
 /// How long the entry may take that confirms what is said about a member without data.
 const CONFIRM_TIMEOUT: u64 = SECOND;
+/// How long a token lives after it was last used.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(20);
 /// What an entry takes, about, where a portion to be carried out is counted in entries.
 const ENTRY_BYTES: usize = 60;
 
@@ -100,6 +108,7 @@ pub enum MemberEvent {
     },
     Call {
         call: u64,
+        by: By,
         request: Request,
         deadline: u64,
     },
@@ -168,6 +177,17 @@ pub enum MemberEvent {
     },
     /// It was removed, and has said farewell.
     Retire,
+}
+
+/// Who asks, by what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Somebody who does not say; while users count, nobody.
+    Nobody,
+    /// A member, on nobody's behalf.
+    Member,
+    /// Whoever was given this token.
+    Token(String),
 }
 
 /// A question of a member without data, or of one that was removed, in one of its lives.
@@ -278,6 +298,8 @@ pub struct Running {
     shard: Shard,
     shell: Shell,
     born: u64,
+    /// Tells this life's proposals from those of others.
+    boot: u64,
     commands: u64,
     receiving: Option<(u64, MemoryBackend)>,
     unfinished: bool,
@@ -316,6 +338,7 @@ struct Shell {
     place_taken: bool,
     /// Everything carried out, hashed.
     chain: u64,
+    tokens: Tokens,
     /// Until when removed members are still talked to.
     farewells: BTreeMap<u64, u64>,
     /// It was removed, and this is what it heard of that; and whether it is about to stop.
@@ -367,6 +390,9 @@ impl Outside for Surroundings<'_, '_> {
     }
 
     fn log(&mut self, job: LogJob) {
+        if let LogJob::Write(write) = &job {
+            self.cx.ledger.written(&write.entries);
+        }
         self.shell.log_queue.push(job);
     }
 
@@ -391,12 +417,18 @@ impl Outside for Surroundings<'_, '_> {
     fn adopted(&mut self, index: Index, _: StateMachine) {
         self.shell.chain = self.cx.ledger.chain_at(index.0);
         self.shell.place_taken = false;
+        // As the server's does: who lost his token meanwhile is not known.
+        let revision = self.state.read().unwrap_or_else(PoisonError::into_inner).auth.revision();
+        self.shell.tokens.follow(&[TokenChange::VoidAll], revision, self.now);
         self.cx.ledger.installs += 1;
         self.note(format!("adopted the snapshot {index}"));
         self.belongs(index.0);
     }
 
     fn applied(&mut self, turn: &apply_loop::Turn, _: Duration) {
+        if let Some((_, revision)) = turn.users {
+            self.shell.tokens.follow(&turn.tokens, revision, self.now);
+        }
         if let (Some((index, _)), Some(conf_state)) = (turn.conf_changes.last(), &turn.conf_state) {
             let removals = turn.conf_changes.iter().map(|(_, change)| &change.changes[0]);
             for removal in removals.filter(|single| single.get_change_type() == ConfChangeType::RemoveNode) {
@@ -486,9 +518,29 @@ struct Call {
     waits: Waits,
 }
 
+/// Who was found to be behind a request.
+#[derive(Clone)]
+enum Caller {
+    Member,
+    Client(Identity),
+}
+
+impl Caller {
+    fn asker(&self) -> Asker<'_> {
+        match self {
+            Caller::Member => Asker::Member,
+            Caller::Client(identity) => identity.asker(),
+        }
+    }
+}
+
 enum Waits {
     Reply(oneshot::Receiver<Result<Reply, Error>>),
-    Read(oneshot::Receiver<Result<(), Error>>),
+    Read(oneshot::Receiver<Result<(), Error>>, Caller),
+    /// As a read: then this token may be known.
+    Token(oneshot::Receiver<Result<(), Error>>, String, u64),
+    /// As a read: then the password counts that is the last one.
+    Password(oneshot::Receiver<Result<(), Error>>),
     /// As a read; the leader has said the rest.
     Keys(oneshot::Receiver<Result<(), Error>>, CheckedReply),
 }
@@ -496,6 +548,7 @@ enum Waits {
 struct Scanning {
     request: Request,
     scan: everwatch::mvcc::Scan,
+    caller: Caller,
 }
 
 /// What the leader's lessor is asked, by a client here or at another member.
@@ -686,6 +739,7 @@ impl Member {
         let point = snapshot_point(&*reader)?;
         state.kv.limit_recent(cx.options.recent_bytes);
         let chain = cx.ledger.chain_at(state.applied().0);
+        let tokens = Tokens::new(TOKEN_LIFETIME, state.auth.revision());
         let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
         hub.limit_outboxes(cx.options.outbox_bytes, cx.options.outbox_messages);
         hub.limit_messages(cx.options.message_bytes);
@@ -739,6 +793,7 @@ impl Member {
                 sending: BTreeSet::new(),
                 place_taken: false,
                 chain,
+                tokens,
                 farewells: BTreeMap::new(),
                 leaving: removed.then(Leaving::default),
                 going: false,
@@ -746,6 +801,7 @@ impl Member {
                 death: None,
             },
             born: cx.now,
+            boot,
             commands: 1,
             receiving: None,
             unfinished: false,
@@ -773,7 +829,6 @@ impl Member {
             return Ok(());
         }
         let now = self.local_now(cx.now);
-        let place = self.place;
         let was_turn = matches!(event, MemberEvent::Turn);
         let running = self.running.as_mut().expect("looked at above");
         match event {
@@ -840,7 +895,7 @@ impl Member {
                 running.tell(Input::SnapshotStatus { to, ok }, now, cx);
             }
             MemberEvent::SnapshotNotSent { to } => running.tell(Input::SnapshotStatus { to, ok: false }, now, cx),
-            MemberEvent::Call { call, request, deadline } => running.call(place, call, request, deadline, now, cx)?,
+            MemberEvent::Call { call, by, request, deadline } => running.call(call, by, request, deadline, now, cx)?,
             MemberEvent::ReadOn { call } => running.read_on(call, cx)?,
             MemberEvent::AskLessor { origin, call, request, deadline } => {
                 running.ask_lessor(Some(origin), call, request, deadline, now, cx);
@@ -1022,6 +1077,11 @@ impl Member {
         Some((state.applied().0, state.kv.revision().0, content(&state)))
     }
 
+    /// Its users and roles.
+    pub fn users(&self) -> Option<Standing> {
+        self.running.as_ref().map(|running| users::standing(&running.state().auth))
+    }
+
     /// Watchers that are not at the end of what is published.
     pub fn slow_watchers(&self) -> usize {
         self.running.as_ref().map_or(0, |running| running.shard.stats().slow_watchers)
@@ -1070,7 +1130,7 @@ impl Member {
     }
 }
 
-/// Everything replicated that clients could ever see: hash of history, its revisions, number of keys, hash of leases and members.
+/// Everything replicated that clients could ever see: hash of history, its revisions, number of keys, hash of leases, members and users.
 pub type Content = (u32, i64, i64, usize, u64);
 
 fn content(state: &StateMachine) -> Content {
@@ -1088,7 +1148,10 @@ fn content(state: &StateMachine) -> Content {
     for (id, member) in state.members.iter() {
         members = hash_on(members, &member.record(id).encode_to_vec());
     }
-    (hash.hash, hash.compact_revision, hash.hash_revision, state.kv.keys_total(), leases ^ members)
+    // With what is derived of them.
+    let mut users = Hashing(0);
+    fmt::Write::write_fmt(&mut users, format_args!("{:?}", state.auth)).expect("hashing takes everything");
+    (hash.hash, hash.compact_revision, hash.hash_revision, state.kv.keys_total(), leases ^ members ^ users.0)
 }
 
 impl Asking {
@@ -1217,22 +1280,65 @@ impl Running {
         }
     }
 
-    /// A client's request has arrived.
+    /// A client's request has arrived. As `Handle::identify` does: a token that another member has just given out is waited for.
     fn call(
         &mut self,
-        place: usize,
         call: u64,
+        by: By,
         request: Request,
         deadline: u64,
         now: Duration,
         cx: &mut Context<'_>,
     ) -> Result<(), Death> {
+        let caller = match by {
+            By::Nobody => Caller::Client(Identity::default()),
+            By::Member => Caller::Member,
+            By::Token(token) => match self.recognise(call, &token, now, cx) {
+                Some(caller) => caller,
+                None if token::made_at(&token).is_some_and(|made| made > self.state().applied()) => {
+                    let (reader, confirmed) = oneshot::channel();
+                    self.with_core(now, cx, |core, out| core.linearize(reader, out));
+                    self.calls.push(Call { call, request, waits: Waits::Token(confirmed, token, deadline) });
+                    return Ok(());
+                }
+                None => {
+                    cx.effects.push(Effect::Answer { call, outcome: Outcome::Refused(texts::TOKEN.into()) });
+                    return Ok(());
+                }
+            },
+        };
+        self.call_by(call, caller, request, deadline, now, cx)
+    }
+
+    fn recognise(&mut self, call: u64, token: &str, now: Duration, cx: &mut Context<'_>) -> Option<Caller> {
+        let (user, revision) = self.shell.tokens.user(token, now)?;
+        let caller = Caller::Client(Identity::of(user, revision));
+        let (by, applied) = (users::asker(caller.asker()), self.state().applied().0);
+        cx.ledger.decided(call, Decided::Recognised { token: token.into(), by, applied });
+        Some(caller)
+    }
+
+    /// It is known who asks.
+    fn call_by(
+        &mut self,
+        call: u64,
+        caller: Caller,
+        request: Request,
+        deadline: u64,
+        now: Duration,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Death> {
+        let place = place_of(self.shell.id.0);
         let (reader, confirmed) = oneshot::channel();
         match &request {
-            Request::Range { serializable: true, .. } => return self.begin_read(call, request, cx),
+            Request::Range { serializable: true, .. } => return self.begin_read(call, request, caller, cx),
             Request::Range { .. } => {
                 self.with_core(now, cx, |core, out| core.linearize(reader, out));
-                self.calls.push(Call { call, request, waits: Waits::Read(confirmed) });
+                self.calls.push(Call { call, request, waits: Waits::Read(confirmed, caller) });
+            }
+            Request::Login { .. } => {
+                self.with_core(now, cx, |core, out| core.linearize(reader, out));
+                self.calls.push(Call { call, request, waits: Waits::Password(confirmed) });
             }
             Request::KeepAlive { .. } | Request::TimeToLive { .. } => match self.core.node().leader() {
                 Some(leader) if place_of(leader.0) == place => {
@@ -1248,22 +1354,54 @@ impl Running {
                 // A transaction that only reads.
                 None => {
                     self.with_core(now, cx, |core, out| core.linearize(reader, out));
-                    self.calls.push(Call { call, request, waits: Waits::Read(confirmed) });
+                    self.calls.push(Call { call, request, waits: Waits::Read(confirmed, caller) });
                 }
-                Some(kind) => {
-                    let waits = self.propose(kind, now, cx);
-                    self.calls.push(Call { call, request, waits });
-                }
+                Some(kind) => self.propose_for(call, request, kind, caller.asker(), now, cx),
             },
         }
         Ok(())
     }
 
-    fn propose(&mut self, kind: Kind, now: Duration, cx: &mut Context<'_>) -> Waits {
+    /// A client waits for what comes of it.
+    fn propose_for(
+        &mut self,
+        call: u64,
+        request: Request,
+        kind: Kind,
+        asker: Asker<'_>,
+        now: Duration,
+        cx: &mut Context<'_>,
+    ) {
+        let id = (self.shell.id.0, self.boot, self.commands);
+        cx.ledger.decided(call, Decided::Proposed { id });
+        let waits = self.propose(kind, asker, now, cx);
+        self.calls.push(Call { call, request, waits });
+    }
+
+    /// `Handle::login`, when this member is as far as the cluster. That a password takes long to compare is left out; clients
+    /// themselves try again when users have changed meanwhile.
+    fn log_in(&mut self, call: u64, request: Request, now: Duration, cx: &mut Context<'_>) {
+        let Request::Login { user, password } = &request else { unreachable!("nothing else has a password") };
+        let (hash, auth_revision) = (self.state().auth.hash_of(user), self.state().auth.revision());
+        let refused = match hash {
+            Ok(hash) if *hash == *password.as_bytes() => None,
+            Ok(_) => Some(auth::Error::WrongPassword),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = refused {
+            let outcome = Outcome::Refused(users::text(error).into());
+            return cx.effects.push(Effect::Answer { call, outcome });
+        }
+        let random = std::array::from_fn(|_| cx.dice.below(256) as u8);
+        let command = Authenticate { name: user.clone(), token: token::letters(random), auth_revision };
+        self.propose_for(call, request, Kind::Authenticate(command), Asker::Nobody, now, cx);
+    }
+
+    fn propose(&mut self, kind: Kind, asker: Asker<'_>, now: Duration, cx: &mut Context<'_>) -> Waits {
         let (reply, outcome) = oneshot::channel();
         let id = self.commands;
         self.commands += 1;
-        let command = encode_command(&Command { id, kind: Some(kind), ..Command::default() });
+        let command = encode_command(&Command::new(id, asker, kind));
         self.with_core(now, cx, |core, out| core.propose(id, command, reply, out));
         Waits::Reply(outcome)
     }
@@ -1285,7 +1423,7 @@ impl Running {
             }
             None if self.core.node().leader().is_none() => self.say(question, Answer::Unsure, cx),
             None => {
-                let waits = self.propose(Kind::LeaseRemaining(LeaseRemaining::default()), now, cx);
+                let waits = self.propose(Kind::LeaseRemaining(LeaseRemaining::default()), Asker::Nobody, now, cx);
                 self.standings.push((question, waits, cx.now + CONFIRM_TIMEOUT));
             }
         }
@@ -1396,17 +1534,29 @@ impl Running {
     }
 
     /// `Handle::range`, in slices between which other things happen.
-    fn begin_read(&mut self, call: u64, request: Request, cx: &mut Context<'_>) -> Result<(), Death> {
+    fn begin_read(&mut self, call: u64, request: Request, caller: Caller, cx: &mut Context<'_>) -> Result<(), Death> {
         let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(range) = clients::range(&request) else {
-            let txn = clients::txn(&request).expect("only ranges and transactions are read");
+        let (range, txn) = (clients::range(&request), clients::txn(&request));
+        let wanted = match (&range, &txn) {
+            (Some(range), _) => Wanted::Range(range),
+            (None, txn) => Wanted::Txn(txn.as_ref().expect("only ranges and transactions are read")),
+        };
+        let (by, applied) = (users::asker(caller.asker()), state.applied().0);
+        cx.ledger.decided(call, Decided::Looked { by, applied });
+        if let Err(error) = state.permit(caller.asker(), wanted) {
+            let outcome = Outcome::Refused(users::text(error).into());
+            cx.effects.push(Effect::Answer { call, outcome });
+            return Ok(());
+        }
+        let Some(range) = range else {
+            let txn = txn.expect("looked at above");
             let outcome = clients::read_outcome(state.kv.read_txn(&txn), clients::txn_reply)?;
             cx.effects.push(Effect::Answer { call, outcome });
             return Ok(());
         };
         match state.kv.scan(&range) {
             Ok(scan) => {
-                self.scans.insert(call, Scanning { request, scan });
+                self.scans.insert(call, Scanning { request, scan, caller });
             }
             Err(error) => {
                 let outcome = clients::read_outcome(Err::<(), _>(error), |()| unreachable!("it is an error"))?;
@@ -1441,7 +1591,15 @@ impl Running {
                 let finished = scanning.scan.finish().map_err(everwatch::mvcc::Error::Storage);
                 let response = finished.and_then(|found| found.into_response(revision));
                 debug_assert!(matches!(scanning.request, Request::Range { .. }), "nothing else is read in slices");
-                clients::read_outcome(response, clients::range_reply)?
+                let state = self.state();
+                let (by, applied) = (users::asker(scanning.caller.asker()), state.applied().0);
+                cx.ledger.decided(call, Decided::LookedAgain { by, applied });
+                match scanning.caller.asker() {
+                    Asker::User { revision, .. } if state.auth.is_enabled() && state.auth.revision() != revision => {
+                        Outcome::Refused(users::text(auth::Error::OldRevision).into())
+                    }
+                    _ => clients::read_outcome(response, clients::range_reply)?,
+                }
             }
             Err(error) => clients::read_outcome(Err::<(), _>(error), |()| unreachable!("it is an error"))?,
         };
@@ -1528,7 +1686,9 @@ impl Running {
                 let revision = self.state().kv.revision().0;
                 cx.effects.push(Effect::Answer { call, outcome: Outcome::Ok { revision, reply } });
             }
-            None if cx.now < deadline => cx.later(100 * MILLI, MemberEvent::Call { call, request, deadline }),
+            None if cx.now < deadline => {
+                cx.later(100 * MILLI, MemberEvent::Call { call, by: By::Nobody, request, deadline });
+            }
             None => cx.effects.push(Effect::Answer { call, outcome: Outcome::Unknown }),
         }
     }
@@ -1559,9 +1719,38 @@ impl Running {
                     }
                     Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
                 },
-                Waits::Read(confirmed) => match confirmed.try_recv() {
+                Waits::Read(confirmed, caller) => match confirmed.try_recv() {
                     Ok(Ok(())) => {
-                        self.begin_read(call.call, call.request, cx)?;
+                        let caller = caller.clone();
+                        self.begin_read(call.call, call.request, caller, cx)?;
+                        continue;
+                    }
+                    Ok(Err(error)) => clients::failure(&error),
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        self.calls.push(call);
+                        continue;
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
+                },
+                Waits::Token(confirmed, token, deadline) => match confirmed.try_recv() {
+                    Ok(Ok(())) => match self.recognise(call.call, token, now, cx) {
+                        Some(caller) => {
+                            let deadline = *deadline;
+                            self.call_by(call.call, caller, call.request, deadline, now, cx)?;
+                            continue;
+                        }
+                        None => Outcome::Refused(texts::TOKEN.into()),
+                    },
+                    Ok(Err(error)) => clients::failure(&error),
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        self.calls.push(call);
+                        continue;
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
+                },
+                Waits::Password(confirmed) => match confirmed.try_recv() {
+                    Ok(Ok(())) => {
+                        self.log_in(call.call, call.request, now, cx);
                         continue;
                     }
                     Ok(Err(error)) => clients::failure(&error),

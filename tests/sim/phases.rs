@@ -7,6 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
+use crate::checks::rights::Counts;
 use crate::member::TICK;
 
 /// Election timeouts, at their longest, within which a mended quorum must acknowledge a write.
@@ -195,7 +196,7 @@ impl World {
             let value = format!("probe{}", self.calls_made).into_bytes();
             let request = Request::Put { key: b"k00".to_vec(), value, lease: 0, prev_kv: false };
             let core = self.working();
-            let op = self.issue(PROBE, core[tries % core.len()], request, SECOND);
+            let op = self.issue(PROBE, core[tries % core.len()], By::Member, request, SECOND);
             tries += 1;
             let end = self.now + SECOND;
             while self.now < end {
@@ -356,7 +357,7 @@ impl World {
         let mut ops = Vec::new();
         for place in self.sound_members() {
             for serializable in [false, true] {
-                ops.push(self.issue(PROBE, place, everything(serializable), 2 * SECOND));
+                ops.push(self.issue(PROBE, place, By::Member, everything(serializable), 2 * SECOND));
             }
         }
         self.run_until(self.now + 3 * SECOND)?;
@@ -377,6 +378,7 @@ impl World {
         let witness =
             WatchRecord { client: u32::MAX, key: vec![0], end: vec![0], start: 1, messages, ..Default::default() };
         self.history.watches.push(witness);
+        self.history.rights = self.rights();
         let summary = checks::check(&self.history).map_err(|violation| {
             let op = violation.op.and_then(|op| self.history.ops.get(op));
             let watch = violation.watch.and_then(|watch| self.history.watches.get(watch));
@@ -394,7 +396,33 @@ impl World {
         self.report.acknowledged = summary.acknowledged;
         self.report.watches = summary.watches;
         self.report.watch_events = summary.events;
+        self.report.rights = summary.rights;
+        let Counts { allowed, denied, changes, .. } = summary.rights;
+        if self.scenario.managers > 0 && (allowed == 0 || denied == 0 || changes == 0) {
+            return Err(format!("coverage: {allowed} requests were allowed, {denied} denied, of {changes} changes"));
+        }
         Ok(())
+    }
+
+    /// What was written down of users.
+    fn rights(&mut self) -> Option<Rights> {
+        let Minutes { payloads, decided } = self.ledger.minutes.take()?;
+        let entries = self.ledger.entries.iter();
+        let payload = |(index, (_, term)): (&u64, &(u64, u64))| {
+            payloads
+                .get(&(*index, *term))
+                .filter(|payload| !payload.is_empty())
+                .map(|payload| (*index, payload.clone()))
+        };
+        let log = entries.filter_map(payload).flat_map(|(index, payload)| users::read_entry(index, payload)).collect();
+        let mut effects: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
+        for (revision, (_, events)) in &self.ledger.changes {
+            effects.entry(self.ledger.revisions[revision]).or_default().extend(events.iter().cloned());
+        }
+        // Calls are counted from 1, in the order of the history.
+        let decided = decided.into_iter().map(|(call, decided)| (call as usize - 1, decided)).collect();
+        let end = self.sound_members().first().and_then(|place| self.members[*place].users());
+        Some(Rights { log, effects, decided, end })
     }
 
     fn failure(&self, what: &str) -> String {

@@ -93,7 +93,7 @@ impl World {
     fn write(&mut self, place: usize) -> usize {
         let value = format!("written{}", self.calls_made).into_bytes();
         let request = Request::Put { key: b"k00".to_vec(), value, lease: 0, prev_kv: false };
-        self.issue(WRITER, place, request, 2 * SECOND)
+        self.issue(WRITER, place, By::Member, request, 2 * SECOND)
     }
 
     fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) -> Result<(), String> {

@@ -41,6 +41,7 @@ const BASE: Scenario = Scenario {
     name: "swarm",
     members: 3,
     kv_clients: 5,
+    managers: 0,
     watch_clients: 5,
     mix: MIX,
     faulty: 60 * SECOND,
@@ -492,6 +493,26 @@ pub fn named() -> Vec<Scenario> {
             every: SECOND,
             mix: Mix { keys: 5, txn: 90, put: 20, ..MIX },
             faults: CALM.with(Fault::Crash, 4).with(Fault::Isolate, 2).with(Fault::HandOver, 2),
+            think: 60 * MILLI,
+            options: Some(TINY),
+            ..BASE
+        },
+        // Who may do what changes all the time, and is decided where the log has it, on whichever member somebody asks.
+        Scenario {
+            name: "users and roles",
+            kv_clients: 10,
+            managers: 2,
+            watch_clients: 2,
+            every: SECOND,
+            mix: Mix { lease: 0, compact: 1, ..MIX },
+            faults: CALM
+                .with(Fault::Crash, 4)
+                .with(Fault::CrashAll, 1)
+                .with(Fault::Pause, 2)
+                .with(Fault::Isolate, 3)
+                .with(Fault::Partition, 3)
+                .with(Fault::Clog, 2)
+                .with(Fault::HandOver, 3),
             think: 60 * MILLI,
             options: Some(TINY),
             ..BASE

@@ -14,20 +14,23 @@ use everwatch::pb::mvccpb;
 use everwatch::raft::{Message, MessageType};
 use everwatch::storage::backend::{Batch, Bucket, Reader};
 use everwatch::storage::schema;
+use everwatch::storage::wal::LogEntry;
 use everwatch::types::MemberId;
 use everwatch::watch::{Outgoing, feed};
 use prost::Message as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::checks::rights::{Decided, Rights};
 use crate::checks::{
     self, Event, EventKind, History, KeyValue, Op, Outcome, Reply, Request, WatchMessage, WatchRecord,
 };
 use crate::clients::{self, Knowledge, Mix};
 use crate::dice::{Dice, Hashing, hash_on};
 use crate::disk::{Loss, Trouble};
-use crate::member::{Content, Context, Effect, Member, MemberEvent, Question, place_of};
+use crate::member::{By, Content, Context, Effect, Member, MemberEvent, Question, place_of};
 use crate::network::Network;
+use crate::users::{self, Gossip};
 
 #[path = "nemesis.rs"]
 mod nemesis;
@@ -62,6 +65,8 @@ pub struct Scenario {
     pub name: &'static str,
     pub members: usize,
     pub kv_clients: u32,
+    /// So many of them manage users and roles, which count then.
+    pub managers: u32,
     pub watch_clients: u32,
     pub mix: Mix,
     /// How long faults go on.
@@ -181,6 +186,8 @@ pub struct Ledger {
     changes: BTreeMap<i64, (u64, Vec<Event>)>,
     contents: BTreeMap<u64, (Content, u64)>,
     leaders: BTreeMap<u64, u64>,
+    /// What is written down where users count.
+    minutes: Option<Minutes>,
     /// By index: who belongs from there on.
     configurations: BTreeMap<u64, Configuration>,
     /// Members that all who heard of it know to have run.
@@ -192,6 +199,15 @@ pub struct Ledger {
     pub installs: u64,
     now: u64,
     violations: Vec<String>,
+}
+
+/// For the judge of who may do what.
+#[derive(Default)]
+struct Minutes {
+    /// What stands in logs, by index and term.
+    payloads: BTreeMap<(u64, u64), bytes::Bytes>,
+    /// How calls were decided.
+    decided: Vec<(u64, Decided)>,
 }
 
 /// Who belongs, by place.
@@ -232,6 +248,21 @@ enum Phase {
 impl Ledger {
     pub fn chain_at(&self, index: u64) -> u64 {
         self.entries.get(&index).map_or(0, |(chain, _)| *chain)
+    }
+
+    /// Entries are about to be in a log.
+    pub fn written(&mut self, entries: &[LogEntry]) {
+        if let Some(minutes) = &mut self.minutes {
+            let payloads = entries.iter().filter(|entry| entry.kind == 0);
+            minutes.payloads.extend(payloads.map(|entry| ((entry.index.0, entry.term.0), entry.data.clone())));
+        }
+    }
+
+    /// A member has decided something about a call.
+    pub fn decided(&mut self, call: u64, decided: Decided) {
+        if let Some(minutes) = &mut self.minutes {
+            minutes.decided.push((call, decided));
+        }
     }
 
     pub fn violated(&mut self, what: String) {
@@ -407,6 +438,7 @@ enum WorldEvent {
     CallArrives {
         call: u64,
         place: usize,
+        by: By,
         request: Request,
         deadline: u64,
     },
@@ -500,6 +532,8 @@ pub struct Report {
     pub watches: usize,
     pub watch_events: usize,
     pub revision: i64,
+    /// What was decided about users.
+    pub rights: checks::rights::Counts,
 }
 
 struct Traced {
@@ -523,6 +557,7 @@ pub struct World {
     usual: Options,
     ledger: Ledger,
     knowledge: Knowledge,
+    gossip: Gossip,
     history: History,
     calls: BTreeMap<u64, Call>,
     calls_made: u64,
@@ -587,6 +622,7 @@ impl World {
             options,
             ledger: Ledger { founders: places, ..Ledger::default() },
             knowledge: Knowledge::default(),
+            gossip: Gossip::default(),
             // A little is lost in rounding.
             history: History { drift_ppm: drift + 100, ..History::default() },
             calls: BTreeMap::new(),
@@ -614,6 +650,7 @@ impl World {
             report: Report::default(),
             trace: VecDeque::new(),
         };
+        world.ledger.minutes = (world.scenario.managers > 0).then(Minutes::default);
         world.ledger.configurations.insert(1, world.configuration.clone());
         if let Some((commands, _)) = world.scenario.breaks {
             world.members.iter().for_each(|member| member.disk.break_after(commands));
@@ -709,12 +746,12 @@ impl World {
                 self.question_answered(question, from, heard, table);
             }
             WorldEvent::Client { client } => self.ask(client),
-            WorldEvent::CallArrives { call, place, request, deadline } => {
+            WorldEvent::CallArrives { call, place, by, request, deadline } => {
                 if self.members[place].running.is_none() {
                     let delay = self.dice.below(MILLI);
                     self.schedule(delay, WorldEvent::AnswerArrives { call, outcome: Outcome::Unknown, by: (0, 0) });
                 } else {
-                    self.tell_member(place, MemberEvent::Call { call, request, deadline });
+                    self.tell_member(place, MemberEvent::Call { call, by, request, deadline });
                 }
             }
             WorldEvent::AnswerArrives { call, outcome, by } => self.answered(call, outcome, Some(by)),
@@ -1336,15 +1373,20 @@ impl World {
             return;
         }
         let again = self.knowledge.again.remove(&client).filter(|_| self.dice.chance(self.scenario.retry_per_mille));
-        let request = again.unwrap_or_else(|| self.knowledge.request(&mut self.dice, client, &self.scenario.mix));
+        let World { dice, knowledge, gossip, scenario, .. } = self;
+        let (by, request) = match again {
+            Some(request) => (By::Nobody, request),
+            None if scenario.managers > 0 => gossip.request(dice, client, scenario.managers, knowledge, &scenario.mix),
+            None => (By::Nobody, knowledge.request(dice, client, &scenario.mix)),
+        };
         let present = self.present();
         let place = if self.dice.chance(700) { present[client as usize % present.len()] } else { self.any() };
         let patience = self.dice.pick(&[500, 2000, 7000]) * MILLI;
-        self.issue(client, place, request, patience);
+        self.issue(client, place, by, request, patience);
     }
 
     /// A request sets out. Returns its place in the history.
-    fn issue(&mut self, client: u32, place: usize, request: Request, patience: u64) -> usize {
+    fn issue(&mut self, client: u32, place: usize, by: By, request: Request, patience: u64) -> usize {
         let op = Op { client, call: self.now, request: request.clone(), ..Op::default() };
         self.history.ops.push(op);
         let op = self.history.ops.len() - 1;
@@ -1355,12 +1397,12 @@ impl World {
         self.calls.insert(call, Call { client, op });
         let delay = self.dice.skewed(MILLI / 10, 5 * MILLI);
         let deadline = self.now + patience;
-        self.schedule(delay, WorldEvent::CallArrives { call, place, request, deadline });
+        self.schedule(delay, WorldEvent::CallArrives { call, place, by, request, deadline });
         self.schedule(patience, WorldEvent::CallEnds { call });
         op
     }
 
-    fn answered(&mut self, call: u64, outcome: Outcome, by: Option<(u64, u64)>) {
+    fn answered(&mut self, call: u64, mut outcome: Outcome, by: Option<(u64, u64)>) {
         let Some(Call { client, op }) = self.calls.remove(&call) else { return };
         let revision = match &outcome {
             Outcome::Ok { revision, .. } => *revision as u64,
@@ -1370,6 +1412,10 @@ impl World {
         self.mark("answer", [client.into(), call, revision, 0], String::new());
         let op = &mut self.history.ops[op];
         self.knowledge.learn(&op.request, &outcome);
+        self.gossip.learn(&mut self.dice, client, &op.request, &outcome);
+        if let Outcome::Ok { reply: Reply::Login { token }, .. } = &mut outcome {
+            token.clear();
+        }
         let known = !matches!(outcome, Outcome::Unknown);
         if !known {
             self.knowledge.again.insert(client, op.request.clone());

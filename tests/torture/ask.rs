@@ -97,6 +97,7 @@ impl Members {
                 let response = kv.compact(request).await?.into_inner();
                 done(&response.header, Reply::Compact)
             }
+            Request::Users(_) | Request::Login { .. } => unreachable!("users do not count here"),
             Request::TimeToLive { id, keys } => {
                 let request = pb::LeaseTimeToLiveRequest { id: *id, keys: *keys };
                 let response = lease.lease_time_to_live(request).await?.into_inner();

@@ -10,7 +10,8 @@
 //! showed of it. Every reply must equal the model at its own revision. `order` then sweeps calls and returns once:
 //! nothing may carry a revision older than what someone had already seen when it was called. Both together are strict
 //! serializability, in O(n log n). `lease` compares the lives of leases with true time, `watch` holds every watch, and
-//! every chain of resumed watches, against the model's list of events. `search` is a second opinion on short
+//! every chain of resumed watches, against the model's list of events. `rights` goes through the log, where it is known, and holds
+//! who was let through against the users and roles of that place. `search` is a second opinion on short
 //! histories: it knows nothing of the above and looks for an order by trying.
 //!
 //! What the recorder owes the judge:
@@ -41,6 +42,7 @@ mod lease;
 mod model;
 mod order;
 mod replay;
+pub mod rights;
 mod search;
 mod watch;
 
@@ -63,6 +65,8 @@ pub struct History {
     /// How long after its time to live a lease may still be there in quiet times, in nanoseconds; and how long a
     /// request that got no answer may still be carried out. 0: no bound is promised.
     pub lease_bound: u64,
+    /// What is known beside that of users and roles, if there are any.
+    pub rights: Option<rights::Rights>,
 }
 
 /// One call.
@@ -105,6 +109,10 @@ pub enum Request {
     TimeToLive { id: i64, keys: bool },
     /// Forget what was overwritten before a revision.
     Compact { revision: i64 },
+    /// Change users and roles.
+    Users(rights::Change),
+    /// Get a token.
+    Login { user: String, password: String },
 }
 
 impl Default for Request {
@@ -196,6 +204,10 @@ pub enum Reply {
     TimeToLive { granted_ttl_s: i64, ttl_s: i64, keys: Vec<Vec<u8>> },
     /// To a compaction.
     Compact,
+    /// To a change of users and roles.
+    Users,
+    /// To a login: the token, which the history leaves out.
+    Login { token: String },
 }
 
 /// A key as the API shows it.
@@ -306,6 +318,8 @@ pub struct Summary {
     pub events: usize,
     /// Watches still open at the end that had not been sent every event: their indices.
     pub behind: Vec<usize>,
+    /// How often who asked was looked at.
+    pub rights: rights::Counts,
 }
 
 /// A promise that was broken.
@@ -338,6 +352,7 @@ impl std::error::Error for Violation {}
 
 /// Holds a history against the API's promises.
 pub fn check(history: &History) -> Result<Summary, Violation> {
+    let rights = history.rights.as_ref().map(|rights| rights::check(history, rights)).transpose()?;
     let order = Order::new(history)?;
     let leases = Leases::new(history);
     leases.check_answers(history)?;
@@ -368,6 +383,7 @@ pub fn check(history: &History) -> Result<Summary, Violation> {
         watches: history.watches.len(),
         events: history.watches.iter().map(events).sum(),
         behind: (0..places.len()).filter(|index| places[*index].behind).collect(),
+        rights: rights.unwrap_or_default(),
     })
 }
 

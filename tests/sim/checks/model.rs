@@ -65,6 +65,8 @@ impl Model {
             Request::KeepAlive { .. } => Reply::KeepAlive { ttl_s: 0 },
             Request::TimeToLive { .. } => Reply::TimeToLive { granted_ttl_s: 0, ttl_s: -1, keys: Vec::new() },
             Request::Compact { .. } => Reply::Compact,
+            Request::Users(_) => Reply::Users,
+            Request::Login { .. } => Reply::Login { token: String::new() },
         };
         Effect { events: step.events, reply }
     }

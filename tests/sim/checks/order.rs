@@ -216,7 +216,7 @@ impl Order {
                 if text.contains("future revision") && asked.iter().all(|asked| *asked <= floor) && !local {
                     return Err(broken("stale", format!("refused {asked:?}, {floor} had been seen: {text}"), index));
                 }
-                let of_grants = text.contains("already exists") && !matches!(op.request, Request::Grant { .. });
+                let of_grants = text.contains("lease already exists") && !matches!(op.request, Request::Grant { .. });
                 if of_grants || NEVER.iter().any(|never| text.contains(never)) {
                     return Err(broken("refusal", format!("there is no reason for it: {text}"), index));
                 }
@@ -292,6 +292,7 @@ fn linearizable(request: &Request) -> bool {
         Request::Txn { then, otherwise, .. } => !(then.is_empty() && otherwise.is_empty()),
         Request::KeepAlive { .. } | Request::TimeToLive { .. } | Request::Compact { .. } => false,
         Request::Put { .. } | Request::Delete { .. } | Request::Grant { .. } | Request::Revoke { .. } => true,
+        Request::Users(_) | Request::Login { .. } => true,
     }
 }
 

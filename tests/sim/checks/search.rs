@@ -256,7 +256,7 @@ impl State {
                 *until = (*until).max(lives(*ttl_s));
                 Reply::KeepAlive { ttl_s: *ttl_s }
             }
-            Request::TimeToLive { .. } => return None,
+            Request::TimeToLive { .. } | Request::Users(_) | Request::Login { .. } => return None,
             Request::Compact { revision } => {
                 (*revision > self.compacted && *revision <= self.revision()).then_some(())?;
                 self.compacted = *revision;
