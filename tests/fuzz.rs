@@ -40,6 +40,8 @@ mod store;
 mod txns;
 #[path = "fuzz/watches.rs"]
 mod watches;
+#[path = "fuzz/wires.rs"]
+mod wires;
 
 /// CVE-2020-15106, CVE-2020-15112: lengths and indexes that are lies.
 #[test]
@@ -61,6 +63,13 @@ fn peers() {
 fn requests() {
     let _ends = requests::Ends;
     engine::run("requests", 400, requests::run);
+}
+
+/// As many inputs as take some ten seconds: always the same ones.
+#[test]
+fn wires() {
+    let _ends = wires::Ends;
+    engine::run_some("wires", 400, 500, wires::run);
 }
 
 #[test]

@@ -215,8 +215,17 @@ struct Session {
     pool: Vec<Vec<u8>>,
 }
 
-/// Replays the corpus of a target, then draws inputs of up to `len_max` bytes.
+/// Replays the corpus of a target, then draws inputs of up to `len_max` bytes, for a while.
 pub(crate) fn run(name: &'static str, len_max: usize, run: fn(&[u8]) -> u64) {
+    run_target(name, len_max, None, run);
+}
+
+/// The same; so many inputs, unless it is said how long it shall take.
+pub(crate) fn run_some(name: &'static str, len_max: usize, inputs: u64, run: fn(&[u8]) -> u64) {
+    run_target(name, len_max, Some(inputs), run);
+}
+
+fn run_target(name: &'static str, len_max: usize, some: Option<u64>, run: fn(&[u8]) -> u64) {
     listen_to_panics();
     if let Ok(path) = std::env::var("FUZZ_INPUT") {
         // As it is, so that everything about a failure is seen.
@@ -242,7 +251,7 @@ pub(crate) fn run(name: &'static str, len_max: usize, run: fn(&[u8]) -> u64) {
         let (done, current) = (done.clone(), current.clone());
         move || watch_over(name, &current, &inputs, &done)
     });
-    let ended = catch_unwind(AssertUnwindSafe(|| session.go(len_max)));
+    let ended = catch_unwind(AssertUnwindSafe(|| session.go(len_max, some)));
     done.store(true, Ordering::Relaxed);
     watchdog.thread().unpark();
     watchdog.join().expect("it only waits");
@@ -267,7 +276,7 @@ fn watch_over(name: &str, current: &Path, inputs: &AtomicU64, done: &AtomicBool)
 }
 
 impl Session {
-    fn go(mut self, len_max: usize) {
+    fn go(mut self, len_max: usize, some: Option<u64>) {
         let mut files: Vec<PathBuf> = match std::fs::read_dir(&self.corpus) {
             Ok(files) => files.map(|file| file.expect("a readable directory").path()).collect(),
             Err(_) => Vec::new(),
@@ -278,8 +287,14 @@ impl Session {
         }
         let seed = setting("FUZZ_SEED").unwrap_or(1);
         let mut dice = Dice::new(seed);
-        let until = Instant::now() + Duration::from_secs(setting("FUZZ_SECONDS").unwrap_or(2));
-        while Instant::now() < until && self.failures.len() < FAILURES_MAX {
+        let seconds = setting("FUZZ_SECONDS");
+        let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(2));
+        let some = some.filter(|_| seconds.is_none());
+        for drawn in 0.. {
+            let more = some.map_or_else(|| Instant::now() < until, |some| drawn < some);
+            if !more || self.failures.len() >= FAILURES_MAX {
+                break;
+            }
             let input = match dice.below(4) {
                 1.. if !self.pool.is_empty() => {
                     let (one, other) = (dice.below(self.pool.len()), dice.below(self.pool.len()));

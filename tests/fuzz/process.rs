@@ -17,7 +17,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A running member, alone in its cluster. Ends when dropped.
 pub(crate) struct Server {
     child: Child,
-    url: String,
+    address: String,
     log: std::path::PathBuf,
 }
 
@@ -28,13 +28,13 @@ pub(crate) enum Started {
     Refused(String),
 }
 
-fn free_url() -> String {
+fn free_address() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let offset = std::process::id() * 211 + NEXT.fetch_add(1, Ordering::Relaxed);
         let address = format!("127.0.0.1:{}", 30_000 + offset % 2_000);
         if TcpListener::bind(&address).is_ok() {
-            return format!("http://{address}");
+            return address;
         }
     }
 }
@@ -42,18 +42,26 @@ fn free_url() -> String {
 impl Server {
     /// Starts a member in `root`/data. Returns when it answers or has ended.
     pub(crate) fn start(runtime: &tokio::runtime::Runtime, root: &Path) -> Started {
-        let (url, peer, log) = (free_url(), free_url(), root.join("stderr"));
+        Server::start_with(runtime, root, false)
+    }
+
+    /// The same, or one whose clients come with TLS.
+    pub(crate) fn start_with(runtime: &tokio::runtime::Runtime, root: &Path, tls: bool) -> Started {
+        let (address, log) = (free_address(), root.join("stderr"));
+        let (url, peer) =
+            (format!("{}://{address}", if tls { "https" } else { "http" }), format!("http://{}", free_address()));
         let child = Command::new(env!("CARGO_BIN_EXE_everwatch"))
             .args(["--name", "m0", "--listen-client-urls", &url, "--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("m0={peer}"), "--heartbeat-interval", "10", "--bcrypt-cost", "4"])
             .args(["--election-timeout", "100", "--data-dir"])
             .arg(root.join("data"))
+            .arg(format!("--auto-tls={tls}"))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).expect("a file"))
             .spawn()
             .expect("the binary starts");
-        let mut server = Server { child, url, log };
+        let mut server = Server { child, address, log };
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = server.child.try_wait().expect("the process is ours") {
@@ -70,8 +78,14 @@ impl Server {
         }
     }
 
+    /// Without TLS: that one of TLS listens is seen, too.
     fn endpoint(&self) -> Endpoint {
-        Endpoint::from_shared(self.url.clone()).expect("our own URL").timeout(PATIENCE)
+        Endpoint::from_shared(format!("http://{}", self.address)).expect("our own address").timeout(PATIENCE)
+    }
+
+    /// Where clients find it.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// A connection; it is made with the first call.

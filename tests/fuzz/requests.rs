@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use crate::engine::{Dice, Feed, mutated, outcome};
 use crate::process::{PATIENCE, Server, Started, ask, call, runtime};
 
-const METHODS: [&str; 43] = [
+pub(crate) const METHODS: [&str; 43] = [
     "/etcdserverpb.KV/Range",
     "/etcdserverpb.KV/Put",
     "/etcdserverpb.KV/DeleteRange",
@@ -188,7 +188,7 @@ fn watch(feed: &mut Feed<'_>) -> pb::WatchRequest {
     pb::WatchRequest { request_union }
 }
 
-fn message(feed: &mut Feed<'_>, method: usize) -> Bytes {
+pub(crate) fn message(feed: &mut Feed<'_>, method: usize) -> Bytes {
     let bytes = match method {
         0 | 22 => range(feed).encode_to_vec(),
         1 => put(feed).encode_to_vec(),
@@ -216,6 +216,11 @@ fn message(feed: &mut Feed<'_>, method: usize) -> Bytes {
         }
         _ => bytes.into(),
     }
+}
+
+/// Whether its messages are more than bytes.
+pub(crate) fn is_written(method: usize) -> bool {
+    matches!(method, 0..20 | 22)
 }
 
 fn varint(mut number: u64) -> Vec<u8> {
