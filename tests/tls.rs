@@ -28,16 +28,17 @@ fn logger() -> slog::Logger {
 /// Members whose certificates this authority signed, which ask everybody for one.
 fn cluster(authority: &Authority, places: usize) -> Cluster {
     authority.sign("server", "a member", &["127.0.0.1", "localhost"]);
-    let file = |name: &str| authority.path(name).display().to_string();
+    showing(authority, "server", "ca", places)
+}
+
+/// Members that show this certificate, and trust this authority.
+fn showing(authority: &Authority, certificate: &str, trusted: &str, places: usize) -> Cluster {
+    let file = |name: &str, end: &str| authority.path(&format!("{name}.{end}")).display().to_string();
     let mut more = Vec::new();
     for side in ["", "peer-"] {
-        more.extend([
-            format!("--{side}cert-file"),
-            file("server.pem"),
-            format!("--{side}key-file"),
-            file("server.key"),
-        ]);
-        more.extend([format!("--{side}trusted-ca-file"), file("ca.pem"), format!("--{side}client-cert-auth")]);
+        more.extend([format!("--{side}cert-file"), file(certificate, "pem")]);
+        more.extend([format!("--{side}key-file"), file(certificate, "key")]);
+        more.extend([format!("--{side}trusted-ca-file"), file(trusted, "pem"), format!("--{side}client-cert-auth")]);
     }
     let mut cluster = Cluster::new(places);
     (cluster.more, cluster.scheme) = (more, "https");
@@ -122,6 +123,24 @@ fn three_members_agree_and_take_nobody_without_a_certificate() {
     });
     assert!(!plain.unwrap_or_default().starts_with(b"HTTP"), "what is not TLS is not answered");
     assert!(!has(&cluster.clients[1], jane(), "x").unwrap());
+}
+
+/// As `openssl req -x509` makes one by default.
+#[test]
+fn members_and_clients_agree_with_one_certificate_that_is_its_own_authority() {
+    let files = Authority::new();
+    files.vouch_for_itself("own", &["127.0.0.1", "localhost"], |_| ());
+    let mut cluster = showing(&files, "own", "own", 3);
+    cluster.more.extend(["--listen-metrics-urls".to_owned(), "http://127.0.0.1:0".to_owned()]);
+    let members: Vec<_> = (0..3).map(|n| cluster.start(n)).collect();
+    members.iter().for_each(|member| drop(member.says(READY)));
+    let own = || Settings { authority: Some(files.path("own.pem")), ..settings(&files, "own") };
+    put(&cluster.clients[0], own(), "a").unwrap();
+    assert!(has(&cluster.clients[2], own(), "a").unwrap());
+    // One that looks the same is none of them.
+    files.vouch_for_itself("alike", &["127.0.0.1", "localhost"], |_| ());
+    let alike = Settings { authority: Some(files.path("own.pem")), ..settings(&files, "alike") };
+    put(&cluster.clients[0], alike, "x").expect_err("with one of somebody else's");
 }
 
 #[test]

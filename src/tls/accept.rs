@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::fresh::Fresh;
 use super::names::{CommonName, Names};
-use super::{Settings, pair, refused};
+use super::{Settings, itself, pair, refused};
 
 /// How long a handshake may take, and how many may be under way on one kind of socket. What comes beyond is closed at once: who makes
 /// connections and says nothing on them must not keep others out for long, nor take memory for ever.
@@ -88,7 +88,7 @@ fn server_config(settings: &Settings) -> Result<ServerConfig, String> {
             .allow_unknown_revocation_status()
             .build()
             .map_err(refused)?;
-        builder.with_client_cert_verifier(verifier)
+        builder.with_client_cert_verifier(Arc::new(itself::Clients::new(verifier, settings.taken_themselves()?)))
     } else {
         builder.with_no_client_auth()
     };

@@ -23,7 +23,7 @@ use tower::Service;
 
 use super::fresh::Fresh;
 use super::names::Names;
-use super::{Settings, pair, refused};
+use super::{Settings, itself, pair, refused};
 
 /// Connects to `http` and `https` addresses, or to a Unix socket in their place. Cheap to clone.
 #[derive(Clone)]
@@ -128,7 +128,9 @@ fn client_config(settings: &Settings) -> Result<ClientConfig, String> {
         if !revoked.is_empty() {
             verifier = verifier.with_crls(revoked).allow_unknown_revocation_status();
         }
-        builder.with_webpki_verifier(verifier.build().map_err(refused)?)
+        let usual = verifier.build().map_err(refused)?;
+        let verifier = itself::Servers::new(usual, settings.taken_themselves()?);
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
     };
     let own = match pair(settings.client_certificate.as_deref(), settings.client_key.as_deref())? {
         Some(own) => Some(own),

@@ -14,6 +14,7 @@
 mod accept;
 mod dial;
 mod fresh;
+mod itself;
 mod names;
 mod protocol;
 mod self_signed;
@@ -93,6 +94,14 @@ impl Settings {
             }
         }
         Ok(roots)
+    }
+
+    /// Those of them that are taken when they are shown themselves.
+    fn taken_themselves(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        match &self.authority {
+            Some(path) if self.revoked.is_none() => certificates(path),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// What is taken no more.

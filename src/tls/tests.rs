@@ -242,6 +242,65 @@ async fn more_handshakes_than_can_be_under_way_are_turned_away() {
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "there is room again");
 }
 
+/// Both ends of a connection that show and trust this one certificate, which vouches for itself.
+fn vouching_for_itself(
+    authority: &Authority,
+    file: &str,
+    host: &str,
+    change: impl FnOnce(&mut rcgen::CertificateParams),
+) -> Settings {
+    authority.vouch_for_itself(file, &[host], change);
+    Settings { authority: Some(authority.path(&format!("{file}.pem"))), ..authority.settings(file) }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_its_own_authority_is_taken_if_it_is_the_very_one() {
+    let files = Authority::new();
+    let own = vouching_for_itself(&files, "own", "localhost", |_| ());
+    let acceptor = |settings: &Settings| Acceptor::new(settings.clone(), &logger()).unwrap();
+    let dialer = |settings: &Settings| Dialer::new(settings.clone(), &logger()).unwrap();
+    let both = shake(&acceptor(&own), &dialer(&own), HERE).await;
+    assert_eq!((both.0.map(drop), both.1), (Ok(()), Ok(b'7')));
+
+    // Whose time is over or still to come, and one that only looks like the trusted one.
+    let day = rcgen::date_time_ymd;
+    let wrong = [
+        vouching_for_itself(&files, "over", "localhost", |params| params.not_after = day(2001, 1, 1)),
+        vouching_for_itself(&files, "to-come", "localhost", |params| params.not_before = day(2999, 1, 1)),
+        Settings {
+            certificate: own.certificate.clone(),
+            key: own.key.clone(),
+            ..vouching_for_itself(&files, "alike", "localhost", |_| ())
+        },
+    ];
+    let nobody_asked = |shown: &Settings| Settings { authority: None, certificate_needed: false, ..shown.clone() };
+    let anybody = |shown: &Settings| Settings { unverified: true, ..shown.clone() };
+    for wrong in &wrong {
+        assert!(shake(&acceptor(&nobody_asked(wrong)), &dialer(wrong), HERE).await.1.is_err(), "server: {wrong:?}");
+        assert!(shake(&acceptor(wrong), &dialer(&anybody(wrong)), HERE).await.0.is_err(), "client: {wrong:?}");
+    }
+    // Of another host, and for the other end.
+    let elsewhere = vouching_for_itself(&files, "elsewhere", "elsewhere", |_| ());
+    assert!(shake(&acceptor(&nobody_asked(&elsewhere)), &dialer(&elsewhere), HERE).await.1.is_err());
+    let for_end = |file: &str, end| {
+        vouching_for_itself(&files, file, "localhost", |params| params.extended_key_usages = vec![end])
+    };
+    let server = for_end("server", rcgen::ExtendedKeyUsagePurpose::ServerAuth);
+    let client = for_end("client", rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    for (settings, serves) in [(&server, true), (&client, false)] {
+        let asked = shake(&acceptor(&nobody_asked(settings)), &dialer(settings), HERE).await.1;
+        assert_eq!(asked.is_ok(), serves, "{settings:?}");
+        let asked = shake(&acceptor(settings), &dialer(&anybody(settings)), HERE).await.0;
+        assert_eq!(asked.is_ok(), !serves, "{settings:?}");
+    }
+
+    // Where something may be revoked, none is taken.
+    files.revoke("crl.pem", &[99]);
+    let listed = Settings { revoked: Some(files.path("crl.pem")), ..own.clone() };
+    assert!(shake(&acceptor(&listed), &dialer(&anybody(&own)), HERE).await.0.is_err());
+    assert!(shake(&acceptor(&nobody_asked(&own)), &dialer(&listed), HERE).await.1.is_err());
+}
+
 #[test]
 fn what_is_missing_is_said() {
     let half = Settings { certificate: Some(PathBuf::from("/c")), ..Settings::default() };

@@ -50,6 +50,17 @@ impl Authority {
         serial
     }
 
+    /// A certificate that is its own authority, beside those that this one signs.
+    pub(crate) fn vouch_for_itself(&self, file: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        put(&self.path(&format!("{file}.key")), &key.serialize_pem());
+        put(&self.path(&format!("{file}.pem")), &params.self_signed(&key).unwrap().pem());
+    }
+
     pub(crate) fn revoke(&self, file: &str, serials: &[u64]) {
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
