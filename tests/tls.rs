@@ -5,6 +5,8 @@ mod processes;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use certificates::Authority;
 use everwatch::client::{self, Client};
@@ -143,32 +145,56 @@ fn members_and_clients_agree_with_one_certificate_that_is_its_own_authority() {
     put(&cluster.clients[0], alike, "x").expect_err("with one of somebody else's");
 }
 
+/// Connections that are made one after the other, eight at a time, while certificates and keys of both sides are written anew without
+/// a pause: also between a key and its certificate, which do not change in one step.
 #[test]
 fn certificates_change_during_a_thousand_connections_and_none_fails() {
+    const CONNECTIONS: usize = 1000;
+    const ROTATIONS_MIN: usize = 20;
     let authority = Authority::new();
     let cluster = cluster(&authority, 1);
     authority.sign("client", "jane", &[]);
     let member = cluster.start_with(0, &cluster.list(1), "new");
     member.says(READY);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let failures: Vec<String> = runtime.block_on(async {
-        let mut failures = Vec::new();
-        for number in 0..1000 {
-            if number % 50 == 49 {
-                // Key and certificate do not change in one step: whoever comes in between is served with the former.
+    let endpoint = [format!("https://{}", cluster.clients[0])];
+    let jane = settings(&authority, "client");
+    let (done, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let rotating = std::thread::spawn({
+        let (done, ends) = (done.clone(), ends.clone());
+        move || {
+            while !done.load(Ordering::Relaxed) {
                 authority.sign("server", "a member", &["127.0.0.1"]);
                 authority.sign("client", "jane", &[]);
+                ends.fetch_add(1, Ordering::Relaxed);
             }
-            let dialer = Dialer::new(settings(&authority, "client"), &logger()).unwrap();
-            let endpoint = [format!("https://{}", cluster.clients[0])];
-            let client = Client::dialling(&endpoint, 1, &client::Settings::default(), &dialer).unwrap();
-            let put = PutRequest { key: "k".into(), ..Default::default() };
-            if let Err(status) = KvClient::new(client.channel(0, 0)).put(put).await {
-                failures.push(format!("{number}: {status}"));
-            }
+            authority
         }
-        failures
     });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (failures, made) = runtime.block_on(async {
+        // Who stays is what reads certificates anew; each client makes a connection of its own.
+        let dialer = Dialer::new(jane, &logger()).unwrap();
+        let client = || Client::dialling(&endpoint, 1, &client::Settings::default(), &dialer).unwrap();
+        let put = async |client: &Client| {
+            let put = PutRequest { key: "k".into(), ..Default::default() };
+            let asked = tokio::time::timeout(PATIENCE, KvClient::new(client.channel(0, 0)).put(put)).await;
+            asked.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))).map(drop)
+        };
+        let first = client();
+        put(&first).await.unwrap();
+        let (mut failures, mut made) = (Vec::new(), 0);
+        while made < CONNECTIONS || ends.load(Ordering::Relaxed) < ROTATIONS_MIN {
+            let asked = futures_util::future::join_all((0..8).map(async |_| put(&client()).await)).await;
+            failures.extend(asked.into_iter().filter_map(Result::err).map(|status| format!("{made}: {status}")));
+            made += 8;
+        }
+        // Connections stay as they were made.
+        failures.extend(put(&first).await.err().map(|status| format!("the first: {status}")));
+        (failures, made)
+    });
+    done.store(true, Ordering::Relaxed);
+    let authority = rotating.join().unwrap();
+    println!("{made} connections, {} rotations, {} failures", ends.load(Ordering::Relaxed), failures.len());
     assert!(failures.is_empty(), "{failures:#?}");
     // What has been in use is what is there now: the first is refused by whoever knows that it was revoked.
     authority.revoke("crl.pem", &[1]);
