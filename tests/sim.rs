@@ -51,6 +51,7 @@ fn add(total: &mut Report, report: &Report) {
     total.refusals += report.refusals;
     total.installs += report.installs;
     total.leaders += report.leaders;
+    total.replaced += report.replaced;
     total.recovery_ms = total.recovery_ms.max(report.recovery_ms);
     total.events += report.events;
     total.ops += report.ops;
@@ -73,6 +74,7 @@ fn row(what: &str, report: &Report, began: Instant) {
         let checks::rights::Counts { allowed, denied, outdated, changes, logins } = report.rights;
         print!(" allowed={allowed} denied={denied} outdated={outdated} changes_of_users={changes} logins={logins}");
     }
+    print!(" replaced={}", report.replaced);
     for (fault, count) in FAULTS.iter().zip(report.faults) {
         print!(" fault.{}={count}", fault.name());
     }

@@ -494,7 +494,7 @@ impl World {
     }
 
     /// A learner is to vote.
-    fn promote(&mut self) {
+    pub(super) fn promote(&mut self) {
         let learners = self.configuration.learners.clone();
         if !learners.is_empty() {
             let id = id_of(self.dice.pick(&learners)).0;
@@ -503,7 +503,7 @@ impl World {
     }
 
     /// A member is to leave: rather one that is lost than others.
-    fn remove(&mut self, fault: Fault, place: usize) {
+    pub(super) fn remove(&mut self, fault: Fault, place: usize) {
         let members = self.configuration.members();
         let lost: Vec<usize> = members.iter().copied().filter(|place| !self.is_sound(*place)).collect();
         let place = if lost.is_empty() || self.dice.chance(200) { place } else { self.dice.pick(&lost) };

@@ -37,6 +37,8 @@ impl World {
         self.report.events = self.events;
         self.report.installs = self.ledger.installs;
         self.report.leaders = self.ledger.leaders.len();
+        let belong = self.configuration.members();
+        self.report.replaced = (0..self.scenario.members).filter(|founder| !belong.contains(founder)).count();
         for member in &self.members {
             let given = member.disk.given();
             self.report.faults[Fault::DiskBreaks as usize] += given.breaks;

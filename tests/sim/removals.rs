@@ -1,6 +1,7 @@
-//! Removals that are written down, step by step: what chance hits on too rarely.
+//! Changes of members that are written down, step by step: what chance hits on too rarely.
 //!
-//! Each begins with a cluster that works, and says what must come of one change of members when one message is lost.
+//! Most begin with a cluster that works, and say what must come of one change of members when one message is lost. One goes through
+//! with the replacement of everybody while faults go on.
 
 use everwatch::raft::EntryType;
 use everwatch::state::command::{Change, MemberAdd, MemberRemove};
@@ -10,6 +11,10 @@ use crate::member::{TICK, id_of};
 
 /// How long somebody may wait for a leader here, in election timeouts.
 const ELECTIONS_MAX: u64 = 10;
+/// How long a step of a replacement may take while faults go on, before there is a truce; and in a truce, in which all that was
+/// struck comes back by itself.
+const STEP_MAX: u64 = 30 * SECOND;
+const TRUCE_MAX: u64 = 60 * SECOND;
 /// A client that no other is like.
 const WRITER: u32 = u32::MAX - 2;
 
@@ -76,6 +81,88 @@ impl World {
         self.change_by(follower, Change::Add(new));
         self.until("the learner is added", |world| world.configuration.learners.contains(&place))?;
         if self.losing.is_some() { Err("nothing was lost".into()) } else { Ok(()) }
+    }
+
+    /// All founders are replaced, one after another and each in another way, while faults go on: in the end nobody is there who
+    /// was there in the beginning.
+    pub fn all_are_replaced(&mut self) -> Result<(), String> {
+        let founders = self.scenario.members;
+        let ways = self.dice.order(founders);
+        for (founder, way) in self.dice.order(founders).into_iter().zip(ways) {
+            match way % 3 {
+                0 => {
+                    self.add(true)?;
+                    self.promote_all()?;
+                    self.part_with(founder)?;
+                }
+                1 => {
+                    self.add(false)?;
+                    self.part_with(founder)?;
+                }
+                // The old one's place is wanted first.
+                _ => {
+                    self.part_with(founder)?;
+                    self.add(true)?;
+                    self.promote_all()?;
+                }
+            }
+        }
+        let configuration = &self.configuration;
+        if configuration.voters.len() != founders || configuration.members().iter().any(|place| *place < founders) {
+            return Err(format!("members: all founders were to be replaced, and {configuration:?} belong"));
+        }
+        // The log is short: nobody who is new gets on without one.
+        if self.ledger.installs < founders as u64 {
+            return Err(format!(
+                "members: {} snapshots brought {founders} new members up to date",
+                self.ledger.installs
+            ));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, is_learner: bool) -> Result<(), String> {
+        self.adding = None;
+        self.strive(
+            "a member is added",
+            |world| world.add_member(is_learner),
+            |world| world.adding.is_some_and(|place| world.configuration.members().contains(&place)),
+        )
+    }
+
+    fn promote_all(&mut self) -> Result<(), String> {
+        self.strive("learners are promoted", World::promote, |world| world.configuration.learners.is_empty())
+    }
+
+    fn part_with(&mut self, place: usize) -> Result<(), String> {
+        self.strive(
+            "a founder is removed",
+            |world| world.remove(Fault::Remove, place),
+            |world| !world.configuration.members().contains(&place),
+        )
+    }
+
+    /// Asks for something again and again until it comes to pass: rather among faults, and at the latest soon after they ended.
+    fn strive(&mut self, what: &str, asks: impl Fn(&mut World), holds: impl Fn(&World) -> bool) -> Result<(), String> {
+        for (most, truce) in [(STEP_MAX, false), (TRUCE_MAX, true)] {
+            let faults = self.scenario.faults;
+            if truce {
+                self.mark("truce", [0; 4], what.to_owned());
+                self.scenario.faults = Faults::NONE;
+                self.network.heal();
+            }
+            let end = self.now + most;
+            while !holds(self) && self.now < end {
+                asks(self);
+                self.run_until(self.now + SECOND)?;
+            }
+            self.scenario.faults = faults;
+            if holds(self) {
+                return Ok(());
+            }
+        }
+        let all: Vec<String> = self.members.iter().map(Member::describe).collect();
+        Err(format!("liveness: it does not come to pass that {what}: {}", all.join("; ")))
     }
 
     /// Who leads, once everybody has told its name.

@@ -255,6 +255,29 @@ pub fn named() -> Vec<Scenario> {
         Scenario { name: "the leader is removed", script: Some(World::the_leader_is_removed), ..REMOVAL },
         // What a follower passes on to the leader may get lost, and a leader that refuses it does not say so.
         Scenario { name: "the forward is lost", script: Some(World::the_forward_is_lost), ..REMOVAL },
+        // Everybody is replaced, one after another and each in another way, while all go on working and faults go on, too.
+        Scenario {
+            name: "all are replaced",
+            every: 2 * SECOND,
+            faulty: 10 * SECOND,
+            mix: Mix { compact: 6, ..MIX },
+            faults: CALM
+                .with(Fault::Crash, 3)
+                .with(Fault::CrashAll, 1)
+                .with(Fault::DiskError, 1)
+                .with(Fault::SlowDisk, 1)
+                .with(Fault::Pause, 2)
+                .with(Fault::Partition, 3)
+                .with(Fault::OneWay, 2)
+                .with(Fault::Isolate, 3)
+                .with(Fault::Clog, 1)
+                .with(Fault::Weather, 1)
+                .with(Fault::HandOver, 2),
+            think: 100 * MILLI,
+            options: Some(TINY),
+            script: Some(World::all_are_replaced),
+            ..BASE
+        },
         // One member grows to many and shrinks to one again.
         Scenario {
             name: "a cluster grows",

@@ -87,7 +87,7 @@ pub struct Scenario {
     pub core: bool,
     /// More leaders than that are a failure.
     pub leaders_max: Option<usize>,
-    /// What is done to the world when its faults are over, step by step.
+    /// What is done to the world after that time, step by step. If there are faults, they go on meanwhile.
     pub script: Option<Script>,
 }
 
@@ -523,6 +523,8 @@ pub struct Report {
     pub refusals: u64,
     pub installs: u64,
     pub leaders: usize,
+    /// Founders that do not belong any more.
+    pub replaced: usize,
     /// The longest that a mended quorum took to acknowledge a write, in milliseconds.
     pub recovery_ms: u64,
     pub events: u64,
