@@ -1,4 +1,4 @@
-//! Bounds that a member is given: on connections of clients, and on watchers.
+//! Bounds that a member is given, on connections of clients and on watchers, and one that it has: on what waits to be proposed.
 
 mod processes;
 
@@ -6,12 +6,15 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
+use everwatch::pb::etcdserverpb::PutRequest;
+use everwatch::pb::etcdserverpb::kv_client::KvClient;
 use everwatch::pb::etcdserverpb::watch_client::WatchClient;
 use everwatch::pb::etcdserverpb::{WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_request};
 use everwatch::pb::v3lockpb::LockRequest;
 use everwatch::pb::v3lockpb::lock_client::LockClient;
 use processes::{Cluster, PATIENCE, Process, READY, free_address};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
@@ -124,5 +127,35 @@ fn whoever_waits_for_a_lock_where_no_watcher_is_to_be_had_is_told_so() {
         let waiting = tokio::time::timeout(PATIENCE, locks.lock(lock())).await.expect("it does not try for ever");
         let refused = waiting.expect_err("there is no watcher to be had");
         assert_eq!((refused.code(), refused.message()), (Code::Unknown, "everwatch: too many watchers at this member"));
+    });
+}
+
+#[test]
+fn whoever_finds_no_room_among_what_waits_for_a_leader_is_refused_at_once() {
+    let mut cluster = Cluster::new(2);
+    cluster.flags = &["--max-request-bytes=41943040", "--election-timeout=3000"];
+    let list = cluster.list(2);
+    let [member, other] = [0, 1].map(|n| cluster.start_with(n, &list, "new"));
+    for member in [&member, &other] {
+        member.says(READY);
+    }
+    drop(other);
+    let deadline = Instant::now() + PATIENCE;
+    while !member.get("/metrics").contains("\netcd_server_has_leader 0\n") {
+        assert!(Instant::now() < deadline, "one of two does not lead");
+    }
+    member.ask(async |channel| {
+        // There is room for 256 MiB; whatever then comes last is too much.
+        let value = bytes::Bytes::from(vec![0; 39 << 20]);
+        let mut puts = JoinSet::new();
+        for _ in 0..8 {
+            let (mut kv, value) = (KvClient::new(channel.clone()), value.clone());
+            puts.spawn(async move { kv.put(PutRequest { key: "k".into(), value, ..Default::default() }).await });
+        }
+        let refused = puts.join_next().await.unwrap().unwrap().expect_err("nobody leads");
+        assert_eq!((refused.code(), refused.message()), (Code::Unknown, "etcdserver: too many requests"));
+        // The others had room, and wait until it is too late.
+        let late = puts.join_next().await.unwrap().unwrap().expect_err("nobody leads");
+        assert_eq!((late.code(), late.message()), (Code::Unavailable, "etcdserver: request timed out"));
     });
 }

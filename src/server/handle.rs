@@ -49,7 +49,8 @@ use crate::watch::Cancels;
 const SLICE_KEYS: usize = 1000;
 /// Records that a range reads before its answer begins on the thread that serves. More are read where it may take long.
 const RECORDS_READ_HERE: usize = 250;
-/// Entries committed but not applied beyond which nothing is proposed, as in etcd.
+/// Entries committed but not applied beyond which nothing is proposed, as in etcd: whoever asked would wait for all of them. An entry
+/// holds the commands of many clients here; how many of those may wait for an entry is bounded in `pending`.
 const BACKLOG_MAX: u64 = 5000;
 
 /// How long the creation of a watcher may wait to learn what "now" is.
@@ -91,6 +92,14 @@ pub(crate) struct Progress {
     pub(crate) lagging: AtomicBool,
     /// A leader was known at some time in this process.
     pub(crate) knew_leader: AtomicBool,
+}
+
+impl Progress {
+    /// Whether this member has so much to carry out that it takes nothing on.
+    fn is_backed_up(&self) -> bool {
+        let applied = self.applied.load(Ordering::Relaxed);
+        self.committed.load(Ordering::Relaxed) > applied + BACKLOG_MAX
+    }
 }
 
 /// What the core and all handles share.
@@ -239,9 +248,7 @@ impl Handle {
         if command.len() > shared.limits.request_bytes_max {
             return Err(Error::TooLarge);
         }
-        let progress = &shared.progress;
-        let applied = progress.applied.load(Ordering::Relaxed);
-        if progress.committed.load(Ordering::Relaxed) > applied + BACKLOG_MAX {
+        if shared.progress.is_backed_up() {
             return Err(Error::TooManyRequests);
         }
         let (reply, outcome) = oneshot::channel();
@@ -651,5 +658,21 @@ impl Handle {
             revision: revision.0,
             raft_term: self.shared.progress.term.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_takes_nothing_on_while_more_than_5000_entries_wait_to_be_carried_out() {
+        let at = |committed: u64, applied: u64| {
+            let progress = Progress { committed: committed.into(), applied: applied.into(), ..Progress::default() };
+            progress.is_backed_up()
+        };
+        assert_eq!([at(15_000, 10_000), at(15_001, 10_000)], [false, true]);
+        // What is applied may be told before what is committed.
+        assert!(!at(10_000, 15_001));
     }
 }
