@@ -133,7 +133,7 @@ async fn dispatch(name: &str, matches: &ArgMatches) -> Result<(), Failure> {
         ("db", "check") => return db::run(matches),
         _ => {}
     }
-    let session = Session::new(matches)?;
+    let session = Session::new(matches).await?;
     match name {
         "get" => kv::get(&session, matches).await,
         "put" => kv::put(&session, matches).await,

@@ -68,7 +68,7 @@
 //! | files of etcd's | [`backup`], our rows as one and one as our rows |
 //! | files of ours | [`offline`], for who looks at a member's directory while it does not run |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
-//! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`discovery`], who founds the cluster · [`member`], all of it put together |
+//! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`discovery`], who founds the cluster, and where it is · [`member`], all of it put together |
 //! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`audit`], who changed what · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
@@ -103,7 +103,7 @@
 //! | `offline`         | `types` `pb` `storage` `mvcc` `state`                                                      | no   |
 //! | `client`          | `pb` `tls`                                                                                 | no   |
 //! | `bench`           | `client` `pb`                                                                              | no   |
-//! | `ctl`             | `client` `pb` `version` `backup` `offline` `server::restore` `tls`                         | no   |
+//! | `ctl`             | `client` `pb` `version` `backup` `offline` `server::restore` `discovery::endpoints` `tls`  | no   |
 //! | `bin`             | `bench` `ctl`                                                                              | no   |
 //!
 //! Some crates have places of their own, kept by the same test: consensus is named only in `raft` and in `peer`, which carries

@@ -20,6 +20,8 @@ pub struct Tls {
     pub insecure_skip_verify: bool,
     /// Nothing goes in the clear, unless an address says so itself.
     pub required: bool,
+    /// The name that the certificate of every server must have; none: that by which it is addressed.
+    pub server_name: Option<String>,
 }
 
 impl Tls {
@@ -63,6 +65,7 @@ impl Tls {
             certificate: self.cert.clone(),
             key: self.key.clone(),
             authority: self.cacert.clone(),
+            server_name: self.server_name.clone(),
             unverified: self.insecure_skip_verify,
             ..tls::Settings::default()
         };

@@ -85,6 +85,7 @@ impl Tls {
             allowed_names,
             allowed_hosts,
             from_anywhere: names.from_anywhere.is_some_and(|name| values.switch(name)),
+            server_name: None,
             unverified: false,
             protocol: protocol.map_err(Error::Invalid)?,
         };

@@ -129,8 +129,8 @@ const GLOBAL: [(&str, &str, &str); 15] = [
     ("cacert", "", "certificates of those who may vouch for a server"),
     ("cert", "", "certificate of this client"),
     ("key", "", "key of that certificate"),
-    ("discovery-srv", "", "domain whose SRV records name the endpoints (not supported)"),
-    ("discovery-srv-name", "", "service name in those records (not supported)"),
+    ("discovery-srv", "", "domain whose SRV records name the endpoints"),
+    ("discovery-srv-name", "", "suffix of the services in those records"),
     ("max-request-bytes", "0", "accepted, and without effect"),
     ("max-recv-bytes", "0", "accepted, and without effect"),
 ];
@@ -141,7 +141,7 @@ const GLOBAL_SWITCHES: [(&str, &str, &str); 5] = [
     ("debug", "false", "print the settings on stderr first"),
     ("insecure-transport", "true", "connections may be in the clear"),
     ("insecure-skip-tls-verify", "false", "encrypt, whoever the server is"),
-    ("insecure-discovery", "true", "accepted, and without effect"),
+    ("insecure-discovery", "true", "take endpoints in the clear from DNS, and whatever name they have"),
 ];
 
 /// Variables that are read elsewhere, or mean nothing any more.

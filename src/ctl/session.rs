@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::print::Format;
 use crate::client::ask::Ask;
 use crate::client::{self, Client, Keepalive, Login, Settings, Tls};
+use crate::discovery::endpoints;
 
 /// What is said when time is up.
 pub(super) const LATE: &str = "context deadline exceeded";
@@ -34,7 +35,7 @@ pub(super) struct Session {
 
 impl Session {
     /// From flags and variables.
-    pub(super) fn new(matches: &ArgMatches) -> Result<Session, Failure> {
+    pub(super) async fn new(matches: &ArgMatches) -> Result<Session, Failure> {
         let global = Global::read(matches, |name| std::env::var(name).ok())?;
         for variable in unknown_variables(std::env::vars()) {
             let variable = super::go::string(&variable);
@@ -45,16 +46,18 @@ impl Session {
         if global.on("debug")? {
             eprint!("{}", global.lines());
         }
+        let domain = Some(global.text("discovery-srv")).filter(|domain| !domain.is_empty());
+        // DNS may lie. Whoever does not take its word wants a certificate of the domain from whomever it names.
+        let server_name = if global.on("insecure-discovery")? { None } else { domain.map(str::to_owned) };
         let path = |name| Some(global.text(name)).filter(|path| !path.is_empty()).map(Into::into);
         let tls = Tls {
             cacert: path("cacert"),
             cert: path("cert"),
             key: path("key"),
             insecure_skip_verify: global.on("insecure-skip-tls-verify")?,
-            required: !global.on("insecure-transport")?,
+            required: !global.on("insecure-transport")? || server_name.is_some(),
+            server_name,
         };
-        // Whether connections may be in the clear is said by the endpoints.
-        global.on("insecure-discovery")?;
         let keepalive =
             Keepalive { interval: global.duration("keepalive-time")?, timeout: global.duration("keepalive-timeout")? };
         let settings = Settings { keepalive, connect_timeout: global.duration("dial-timeout")?, tls };
@@ -66,11 +69,17 @@ impl Session {
             settings,
             login: None,
         };
-        if !global.text("discovery-srv").is_empty() {
-            return Err(Failure::error("--discovery-srv is not supported: name the endpoints with --endpoints"));
-        }
         session.settings.tls.check().map_err(Failure::bad_arguments)?;
-        Ok(Session { login: login(global.text("user"), global.text("password"))?, ..session })
+        let login = login(global.text("user"), global.text("password"))?;
+        let Some(domain) = domain else { return Ok(Session { login, ..session }) };
+        let found = endpoints::look_up(domain, global.text("discovery-srv-name")).await.map_err(Failure::error)?;
+        let (endpoints, ignored) = allowed(found, session.settings.tls.server_name.is_none());
+        for endpoint in ignored {
+            eprintln!("ignoring discovered insecure endpoint {}", super::go::string(&endpoint));
+        }
+        // As etcdctl has it: what is left of nothing is what --endpoints says.
+        let endpoints = if endpoints.is_empty() { session.endpoints } else { endpoints };
+        Ok(Session { login, endpoints, ..session })
     }
 
     /// A client of some endpoints.
@@ -127,6 +136,11 @@ impl Session {
     }
 }
 
+/// Of endpoints that were discovered those that may be used, and the others.
+fn allowed(found: Vec<String>, in_the_clear: bool) -> (Vec<String>, Vec<String>) {
+    found.into_iter().partition(|endpoint| in_the_clear || endpoint.starts_with("https://"))
+}
+
 /// `name:password`, or a name and a password beside it, or a name whose password is asked for.
 pub(super) fn login(user: &str, password: &str) -> Result<Option<Login>, Failure> {
     let (name, password) = match (user.split_once(':'), password) {
@@ -164,6 +178,14 @@ pub(super) fn ask_secret(prompt: &str) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_dns_is_not_trusted_only_what_is_encrypted_is_used() {
+        let found = || ["https://a:1", "http://b:2", "https://c:3"].map(str::to_owned).to_vec();
+        assert_eq!(allowed(found(), true), (found(), Vec::new()));
+        let (used, ignored) = allowed(found(), false);
+        assert_eq!((used.join(" "), ignored.join(" ")), ("https://a:1 https://c:3".into(), "http://b:2".into()));
+    }
 
     #[test]
     fn a_login_is_written_as_for_etcdctl() {

@@ -1,6 +1,6 @@
 //! One question to a name server: where is a service? (RFC 1035 and 2782.)
 //!
-//! A page of our own rather than a resolver's crate: it is asked twice in a member's life, for one type of record, without a cache.
+//! A page of our own rather than a resolver's crate: it is asked twice in the life of a member or of a command, for one type of record, without a cache.
 //! Answers come from the network: every length is checked, pointers only lead back, and what makes no sense is no answer.
 
 use std::io;
@@ -39,6 +39,11 @@ pub(super) fn of_system() -> Vec<SocketAddr> {
     let found: Vec<SocketAddr> = addresses.map(|address| SocketAddr::new(address, PORT)).collect();
     // As the C library has it.
     if found.is_empty() { vec![SocketAddr::from(([127, 0, 0, 1], PORT))] } else { found }
+}
+
+/// A service as it is called where several clusters share a domain.
+pub(super) fn with_suffix(service: &str, suffix: &str) -> String {
+    if suffix.is_empty() { service.to_owned() } else { format!("{service}-{suffix}") }
 }
 
 /// Where the service called `name` is, in the order in which it should be tried. An error says why that is not known.
@@ -195,13 +200,29 @@ pub(super) mod tests {
 
     use super::*;
 
+    /// A name server that knows these services: name, ports at 127.0.0.1. What it hears is answered until the test ends.
+    pub(in crate::discovery) async fn name_server(known: Vec<(&'static str, Vec<u16>)>) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut query = [0; 512];
+            while let Ok((len, from)) = socket.recv_from(&mut query).await {
+                let name = asked_for(&query[..len]);
+                let ports = known.iter().find(|(service, _)| *service == name).map(|(_, ports)| ports.clone());
+                let answer = answer(&query[..len], ports.as_deref(), "127.0.0.1.");
+                let _ = socket.send_to(&answer, from).await;
+            }
+        });
+        address
+    }
+
     /// The name in a query.
-    pub(in crate::discovery) fn asked_for(query: &[u8]) -> String {
+    fn asked_for(query: &[u8]) -> String {
         name(query, HEADER_BYTES).expect("we wrote it").0
     }
 
     /// An answer: the service is at `target`, at these ports; or there is none of that name.
-    pub(in crate::discovery) fn answer(query: &[u8], ports: Option<&[u16]>, target: &str) -> Vec<u8> {
+    fn answer(query: &[u8], ports: Option<&[u16]>, target: &str) -> Vec<u8> {
         let mut out = query.to_vec();
         out[2] |= 0x80;
         let Some(ports) = ports else {

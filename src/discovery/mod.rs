@@ -1,4 +1,5 @@
-//! Who founds the cluster with this member, if it was not told: it asks a registry, or name servers.
+//! Who founds the cluster with this member, if it was not told: it asks a registry, or name servers. [`endpoints`] asks those where
+//! clients reach a cluster.
 //!
 //! ```text
 //! --discovery-endpoints, --discovery-token   ──▶ registry  ─┐
@@ -9,7 +10,7 @@
 //! is still asked of the others ([`cluster::founding`](crate::cluster::founding)). So what was discovered is never trusted with more than a flag.
 //!
 //! Deliberately missing: discovery by a service of etcd v2 (`--discovery`), members that find no place in the cluster and become
-//! proxies, and endpoints of a cluster for clients.
+//! proxies.
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ use slog::{Logger, info};
 use crate::config::{ClusterState, Config, Discovery};
 
 mod dns;
+pub mod endpoints;
 mod registry;
 mod srv;
 

@@ -25,10 +25,6 @@ pub(super) struct Found {
 
 /// Looks the founders up. This member has to be one of them.
 pub(super) async fn look_up(asked: &Dns, config: &Config, logger: &Logger) -> Result<Found, Error> {
-    let suffix = match asked.service_suffix.as_str() {
-        "" => String::new(),
-        suffix => format!("-{suffix}"),
-    };
     let resolvers = match &asked.resolvers {
         Some(resolvers) => resolvers.clone(),
         None => dns::of_system(),
@@ -41,11 +37,12 @@ pub(super) async fn look_up(asked: &Dns, config: &Config, logger: &Logger) -> Re
     }
     let (mut list, mut own, mut refused, mut numbers) = (Vec::new(), Vec::new(), Vec::new(), 0..);
     for (scheme, service) in [(Scheme::Https, "etcd-server-ssl"), (Scheme::Http, "etcd-server")] {
-        let query = format!("_{service}{suffix}._tcp.{}", asked.domain);
+        let service = dns::with_suffix(service, &asked.service_suffix);
+        let query = format!("_{service}._tcp.{}", asked.domain);
         let records = match dns::services(&query, &resolvers).await {
             Ok(records) => records,
             Err(why) => {
-                refused.push(format!("error querying DNS SRV records for _{service}{suffix} {why}"));
+                refused.push(format!("error querying DNS SRV records for _{service} {why}"));
                 continue;
             }
         };
@@ -61,7 +58,7 @@ pub(super) async fn look_up(asked: &Dns, config: &Config, logger: &Logger) -> Re
             let written = format!("{}://{place}", if scheme == Scheme::Https { "https" } else { "http" });
             match advertised.iter().find(|(_, at)| !at.is_disjoint(&address)) {
                 Some((url, _)) if url.scheme != scheme => refused.push(format!(
-                    "bootstrap at {written} from DNS for {service}{suffix} has scheme mismatch with expected peer {url}"
+                    "bootstrap at {written} from DNS for {service} has scheme mismatch with expected peer {url}"
                 )),
                 Some(_) => {
                     list.push(format!("{}={written}", config.name));
@@ -101,28 +98,11 @@ async fn address_of(place: &str) -> Result<BTreeSet<SocketAddr>, String> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::UdpSocket;
-
     use super::*;
     use crate::config::Discovery;
     use crate::config::flags::{Request, Values};
-    use crate::discovery::{discover, dns};
-
-    /// A name server that knows these services: name, ports at 127.0.0.1. What it hears is answered until the test ends.
-    async fn name_server(known: Vec<(&'static str, Vec<u16>)>) -> SocketAddr {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
-        tokio::spawn(async move {
-            let mut query = [0; 512];
-            while let Ok((len, from)) = socket.recv_from(&mut query).await {
-                let name = dns::tests::asked_for(&query[..len]);
-                let ports = known.iter().find(|(service, _)| *service == name).map(|(_, ports)| ports.clone());
-                let answer = dns::tests::answer(&query[..len], ports.as_deref(), "127.0.0.1.");
-                let _ = socket.send_to(&answer, from).await;
-            }
-        });
-        address
-    }
+    use crate::discovery::discover;
+    use crate::discovery::dns::tests::name_server;
 
     fn config(line: &str, resolver: SocketAddr) -> Config {
         let line = line.split_whitespace().map(str::to_owned);

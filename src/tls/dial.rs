@@ -85,7 +85,8 @@ impl Dialer {
     async fn secured(&self, host: &str, stream: impl Io + 'static) -> io::Result<Box<dyn Io>> {
         let nothing = || io::Error::other(format!("https://{host}: nothing was said of TLS"));
         let tls = self.tls.as_ref().ok_or_else(nothing)?;
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let name = tls.settings.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
         let stream = tokio_rustls::TlsConnector::from(tls.config.get()).connect(name, stream).await?;
         if !tls.settings.unverified {
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();

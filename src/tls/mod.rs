@@ -55,6 +55,8 @@ pub struct Settings {
     pub allowed_hosts: Vec<String>,
     /// Whether who connects may do so from elsewhere than its certificate says.
     pub from_anywhere: bool,
+    /// If it is known: the name that the certificate of whom we connect to must have, whatever we call him.
+    pub server_name: Option<String>,
     /// Whether the certificate of whom we connect to is not looked at. It encrypts, and says nothing of who is at the other end.
     pub unverified: bool,
     /// Versions and cipher suites.
