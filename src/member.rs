@@ -15,7 +15,7 @@ use tonic::service::Routes;
 
 use crate::audit::{self, AuditLog, Auditor};
 use crate::config::{Config, Url};
-use crate::http::{Access, Gateway, HandleProbe, UnfoundedProbe};
+use crate::http::{Access, Gateway, HandleProbe, Profiles, UnfoundedProbe};
 use crate::server::{Admission, Asking};
 use crate::tls::{Acceptor, Dialer, self_signed};
 use crate::{api, config, discovery, http, listen, server, tls, version};
@@ -67,7 +67,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
             let sockets = if http_sockets.is_empty() { &client_sockets } else { &http_sockets };
             let routes = |probe, logger| {
                 let gateway = config.grpc_gateway.then(|| Gateway::new(listen::Nothing::Yet, config.request_bytes_max));
-                http::client_routes(probe, gateway, access.clone(), logger)
+                http::client_routes(probe, gateway, config.pprof.then_some(Profiles), access.clone(), logger)
             };
             serve_unfounded(&mut meanwhile, sockets, listen::Nothing::Yet, routes, logger)?;
             serve_unfounded(&mut meanwhile, &metrics_sockets, listen::Nothing::Yet, http::metrics_routes, logger)?;
@@ -114,7 +114,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     };
     let grpc = api::routes(handle.clone(), config);
     let gateway = config.grpc_gateway.then(|| Gateway::new(grpc.clone(), config.request_bytes_max));
-    let routes = http::client_routes(probe(), gateway, access, logger.clone());
+    let routes = http::client_routes(probe(), gateway, config.pprof.then_some(Profiles), access, logger.clone());
     if http_sockets.is_empty() {
         edge.listen(client_sockets, grpc, routes, watches)?;
     } else {

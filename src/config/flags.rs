@@ -357,7 +357,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
     (
         "Monitoring",
         &[
-            flag("enable-pprof", Switch, "false", NoEffect, "Profiles over HTTP."),
+            flag(
+                "enable-pprof",
+                Switch,
+                "false",
+                Works,
+                "CPU profiles of this member at /debug/pprof/ of client URLs.",
+            ),
             flag("metrics", OneOf(&["basic", "extensive"]), "basic", Works, "extensive adds histograms of gRPC calls."),
             flag(
                 "metrics-key-prefixes",

@@ -133,6 +133,8 @@ pub struct Config {
     pub host_whitelist: Vec<String>,
     /// Whether the methods of gRPC are there for JSON, too.
     pub grpc_gateway: bool,
+    /// Whether who reaches a client URL may see where CPU time goes.
+    pub pprof: bool,
     /// Threads that serve connections; none: chosen by the number of CPUs.
     pub edge_threads: Option<usize>,
     /// What should be logged, once, about the settings.
@@ -387,6 +389,7 @@ impl Config {
             cors: list(values.text("cors")).map(str::to_owned).collect(),
             host_whitelist: list(values.text("host-whitelist")).map(str::to_owned).collect(),
             grpc_gateway: values.switch("enable-grpc-gateway"),
+            pprof: values.switch("enable-pprof"),
             edge_threads: usize::try_from(values.unsigned("edge-threads")).ok().filter(|threads| *threads > 0),
             remarks: Remarks {
                 without_effect: values.without_effect(),

@@ -9,6 +9,7 @@ mod ask;
 pub mod gateway;
 mod health;
 mod probe;
+mod profile;
 
 use std::sync::Arc;
 
@@ -26,21 +27,25 @@ pub use ask::ask_health;
 pub use gateway::Gateway;
 pub use health::{ActiveAlarm, Probe};
 pub(crate) use probe::{HandleProbe, UnfoundedProbe};
+pub use profile::Profiles;
 
 struct Endpoints<P> {
     probe: P,
     logger: slog::Logger,
 }
 
-/// Everything: for client URLs and for URLs of HTTP alone. Without a gateway nothing is found where it would be.
+/// Everything: for client URLs and for URLs of HTTP alone. Without a gateway, or profiles, nothing is found where they would be.
 pub fn client_routes<P: Probe, S: gateway::Services>(
     probe: P,
     gateway: Option<Gateway<S>>,
+    profiles: Option<Profiles>,
     access: Access,
     logger: slog::Logger,
 ) -> Router {
     let endpoints = Arc::new(Endpoints { probe, logger });
-    with_health(gateway.map_or_else(Router::new, Gateway::routes))
+    let routes = with_health(gateway.map_or_else(Router::new, Gateway::routes));
+    let routes = if let Some(profiles) = profiles { profiles.routes(routes) } else { routes };
+    routes
         .route("/version", get(version_of::<P>))
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || method_not_allowed())
@@ -77,7 +82,8 @@ async fn at_the_door(State(access): State<Arc<Access>>, request: Request, next: 
         return refusal;
     }
     let origin = access.origin(request.headers());
-    let strict = !request.uri().path().starts_with("/metrics") && !request.uri().path().starts_with("/v3");
+    let lenient = ["/metrics", "/v3", "/debug/pprof"];
+    let strict = !lenient.iter().any(|path| request.uri().path().starts_with(path));
     let mut response = match *request.method() {
         Method::OPTIONS => Response::new(Body::empty()),
         Method::HEAD if strict => method_not_allowed(),
@@ -182,9 +188,13 @@ mod tests {
 
     /// The answer of `member` as `code body`.
     fn ask_with(member: &Member, method: &str, path: &str) -> String {
+        ask_profiled(member, None, method, path)
+    }
+
+    fn ask_profiled(member: &Member, profiles: Option<Profiles>, method: &str, path: &str) -> String {
         let gateway = None::<Gateway<Router>>;
-        let routes =
-            client_routes(member.clone(), gateway, Access::default(), slog::Logger::root(slog::Discard, slog::o!()));
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let routes = client_routes(member.clone(), gateway, profiles, Access::default(), logger);
         let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("well-formed");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
@@ -244,8 +254,30 @@ mod tests {
         }
         assert_eq!(ask_with(&member, "POST", "/version"), "405 Method Not Allowed\n");
         assert_eq!(ask_with(&member, "PUT", "/metrics"), "200 up 1\n");
-        for path in ["/", "/nope", "/v2/keys", "/readyz/nope", "/metricsx", "/v3/kv/range"] {
+        for path in [
+            "/debug/pprof/",
+            "/debug/pprof/profile",
+            "/",
+            "/nope",
+            "/v2/keys",
+            "/readyz/nope",
+            "/metricsx",
+            "/v3/kv/range",
+        ] {
             assert_eq!(ask(&member, path), "404 404 page not found\n", "{path}");
+        }
+    }
+    #[test]
+    fn profiles_are_found_by_those_who_were_asked_for_them() {
+        let member = Member::default();
+        let ask = |path: &str| ask_profiled(&member, Some(Profiles), "GET", path);
+        let page = ask("/debug/pprof/");
+        assert!(page.starts_with("200 ") && page.contains("href=\"profile\""), "{page}");
+        assert!(ask("/debug/pprof").starts_with("301 "));
+        let words = ask("/debug/pprof/cmdline");
+        assert!(words.starts_with("200 ") && words.contains(&std::env::args().next().unwrap()), "{words}");
+        for others in ["heap", "goroutine", "nope"] {
+            assert_eq!(ask(&format!("/debug/pprof/{others}")), "404 Unknown profile\n");
         }
     }
 }
