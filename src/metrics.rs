@@ -66,6 +66,24 @@ impl Gauge {
     }
 }
 
+/// One of those that a gauge counts, for as long as this is there.
+#[derive(Debug)]
+pub struct Inflight<'a>(&'a Gauge);
+
+impl Inflight<'_> {
+    /// One more.
+    pub fn add(gauge: &Gauge) -> Inflight<'_> {
+        gauge.add(1);
+        Inflight(gauge)
+    }
+}
+
+impl Drop for Inflight<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1);
+    }
+}
+
 /// Counts of values by size, in buckets that double: the first holds what is at most `start`.
 #[derive(Debug)]
 pub struct Histogram {
@@ -84,6 +102,12 @@ impl Histogram {
     /// Counts a duration, in seconds.
     pub fn observe(&self, duration: Duration) {
         self.observe_value(duration.as_secs_f64());
+    }
+
+    /// Takes over counts that are kept elsewhere: of each bucket, and the sum of all values.
+    pub fn set(&self, counts: impl IntoIterator<Item = u64>, sum: f64) {
+        self.buckets.iter().zip(counts).for_each(|(bucket, count)| bucket.store(count, Relaxed));
+        self.sum_bits.store(sum.to_bits(), Relaxed);
     }
 
     /// Counts a value.

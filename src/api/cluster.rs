@@ -102,6 +102,7 @@ impl Cluster for ClusterService {
         let what = |_: Option<&Reply>| member(Fields::default(), id);
         let reply = caller.noted(&self.handle, what, self.handle.promote_member(MemberId(id))).await;
         let members = members(reply.map_err(status)?)?;
+        self.handle.metrics().learner_promote_successes.inc();
         Ok(Response::new(pb::MemberPromoteResponse { header: self.header(), members }))
     }
 }

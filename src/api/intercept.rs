@@ -26,6 +26,7 @@ use super::body::{Body, Payload};
 use super::caller::{Caller, Door};
 use super::kv::{Call, KvService};
 use super::led::WhileLed;
+use super::received::{Messages, Received};
 use super::status::{Intercepted, no_leader};
 use super::unary::GRPC_STATUS;
 use super::watch::WatchService;
@@ -137,14 +138,15 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let known = KNOWN.get(request.uri().path());
         let count = known.map(|known| {
             let metrics = self.handle.metrics().clone();
             metrics.grpc[known.method].started.inc();
-            metrics.grpc[known.method].received.inc();
-            Count { metrics, method: known.method, began: Instant::now(), code: None }
+            Count { metrics, method: known.method, began: Instant::now(), sent: Messages::default(), code: None }
         });
+        let counted = count.as_ref().map(|count| (count.metrics.clone(), count.method));
+        let mut request = request.map(|body| Received::new(body, counted));
         if let Some(refusal) = known.and_then(|known| self.refusal(known, request.headers())) {
             let response = refusal.into_http().map(Body::Tonic);
             return Box::pin(std::future::ready(Ok(Counted::around(response, count))));
@@ -226,6 +228,7 @@ struct Count {
     metrics: Arc<Metrics>,
     method: Method,
     began: Instant,
+    sent: Messages,
     code: Option<i32>,
 }
 
@@ -279,9 +282,14 @@ impl http_body::Body for Counted {
                         count.note(trailers);
                     }
                     (None, data) => {
-                        if !in_pieces {
-                            metrics.grpc[count.method].sent.inc();
-                        }
+                        let begun = match data {
+                            // Counted at their end.
+                            _ if in_pieces => 0,
+                            Some(Payload::Whole(bytes)) => count.sent.begin_in(bytes),
+                            Some(Payload::Woven(_)) => 1,
+                            None => 0,
+                        };
+                        metrics.grpc[count.method].sent.add(begun);
                         metrics.client_sent_bytes.add(data.map_or(0, |data| data.remaining() as u64));
                     }
                 },

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -14,6 +15,7 @@ use super::status::{Mistake, NO_LEADER, status};
 use crate::audit::Fields;
 use crate::backup::STORAGE_VERSION;
 use crate::cluster::Version;
+use crate::metrics::Inflight;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance;
@@ -118,8 +120,12 @@ impl Maintenance for MaintenanceService {
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         let caller = Caller::passed(request.extensions());
+        let (metrics, began) = (self.handle.metrics(), Instant::now());
         let compacting = async {
+            // Also for as long as a client waits that then goes.
+            let _inflight = Inflight::add(&metrics.defrag_inflight);
             self.handle.compacted().await;
+            metrics.backend_defrag_seconds.observe(began.elapsed());
             Ok(())
         };
         caller.noted(&self.handle, |_| Fields::default(), compacting).await.map_err(status)?;

@@ -29,6 +29,7 @@ mod led;
 mod lock;
 mod maintenance;
 mod range_stream;
+mod received;
 mod recipe;
 mod requests;
 mod status;

@@ -78,8 +78,12 @@ struct Outcome {
 impl Drop for Outcome {
     fn drop(&mut self) {
         let counters = &self.peer.counters;
-        let counter = if self.ok { &counters.snapshots_sent } else { &counters.sent_failures };
-        counter.fetch_add(1, Relaxed);
+        if self.ok {
+            counters.snapshots_sent.fetch_add(1, Relaxed);
+        } else {
+            counters.snapshots_not_sent.fetch_add(1, Relaxed);
+            counters.sent_failures.fetch_add(1, Relaxed);
+        }
         // First, for the report may bring the next one.
         self.peer.sending_snapshot.store(false, Release);
         (self.shared.deliver)(FromPeer::SnapshotSent { to: self.peer.id, ok: self.ok });
@@ -253,6 +257,7 @@ pub(super) async fn receive(
             info!(shared.logger, "received snapshot"; "peer" => %peer.id, "index" => %index);
         }
         Err(status) => {
+            peer.counters.snapshots_not_received.fetch_add(1, Relaxed);
             peer.counters.received_failures.fetch_add(1, Relaxed);
             warn!(shared.logger, "discarded a snapshot"; "peer" => %peer.id, "index" => %index,
                 "why" => status.message());

@@ -42,6 +42,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the round trip is measured, and how long it may take.
 const PROBE_INTERVAL: Duration = Duration::from_secs(4);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a round trip takes that is counted among the shortest, and how many kinds of them are told apart.
+const RTT_SHORTEST_US: u64 = 100;
+const RTT_COUNTS: usize = 17;
 /// Bytes in flight to us on a connection that we dialled: only answers, but no reason to hold them up.
 const WINDOW_BYTES: u32 = 4 << 20;
 
@@ -95,12 +98,24 @@ pub struct PeerCounters {
     pub snapshots_sent: AtomicU64,
     /// Snapshots from the peer that are durable here.
     pub snapshots_received: AtomicU64,
-    /// The last round trip in microseconds; 0 before the first.
-    pub rtt_us: AtomicU64,
-    /// How many round trips have been measured.
-    pub rtt_count: AtomicU64,
-    /// The sum of them, in microseconds.
+    /// Snapshots for the peer that did not get there.
+    pub snapshots_not_sent: AtomicU64,
+    /// Snapshots from the peer that did not get here.
+    pub snapshots_not_received: AtomicU64,
+    /// Connections that the peer had answered on and that are no more.
+    pub disconnections: AtomicU64,
+    /// Round trips of at most 0.1 ms, at most twice as much, and so on; the last took longer than all these.
+    pub rtt_counts: [AtomicU64; RTT_COUNTS],
+    /// The sum of all, in microseconds.
     pub rtt_sum_us: AtomicU64,
+}
+
+impl PeerCounters {
+    fn round_trip(&self, us: u64) {
+        let within = (0..RTT_COUNTS - 1).find(|at| us <= RTT_SHORTEST_US << at);
+        self.rtt_counts[within.unwrap_or(RTT_COUNTS - 1)].fetch_add(1, Relaxed);
+        self.rtt_sum_us.fetch_add(us, Relaxed);
+    }
 }
 
 /// One peer as the transport sees it.
@@ -513,8 +528,9 @@ async fn serve(
         _ = urls.changed() => "its URLs changed".to_owned(),
         () = &mut probing => "it stopped answering".to_owned(),
     };
-    let answered = peer.link().active_since.is_some() && !refused;
-    (why, answered)
+    let active = peer.link().active_since.is_some();
+    peer.counters.disconnections.fetch_add(active.into(), Relaxed);
+    (why, active && !refused)
 }
 
 /// Measures round trips while the connection lives; ends when the peer stops answering.
@@ -524,10 +540,7 @@ async fn probe(shared: &Shared, peer: &Peer, mut client: PeerClient<Channel>) {
         let question = RenewRequest { cluster_id: shared.cluster.0, ids: Vec::new() };
         match timeout(PROBE_TIMEOUT, client.renew(question)).await {
             Ok(Ok(_)) => {
-                let rtt_us = asked.elapsed().as_micros() as u64;
-                peer.counters.rtt_us.store(rtt_us, Relaxed);
-                peer.counters.rtt_count.fetch_add(1, Relaxed);
-                peer.counters.rtt_sum_us.fetch_add(rtt_us, Relaxed);
+                peer.counters.round_trip(asked.elapsed().as_micros() as u64);
                 let mut link = peer.link();
                 if link.active_since.is_none() {
                     link.active_since = Some(Instant::now());

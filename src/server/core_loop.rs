@@ -166,6 +166,7 @@ impl Outside for Plumbing {
     }
 
     fn adopting(&mut self, index: Index) {
+        self.shared.metrics.snapshot_apply_in_progress.set(1);
         info!(self.logger, "adopting a snapshot"; "index" => index.0);
     }
 
@@ -180,6 +181,7 @@ impl Outside for Plumbing {
             (state.auth.is_enabled(), state.auth.revision())
         };
         self.users_changed(&[TokenChange::VoidAll], users);
+        self.shared.metrics.snapshot_apply_in_progress.set(0);
         info!(self.logger, "snapshot adopted"; "index" => index.0);
         self.members_changed();
     }

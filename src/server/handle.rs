@@ -282,7 +282,13 @@ impl Handle {
     pub async fn linearize(&self) -> Result<(), Error> {
         let (reader, confirmed) = oneshot::channel();
         self.shared.inbox.put(Event::Linearize(reader));
-        confirmed.await.unwrap_or(Err(Error::Stopped))
+        let outcome = confirmed.await.unwrap_or(Err(Error::Stopped));
+        match outcome {
+            Ok(()) => {}
+            Err(Error::Timeout) => self.metrics().slow_read_indexes.inc(),
+            Err(_) => self.metrics().read_indexes_failed.inc(),
+        }
+        outcome
     }
 
     /// Reads the state as it is now. Nothing is applied meanwhile: `read` is short.
@@ -325,7 +331,7 @@ impl Handle {
 
     /// The hash of every row of the backend.
     pub async fn hash(&self) -> Result<u32, Error> {
-        let reader = self.view(|state| state.kv.reader());
+        let (reader, began) = (self.view(|state| state.kv.reader()), Instant::now());
         let hashed = tokio::task::spawn_blocking(move || {
             let mut crc = 0;
             for bucket in Bucket::ALL {
@@ -336,11 +342,14 @@ impl Handle {
             }
             Ok::<_, crate::storage::Error>(crc)
         });
-        hashed.await.map_err(|_| Error::Stopped)?.map_err(|error| self.fail(&error))
+        let hashed = hashed.await.map_err(|_| Error::Stopped)?.map_err(|error| self.fail(&error));
+        self.metrics().hash_seconds.observe(began.elapsed());
+        hashed
     }
 
     /// The hash of the history up to a revision (0: all of it), and the revision of the store.
     pub async fn hash_kv(&self, revision: Revision) -> Result<(Revision, HashKv), Error> {
+        let began = Instant::now();
         let (current, mut scan) = self.read(|state| Ok((state.kv.revision(), state.kv.hash_begin(revision)?)))?;
         while self.read(|state| state.kv.hash_more(&mut scan, SLICE_KEYS))? {
             tokio::task::yield_now().await;
@@ -348,6 +357,7 @@ impl Handle {
         // A long read: not on a thread that serves.
         let hash = tokio::task::spawn_blocking(move || scan.compute()).await.map_err(|_| Error::Stopped)?;
         let hash = hash.map_err(|error| self.fail(&error))?;
+        self.metrics().hash_rev_seconds.observe(began.elapsed());
         // It was begun anew if there was a compaction.
         Ok((current.max(Revision(hash.hash_revision)), hash))
     }
@@ -626,6 +636,11 @@ impl Handle {
             shown.received_failures.set(counted.received_failures.load(Ordering::Relaxed));
             shown.snapshot_send_success.set(counted.snapshots_sent.load(Ordering::Relaxed));
             shown.snapshot_receive_success.set(counted.snapshots_received.load(Ordering::Relaxed));
+            shown.snapshot_send_failures.set(counted.snapshots_not_sent.load(Ordering::Relaxed));
+            shown.snapshot_receive_failures.set(counted.snapshots_not_received.load(Ordering::Relaxed));
+            shown.disconnected.set(counted.disconnections.load(Ordering::Relaxed));
+            let round_trips = counted.rtt_counts.iter().map(|count| count.load(Ordering::Relaxed));
+            shown.round_trip_seconds.set(round_trips, counted.rtt_sum_us.load(Ordering::Relaxed) as f64 / 1e6);
             shown.active.set_flag(peer.active_since.is_some());
         }
     }
