@@ -55,7 +55,7 @@ const BEHIND_LITTLE: i64 = 10_000;
 /// So long after somebody wrote, others are taken to write.
 const WRITING_FOR: Duration = Duration::from_millis(100);
 /// Notices that a hub hears before others run on its thread, and messages it offers to outboxes.
-const NOTICES_PER_VISIT: usize = 64;
+const NOTICES_PER_VISIT: usize = 1024;
 const MESSAGES_PER_VISIT: u64 = 8192;
 /// Election timeouts without a leader after which streams that need one are ended.
 const LEADERLESS_TICKS_MAX: u32 = 3;
