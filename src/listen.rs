@@ -32,6 +32,7 @@ use tower::Service;
 
 use self::calls::Calls;
 use self::gathered::Gathered;
+use self::turns::Turns;
 use crate::audit::Auditor;
 use crate::config::{Config, Scheme, Url};
 use crate::tls::{Accepted, Acceptor, CommonName};
@@ -40,6 +41,7 @@ mod begun;
 mod calls;
 mod gathered;
 mod places;
+mod turns;
 mod unix;
 
 pub use places::Places;
@@ -55,8 +57,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
 
 /// Calls of one connection that were cancelled before we looked at them. Beyond this the connection is closed as hostile;
-/// the library's 20 is soon reached by an honest client that drops many watches at once.
-const CANCELLED_UNSEEN_MAX: usize = 4096;
+/// the library's 20 is soon reached by an honest client that drops many watches at once. It must be less than what is read of a
+/// connection at once has room for, or nobody would ever come so far.
+const CANCELLED_UNSEEN_MAX: usize = 1000;
 
 /// Connections waiting to be accepted. The kernel turns away more.
 const BACKLOG: u32 = 4096;
@@ -283,10 +286,10 @@ pub async fn serve<G: Answer, H: Answer>(
     stop: watch::Receiver<bool>,
     logger: Logger,
 ) -> io::Result<()> {
-    let mut accepting = JoinSet::new();
+    let (mut accepting, turns) = (JoinSet::new(), Arc::new(Turns::default()));
     for socket in sockets {
-        let (audit, limits) = (audit.clone(), limits.clone());
-        let served = Served { grpc: grpc.clone(), http: http.clone(), limits, audit, tls: socket.tls };
+        let (audit, limits, turns) = (audit.clone(), limits.clone(), turns.clone());
+        let served = Served { grpc: grpc.clone(), http: http.clone(), limits, audit, turns, tls: socket.tls };
         let (stop, logger) = (stop.clone(), logger.clone());
         match socket.listener {
             Bound::Tcp(listener, _) => {
@@ -299,7 +302,11 @@ pub async fn serve<G: Answer, H: Answer>(
             }
         }
     }
-    while accepting.join_next().await.is_some() {}
+    let all = async { while accepting.join_next().await.is_some() {} };
+    tokio::select! {
+        () = all => {}
+        () = turns.call() => {}
+    }
     Ok(())
 }
 
@@ -310,6 +317,7 @@ struct Served<G, H> {
     http: H,
     limits: Limits,
     audit: Option<Auditor>,
+    turns: Arc<Turns>,
     tls: Option<Arc<Acceptor>>,
 }
 
@@ -440,7 +448,7 @@ async fn exchange<S, G: Answer, H: Answer>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Served { grpc, http, limits, audit, .. } = served;
+    let Served { grpc, http, limits, audit, turns, .. } = served;
     let audit: Option<(Auditor, Arc<str>)> = audit.map(|audit| (audit, remote.to_string().into()));
     let calls = Calls::default();
     let mut builder = auto::Builder::new(calls.clone());
@@ -502,7 +510,7 @@ async fn exchange<S, G: Answer, H: Answer>(
             }
         }
     });
-    let ended = socket.around(pin!(calls.with(serving))).await;
+    let ended = socket.around(pin!(calls.with(serving, turns.turn()))).await;
     if let Err(error) = ended {
         // Clients vanish all the time; only someone looking for trouble wants to read it.
         slog::debug!(logger, "connection ended"; "error" => %error);

@@ -11,12 +11,13 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hyper::rt::Executor;
-use tokio::task::coop::has_budget_remaining;
+
+use super::turns::Turn;
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -41,30 +42,40 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Calls {
 
 impl Calls {
     /// Carries out the calls until the connection that brings them ends.
-    pub(super) async fn with<C: Future>(&self, connection: Pin<&mut C>) -> C::Output {
+    pub(super) async fn with<C: Future>(&self, connection: Pin<&mut C>, mut turn: Turn) -> C::Output {
         let mut parts = FuturesUnordered::new();
         parts.push(Part::Connection(connection));
         poll_fn(|cx| {
-            loop {
-                match parts.poll_next_unpin(cx) {
-                    Poll::Ready(Some(Some(ended))) => return Poll::Ready(ended),
-                    Poll::Ready(Some(None)) => {}
-                    // Without the connection it would have ended.
-                    Poll::Ready(None) | Poll::Pending => {
-                        let mut new = self.lock();
-                        if new.is_empty() {
-                            return Poll::Pending;
-                        }
-                        parts.extend(new.drain(..).map(Part::Call));
-                        if !has_budget_remaining() {
-                            cx.waker().wake_by_ref();
-                            return Poll::Pending;
-                        }
-                    }
-                }
-            }
+            ready!(turn.poll(cx));
+            let (outcome, calls) = self.go_on(&mut parts, cx);
+            turn.over(calls);
+            outcome
         })
         .await
+    }
+
+    /// One turn, and how many calls began or ended in it.
+    fn go_on<C: Future>(
+        &self,
+        parts: &mut FuturesUnordered<Part<'_, C>>,
+        cx: &mut Context<'_>,
+    ) -> (Poll<C::Output>, usize) {
+        let mut calls = 0;
+        loop {
+            match parts.poll_next_unpin(cx) {
+                Poll::Ready(Some(Some(ended))) => return (Poll::Ready(ended), calls),
+                Poll::Ready(Some(None)) => calls += 1,
+                // Without the connection it would have ended.
+                Poll::Ready(None) | Poll::Pending => {
+                    let mut new = self.lock();
+                    if new.is_empty() {
+                        return (Poll::Pending, calls);
+                    }
+                    calls += new.len();
+                    parts.extend(new.drain(..).map(Part::Call));
+                }
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Call>> {
@@ -98,6 +109,7 @@ mod tests {
     use tokio::task::{coop, yield_now};
 
     use super::*;
+    use crate::listen::turns::Turns;
 
     #[tokio::test]
     async fn a_connection_with_a_thousand_calls_lets_others_have_their_turn() {
@@ -116,7 +128,10 @@ mod tests {
                 ended.notified().await;
             }
         };
-        let serving = tokio::spawn(async move { calls.with(pin!(connection)).await });
+        let turns = Arc::new(Turns::default());
+        let turn = turns.turn();
+        let calling = tokio::spawn(async move { turns.call().await });
+        let serving = tokio::spawn(async move { calls.with(pin!(connection), turn).await });
         let (mut before, mut steps) = (0, Vec::new());
         while before < 1000 {
             yield_now().await;
@@ -127,6 +142,7 @@ mod tests {
         assert!(steps.iter().all(|step| *step <= 200), "{steps:?}");
         ended.notify_one();
         serving.await.unwrap();
+        calling.abort();
     }
 
     #[tokio::test]
@@ -150,7 +166,8 @@ mod tests {
             }
             Arc::strong_count(&held)
         };
-        assert_eq!(calls.with(pin!(connection)).await, 2);
+        let turn = Arc::new(Turns::default()).turn();
+        assert_eq!(calls.with(pin!(connection), turn).await, 2);
         assert_eq!(Arc::strong_count(&held), 1);
     }
 }

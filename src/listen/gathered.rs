@@ -23,7 +23,7 @@ const GATHERED_MAX: usize = 64 << 10;
 /// those waiting who have a few bytes to come.
 const SENT_AT_ONCE_MAX: usize = 128 << 10;
 /// Bytes that are taken before others run on the thread: hundreds of small requests, each of which costs more than being read.
-const RECEIVED_AT_ONCE_MAX: usize = 128 << 10;
+const RECEIVED_AT_ONCE_MAX: usize = 256 << 10;
 /// Empty buffers that a thread keeps.
 const SPARE_MAX: usize = 8;
 
