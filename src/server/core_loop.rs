@@ -61,8 +61,14 @@ pub(crate) async fn run(mut core: Core, mut out: Plumbing, heartbeat: Duration) 
             // There is always an event then: without this nobody else would run on this thread, not even the clock.
             tokio::task::yield_now().await;
         }
+        let filled = async {
+            shared.inbox.filled().await;
+            // Whoever else is ready now, on connections that have just become so, too, is in the same turn: each costs a message
+            // to every peer, or a write to the log.
+            tokio::task::yield_now().await;
+        };
         tokio::select! {
-            () = shared.inbox.filled() => {}
+            () = filled => {}
             _ = ticks.tick() => core.tick(&mut out),
         }
         shared.inbox.take(&mut events);
