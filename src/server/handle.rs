@@ -228,8 +228,8 @@ impl Guard for Users {
 }
 
 impl Handle {
-    /// Replicates what somebody wants done, waits until it is carried out here, gives its reply. `Error::Timeout` leaves open whether
-    /// it was or will be carried out.
+    /// Replicates what somebody wants done; the future waits until it is carried out here, and gives its reply. It is on its way when
+    /// this returns, and goes it although nobody waits. `Error::Timeout` leaves open whether it was or will be carried out.
     pub fn propose(&self, kind: Kind, asker: Asker<'_>) -> impl Future<Output = Result<Reply, Error>> + Send + use<'_> {
         let proposed = self.proposed(kind, asker);
         async move {
