@@ -108,13 +108,14 @@ pub(super) fn metadata(headers: &HeaderMap) -> HeaderMap {
     metadata
 }
 
-/// When the client wants no answer any more: `Grpc-Timeout: 1500m` is a second and a half.
+/// When the client wants no answer any more: `Grpc-Timeout: 1500m` is a second and a half. No time at all is all the time there is, as
+/// to etcd's gateway.
 pub(super) fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Failure> {
     let Some(value) = headers.get(GRPC_TIMEOUT) else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(timeout).ok_or_else(|| {
         Failure::invalid_argument(format!("invalid grpc-timeout: {}", String::from_utf8_lossy(value.as_bytes())))
     })?;
-    Ok((timeout <= TIMEOUT_MAX).then(|| Instant::now() + timeout))
+    Ok((!timeout.is_zero() && timeout <= TIMEOUT_MAX).then(|| Instant::now() + timeout))
 }
 
 fn timeout(value: &str) -> Option<Duration> {
@@ -224,10 +225,12 @@ mod tests {
             headers.insert(GRPC_TIMEOUT, text.parse().unwrap());
             deadline(&headers).map(|at| at.is_some())
         };
-        for good in ["1H", "20M", "3S", "100m", "7u", "0n"] {
+        for good in ["1H", "20M", "3S", "100m", "7u", "1n"] {
             assert_eq!(read(good), Ok(true), "{good}");
         }
-        assert_eq!(read("18446744073709551615H"), Ok(false));
+        for endless in ["0n", "0H", "18446744073709551615H"] {
+            assert_eq!(read(endless), Ok(false), "{endless}");
+        }
         for bad in ["", "5", "m", "-1m", "1.5S", "1s", "5 m", "\u{b5}"] {
             assert_eq!(read(bad).unwrap_err().code, 3, "{bad}");
         }
