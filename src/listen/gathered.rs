@@ -5,6 +5,8 @@
 //! connection is about to wait ([`Gathered::around`]): nothing is ever kept for longer than it takes to come to that.
 //!
 //! Buffers are lent from thread to connection while something is in them: an idle connection has none.
+//!
+//! What is read and sent before others have their turn is bounded, too: whoever sends or takes without end is not alone on its thread.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
