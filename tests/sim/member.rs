@@ -545,6 +545,24 @@ enum Waits {
     Keys(oneshot::Receiver<Result<(), Error>>, CheckedReply),
 }
 
+impl Waits {
+    /// What has come: nothing yet; what the call comes to; or that it can go on, with the reply if that is what it waits for.
+    fn heard(&mut self) -> Option<Result<Option<Reply>, Outcome>> {
+        let heard = match self {
+            Waits::Reply(outcome) => outcome.try_recv().map(|outcome| outcome.map(Some)),
+            Waits::Read(confirmed, _)
+            | Waits::Token(confirmed, ..)
+            | Waits::Password(confirmed)
+            | Waits::Keys(confirmed, _) => confirmed.try_recv().map(|outcome| outcome.map(|()| None)),
+        };
+        match heard {
+            Ok(outcome) => Some(outcome.map_err(|error| clients::failure(&error))),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(Outcome::Unknown)),
+        }
+    }
+}
+
 struct Scanning {
     request: Request,
     scan: everwatch::mvcc::Scan,
@@ -1709,66 +1727,29 @@ impl Running {
         self.finish_standings(cx);
         self.finish_changes(cx);
         for mut call in std::mem::take(&mut self.calls) {
-            let outcome = match &mut call.waits {
-                Waits::Reply(outcome) => match outcome.try_recv() {
-                    Ok(Ok(reply)) => clients::outcome(reply),
-                    Ok(Err(error)) => clients::failure(&error),
-                    Err(oneshot::error::TryRecvError::Empty) => {
-                        self.calls.push(call);
+            let Some(heard) = call.waits.heard() else {
+                self.calls.push(call);
+                continue;
+            };
+            let outcome = match (heard, call.waits) {
+                (Err(outcome), _) => outcome,
+                (Ok(reply), Waits::Reply(_)) => clients::outcome(reply.expect("it is what was waited for")),
+                (Ok(_), Waits::Read(_, caller)) => {
+                    self.begin_read(call.call, call.request, caller, cx)?;
+                    continue;
+                }
+                (Ok(_), Waits::Token(_, token, deadline)) => match self.recognise(call.call, &token, now, cx) {
+                    Some(caller) => {
+                        self.call_by(call.call, caller, call.request, deadline, now, cx)?;
                         continue;
                     }
-                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
+                    None => Outcome::Refused(texts::TOKEN.into()),
                 },
-                Waits::Read(confirmed, caller) => match confirmed.try_recv() {
-                    Ok(Ok(())) => {
-                        let caller = caller.clone();
-                        self.begin_read(call.call, call.request, caller, cx)?;
-                        continue;
-                    }
-                    Ok(Err(error)) => clients::failure(&error),
-                    Err(oneshot::error::TryRecvError::Empty) => {
-                        self.calls.push(call);
-                        continue;
-                    }
-                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
-                },
-                Waits::Token(confirmed, token, deadline) => match confirmed.try_recv() {
-                    Ok(Ok(())) => match self.recognise(call.call, token, now, cx) {
-                        Some(caller) => {
-                            let deadline = *deadline;
-                            self.call_by(call.call, caller, call.request, deadline, now, cx)?;
-                            continue;
-                        }
-                        None => Outcome::Refused(texts::TOKEN.into()),
-                    },
-                    Ok(Err(error)) => clients::failure(&error),
-                    Err(oneshot::error::TryRecvError::Empty) => {
-                        self.calls.push(call);
-                        continue;
-                    }
-                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
-                },
-                Waits::Password(confirmed) => match confirmed.try_recv() {
-                    Ok(Ok(())) => {
-                        self.log_in(call.call, call.request, now, cx);
-                        continue;
-                    }
-                    Ok(Err(error)) => clients::failure(&error),
-                    Err(oneshot::error::TryRecvError::Empty) => {
-                        self.calls.push(call);
-                        continue;
-                    }
-                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
-                },
-                Waits::Keys(confirmed, reply) => match confirmed.try_recv() {
-                    Ok(Ok(())) => self.with_keys(&call.request, reply.clone()),
-                    Ok(Err(error)) => clients::failure(&error),
-                    Err(oneshot::error::TryRecvError::Empty) => {
-                        self.calls.push(call);
-                        continue;
-                    }
-                    Err(oneshot::error::TryRecvError::Closed) => Outcome::Unknown,
-                },
+                (Ok(_), Waits::Password(_)) => {
+                    self.log_in(call.call, call.request, now, cx);
+                    continue;
+                }
+                (Ok(_), Waits::Keys(_, reply)) => self.with_keys(&call.request, reply),
             };
             cx.effects.push(Effect::Answer { call: call.call, outcome });
         }
