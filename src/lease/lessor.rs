@@ -13,7 +13,7 @@
 //! Called by the lease loop and by whoever answers keep-alives. A member that does not lead has one too; it holds nothing.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ pub struct Lessor {
     // Looked up, never iterated. A table of hashes would be a little quicker and, half empty, twice as large.
     clocks: BTreeMap<LeaseId, Clock>,
     expiries: Timers,
+    /// Those that were offered, with when they are offered again: first the one that was first. Among the timers those of leases that
+    /// have ended since would have to be swept out, thousands at once, while writes wait.
+    offers: VecDeque<(u64, LeaseId)>,
     /// The last lease that was looked at for its record. The next call goes on behind it, and round: a record may be late, so that
     /// nothing need be kept to find those that are due.
     recorded: LeaseId,
@@ -141,8 +144,10 @@ impl Lessor {
     pub fn revoked(&mut self, id: LeaseId) {
         if let Some(clock) = self.clocks.remove(&id) {
             self.ending -= usize::from(clock.is_offered());
-            let Lessor { clocks, expiries, .. } = self;
-            expiries.sweep(clocks.len(), |id, at| clocks.get(&id).is_some_and(|clock| clock.timer == Stand::at(at)));
+            let Lessor { clocks, expiries, offers, .. } = self;
+            let belongs = |id, at| clocks.get(&id).is_some_and(|clock| clock.timer == Stand::at(at));
+            while offers.pop_front_if(|(at, id)| !belongs(*id, *at)).is_some() {}
+            expiries.sweep(clocks.len(), belongs);
         }
     }
 
@@ -187,16 +192,19 @@ impl Lessor {
             if ids.len() == max {
                 break;
             }
-            let Some((at, id)) = self.expiries.due(now) else { break };
+            let offered = self.offers.pop_front_if(|(at, _)| *at <= now);
+            let Some((at, id)) = offered.or_else(|| self.expiries.due(now)) else { break };
             let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.timer == Stand::at(at)) else { continue };
             if clock.deadline <= now {
                 self.ending += usize::from(!clock.is_offered());
                 clock.state = State::Offered;
-                clock.deadline = clock.deadline.max(now.saturating_add(millis_up(REOFFER)));
+                clock.deadline = now.saturating_add(millis_up(REOFFER));
+                self.offers.push_back((clock.deadline, id));
                 ids.push(id);
+            } else {
+                self.expiries.set(clock.deadline, id);
             }
             clock.timer = Stand::at(clock.deadline);
-            self.expiries.set(clock.deadline, id);
         }
         ids.sort_unstable();
         ids
@@ -209,7 +217,9 @@ impl Lessor {
 
     /// Whether a lease may have run out.
     pub fn is_due(&self, now: Duration) -> bool {
-        self.expiries.first().is_some_and(|at| at <= millis_down(now))
+        let offered = self.offers.front().map(|(at, _)| *at);
+        let first = offered.into_iter().chain(self.expiries.first()).min();
+        first.is_some_and(|at| at <= millis_down(now))
     }
 
     /// Up to `max` rests that are due to be recorded, in milliseconds, given by id. Propose to record them. However many leases there
@@ -517,6 +527,22 @@ mod tests {
             lessor.revoked(LeaseId(id));
         }
         assert!(lessor.expiries.0.len() < 2 * STALE_TIMERS_MAX);
+    }
+
+    #[test]
+    fn the_end_of_many_leases_leaves_nothing_to_sweep_out() {
+        let mut lessor = leader();
+        let count = 20_000;
+        for id in 1..=count {
+            lessor.granted(LeaseId(id), 1 + id % 7, Duration::ZERO);
+        }
+        for _ in 0..count / 100 {
+            let ended = lessor.expired(secs(7.0), 100);
+            assert_eq!(ended.len(), 100);
+            ended.into_iter().rev().for_each(|id| lessor.revoked(id));
+            assert_eq!((lessor.expiries.0.len(), lessor.offers.len()), (lessor.clocks.len(), 0));
+        }
+        assert!(lessor.clocks.is_empty());
     }
 
     #[test]

@@ -409,7 +409,7 @@ impl Core {
     /// Leases that ran out end, some of them.
     fn expire_leases(&mut self, again: bool, out: &dyn Outside) {
         let seen = self.state().applied();
-        for command in lease_loop::expire(&mut self.lessor, self.node.term(), seen, out.now(), again) {
+        if let Some(command) = lease_loop::expire(&mut self.lessor, self.node.term(), seen, out.now(), again) {
             self.put_pending(&command, out);
         }
     }
