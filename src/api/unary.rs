@@ -209,6 +209,7 @@ fn piece(
         count += 1;
         room += 1 + encoded_len_varint(len as u64) + len;
     }
+    records.read_ahead(count).map_err(|error| failed(error.into()))?;
     let mut piece = BytesMut::with_capacity(room);
     piece.put_slice(head);
     for record in records.take(count) {
