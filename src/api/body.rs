@@ -45,7 +45,7 @@ impl http_body::Body for Body {
         let whole = |frame: Frame<Bytes>| frame.map_data(Payload::Whole);
         match &mut *self {
             Body::Tonic(body) => Pin::new(body).poll_frame(cx).map_ok(whole),
-            Body::Message(rest) => Poll::Ready(rest.next().map(whole).map(Ok)),
+            Body::Message(rest) => rest.poll_next(cx).map(|frame| frame.map(whole).map(Ok)),
             Body::Watch(responses) => {
                 let frame = Pin::new(&mut **responses).poll_frame(cx);
                 frame.map_ok(|frame| frame.map_data(|woven| Payload::Woven(Box::new(woven))))

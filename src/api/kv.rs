@@ -223,6 +223,10 @@ impl Source for Handle {
     fn renew(&self, records: &mut Records) {
         self.renew_reader(records);
     }
+
+    fn aside(&self, work: Box<dyn FnOnce() + Send>) {
+        Handle::aside(self, work);
+    }
 }
 
 /// What a txn may add to the store, in etcd's reckoning: the more expensive branch.

@@ -4,7 +4,7 @@
 //! there is more. Source: etcd 3.7, which has neither sort orders nor filters here.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
@@ -57,11 +57,12 @@ impl http_body::Body for RangeStream {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut trailers = HeaderMap::with_capacity(1);
         match self.next {
             Next::Piece => {
-                let piece = self.pieces.next().and_then(|(piece, last)| Ok((message(&piece)?, last)));
+                let piece = ready!(self.pieces.poll_next(cx));
+                let piece = piece.and_then(|(piece, last)| Ok((message(&piece)?, last)));
                 match piece {
                     Ok((message, last)) => {
                         if last {

@@ -8,6 +8,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,11 +17,13 @@ use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::body::Body;
 use super::requests::{Requests, gone};
+use super::status::STOPPED;
 use crate::mvcc::{self, RangeResult, Records};
 use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
 
@@ -46,17 +49,29 @@ pub(super) enum Rest {
     Nothing,
 }
 
-/// A response to a range that is being written.
+/// A response to a range that is being written: a piece ahead of the client, on a thread that serves nobody.
 pub(super) struct RangePieces {
-    /// What comes before the keys and is not written yet.
+    reading: oneshot::Receiver<(Pieces, Piece)>,
+    aside: Aside,
+    /// Has them read from a newer state of the backend, for as long as there are any.
+    renewing: JoinHandle<()>,
+}
+
+/// What is not written yet.
+struct Pieces {
+    /// What comes before the keys.
     head: Vec<u8>,
     records: Arc<Mutex<Records>>,
     /// What comes after them.
     tail: Vec<u8>,
     failed: Failed,
-    /// Has them read from a newer state of the backend, for as long as there are any.
-    renewing: JoinHandle<()>,
 }
+
+/// A piece, and whether it is the last.
+type Piece = Result<(Bytes, bool), Status>;
+
+/// Has work done aside.
+type Aside = Box<dyn Fn(Box<dyn FnOnce() + Send>) + Send>;
 
 /// Hears why a record could not be read, and says how the call ends.
 type Failed = Box<dyn Fn(mvcc::Error) -> Status + Send>;
@@ -68,6 +83,9 @@ pub(super) trait Source: Clone + Send + 'static {
 
     /// Has records read from the newest state of the backend.
     fn renew(&self, records: &mut Records);
+
+    /// Has long work done where nobody is served. What comes first is done first.
+    fn aside(&self, work: Box<dyn FnOnce() + Send>);
 }
 
 /// How long a client that takes its time may keep the backend from using pages again.
@@ -133,28 +151,29 @@ impl Rest {
     }
 
     /// The next frame.
-    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
-        match std::mem::replace(self, Rest::Trailers) {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        let frame = match std::mem::replace(self, Rest::Trailers) {
             Rest::Whole(bytes) => Some(Frame::data(bytes)),
-            Rest::Range(mut pieces) => {
-                let piece = pieces.next();
-                match piece {
-                    Ok((bytes, last)) => {
-                        if !last {
-                            *self = Rest::Range(pieces);
-                        }
-                        Some(Frame::data(bytes))
-                    }
-                    // The message ends in the middle, and the call as one that failed.
-                    Err(status) => {
-                        *self = Rest::Nothing;
-                        let mut trailers = HeaderMap::new();
-                        // What cannot be written into a header ends the stream all the same.
-                        let _ = status.add_header(&mut trailers);
-                        Some(Frame::trailers(trailers))
-                    }
+            Rest::Range(mut pieces) => match pieces.poll_next(cx) {
+                Poll::Pending => {
+                    *self = Rest::Range(pieces);
+                    return Poll::Pending;
                 }
-            }
+                Poll::Ready(Ok((bytes, last))) => {
+                    if !last {
+                        *self = Rest::Range(pieces);
+                    }
+                    Some(Frame::data(bytes))
+                }
+                // The message ends in the middle, and the call as one that failed.
+                Poll::Ready(Err(status)) => {
+                    *self = Rest::Nothing;
+                    let mut trailers = HeaderMap::new();
+                    // What cannot be written into a header ends the stream all the same.
+                    let _ = status.add_header(&mut trailers);
+                    Some(Frame::trailers(trailers))
+                }
+            },
             Rest::Trailers => {
                 *self = Rest::Nothing;
                 let mut trailers = HeaderMap::with_capacity(1);
@@ -165,7 +184,8 @@ impl Rest {
                 *self = Rest::Nothing;
                 None
             }
-        }
+        };
+        Poll::Ready(frame)
     }
 }
 
@@ -181,13 +201,40 @@ impl RangePieces {
                 renewed.renew(&mut lock(&records));
             }
         });
-        let source = source.clone();
-        let failed = Box::new(move |error| source.failed(error));
-        RangePieces { head, records, tail, failed, renewing }
+        let (failing, helping) = (source.clone(), source.clone());
+        let pieces = Pieces { head, records, tail, failed: Box::new(move |error| failing.failed(error)) };
+        let aside: Aside = Box::new(move |work| helping.aside(work));
+        RangePieces { reading: pieces.read(&aside), aside, renewing }
     }
 
-    /// The next piece, and whether it is the last.
-    pub(super) fn next(&mut self) -> Result<(Bytes, bool), Status> {
+    /// The next piece. The one after it is read while this one is on its way.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        let Ok((pieces, piece)) = ready!(Pin::new(&mut self.reading).poll(cx)) else {
+            // Whoever works aside ends with the member.
+            return Poll::Ready(Err(Status::unavailable(STOPPED)));
+        };
+        if let Ok((_, false)) = piece {
+            self.reading = pieces.read(&self.aside);
+        }
+        Poll::Ready(piece)
+    }
+}
+
+impl Pieces {
+    /// Has the next piece read.
+    fn read(mut self, aside: &Aside) -> oneshot::Receiver<(Pieces, Piece)> {
+        let (read, reading) = oneshot::channel();
+        aside(Box::new(move || {
+            // A client that went away is read nothing for.
+            if !read.is_closed() {
+                let piece = self.next();
+                let _ = read.send((self, piece));
+            }
+        }));
+        reading
+    }
+
+    fn next(&mut self) -> Piece {
         let mut records = lock(&self.records);
         let bytes = piece(&std::mem::take(&mut self.head), &mut records, &self.tail, &self.failed)?;
         Ok((bytes, records.is_empty()))
@@ -230,7 +277,7 @@ impl Drop for RangePieces {
     }
 }
 
-/// It is never held while others run.
+/// It is held while a piece is read.
 fn lock(records: &Mutex<Records>) -> MutexGuard<'_, Records> {
     records.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -252,15 +299,19 @@ mod tests {
     use crate::pb::etcdserverpb::RangeRequest;
     use crate::pb::mvccpb::KeyValue;
 
+    async fn next(rest: &mut Rest) -> Option<Frame<Bytes>> {
+        poll_fn(|cx| rest.poll_next(cx)).await
+    }
+
     /// What is sent before the trailers, in its pieces.
-    fn pieces(mut rest: Rest) -> Vec<Bytes> {
+    async fn pieces(mut rest: Rest) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         loop {
-            match rest.next().expect("trailers come last").into_data() {
+            match next(&mut rest).await.expect("trailers come last").into_data() {
                 Ok(data) => pieces.push(data),
                 Err(trailers) => {
                     assert_eq!(trailers.trailers_ref().unwrap()[GRPC_STATUS], "0");
-                    assert!(rest.next().is_none());
+                    assert!(next(&mut rest).await.is_none());
                     return pieces;
                 }
             }
@@ -277,6 +328,10 @@ mod tests {
         }
 
         fn renew(&self, _: &mut Records) {}
+
+        fn aside(&self, work: Box<dyn FnOnce() + Send>) {
+            std::thread::spawn(work);
+        }
     }
 
     #[tokio::test]
@@ -294,14 +349,11 @@ mod tests {
             let encoded = response.kvs.iter().map(|kv| kv.encode_to_vec().into()).collect();
             let records = Records::of(encoded);
             let result = RangeResult { records, more: response.more, count: response.count };
-            let pieces = pieces(Rest::range(header, result, &Memory).unwrap());
+            let pieces = pieces(Rest::range(header, result, &Memory).unwrap()).await;
             assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES + value_bytes + 100));
-            assert_eq!(pieces.concat(), pieces_of(&response).concat(), "{count} keys of {value_bytes} bytes");
+            let whole = self::pieces(Rest::message(&response).unwrap()).await;
+            assert_eq!(pieces.concat(), whole.concat(), "{count} keys of {value_bytes} bytes");
         }
-    }
-
-    fn pieces_of(message: &impl Message) -> Vec<Bytes> {
-        pieces(Rest::message(message).unwrap())
     }
 
     #[tokio::test]
@@ -323,10 +375,10 @@ mod tests {
         let records = [vec![good; PIECE_RECORDS], vec![Bytes::from_static(b"\xff")]].concat();
         let result = RangeResult { records: Records::of(records), more: false, count: 251 };
         let mut rest = Rest::range(ResponseHeader::default(), result, &Memory).unwrap();
-        assert!(rest.next().unwrap().is_data());
-        let trailers = rest.next().unwrap().into_trailers().unwrap();
+        assert!(next(&mut rest).await.unwrap().is_data());
+        let trailers = next(&mut rest).await.unwrap().into_trailers().unwrap();
         assert_eq!(trailers[GRPC_STATUS], "15");
-        assert!(rest.next().is_none());
+        assert!(next(&mut rest).await.is_none());
     }
 
     #[test]

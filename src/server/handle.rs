@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use super::aside::Aside;
 use super::core;
 use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
@@ -116,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) logins: Logins,
     /// Places for backups.
     pub(crate) backups: Arc<Semaphore>,
+    /// Does what takes long.
+    pub(crate) aside: Aside,
     pub(crate) timeline: Timeline,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Progress,
@@ -322,6 +325,11 @@ impl Handle {
             return Err(Error::Refused(Refusal::Auth(auth::Error::OldRevision)));
         }
         Ok((revision, result.map_err(|error| self.fail(&error))?))
+    }
+
+    /// Has long work done on a thread that serves nobody, in the order in which it comes. It does not panic.
+    pub fn aside(&self, work: Box<dyn FnOnce() + Send>) {
+        self.shared.aside.take(work);
     }
 
     /// Carries out a txn that only reads, for somebody.

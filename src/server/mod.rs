@@ -9,6 +9,7 @@
 //! | hearing what was applied | `watch_loop` | a runtime that serves clients | [`Tasks::stop`], or with that runtime |
 //! | log thread      | `disk_threads` | a thread                    | the core drops its queue                     |
 //! | backend thread  | `disk_threads` | a thread                    | core and log thread drop its queue; it commits first |
+//! | pieces of long ranges | `aside` | threads, as many as serve clients | the last handle is gone                |
 //! | a backup being sent | `backups`  | a blocking thread           | the client has it, or goes away              |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
@@ -45,6 +46,7 @@ use crate::tls::Dialer;
 use crate::types::Index;
 use crate::watch::{Feeds, Hub};
 
+use self::aside::Aside;
 use self::core::{Core, CoreConfig};
 use self::core_loop::Plumbing;
 use self::disk_threads::{BackendThread, Failure, LogThread, ToBackend};
@@ -56,6 +58,7 @@ use self::watch_loop::Shard;
 
 mod alone;
 pub mod apply_loop;
+mod aside;
 pub mod backups;
 pub mod bootstrap;
 mod compact_loop;
@@ -127,6 +130,7 @@ pub fn start(
         shards: shards.clone(),
         logins,
         backups: Arc::new(Semaphore::new(backups::AT_ONCE_MAX)),
+        aside: Aside::start(config.edge_threads.unwrap_or(1))?,
         timeline: watch_loop::Timeline::default(),
         inbox: inbox.clone(),
         progress: Default::default(),
