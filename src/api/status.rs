@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 
 use crate::auth;
 use crate::server::error::{Error, Unwise};
-use crate::server::watch_loop::Denied;
+use crate::server::watch_rights::Denied;
 use crate::state::applied::Refusal;
 use crate::watch;
 

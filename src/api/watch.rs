@@ -17,9 +17,7 @@
 //! wants it to go on, as in etcd.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -44,7 +42,8 @@ use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::server::error::Error;
 use crate::server::logins::Claim;
-use crate::server::watch_loop::{Confirmation, Denied, WatchHandle, WatchStream};
+use crate::server::watch_loop::{Confirmation, WatchHandle, WatchStream};
+use crate::server::watch_rights::{Denied, Rights};
 use crate::types::{KeyRange, Revision};
 use crate::watch::{End, Filters, Next, Outgoing, Refusal, Spec};
 
@@ -114,9 +113,7 @@ impl WatchService {
         Ok(Responses {
             handle: self.handle.clone(),
             caller,
-            user: None,
-            rights: self.handle.guard().rights(),
-            revoked: Vec::new(),
+            rights: Rights::new(self.handle.guard()),
             stream,
             requests: Some(requests),
             waiting: VecDeque::new(),
@@ -147,12 +144,8 @@ pub(super) struct Responses {
     handle: WatchHandle,
     /// Asked anew for every watcher: a token may run out while its stream goes on.
     caller: Caller,
-    /// Who that was for the last of them, where users count.
-    user: Option<Arc<str>>,
-    /// The guard's word for his rights when it was last asked whether he may hear of everything that he does.
-    rights: u64,
-    /// Watchers that he may hear no more of; their last word is still to be written.
-    revoked: Vec<i64>,
+    /// What he may hear of.
+    rights: Rights,
     stream: WatchStream,
     /// `None` once the client has half-closed.
     requests: Option<Requests<tonic::body::Body>>,
@@ -208,7 +201,9 @@ impl Responses {
             self.end = Some(status);
             return true;
         }
-        self.check_rights();
+        // Before anything is written.
+        let reason = watch_denied(Denied::Auth(auth::Error::PermissionDenied));
+        self.rights.review(self.handle.guard(), |may| self.stream.revoke(may, reason));
         let standing = self.handle.standing();
         let (mut written, mut newest) = (false, None);
         while self.frames.resume() && !self.frames.is_full() {
@@ -223,16 +218,13 @@ impl Responses {
             let result = match next {
                 Next::Message(Outgoing::Events(mut events)) => {
                     self.next = self.stream.outbox().join(&mut events, JOINED_BYTES_MAX);
-                    if !self.revoked.is_empty() {
-                        events.ids = events.ids.without(&self.revoked);
-                    }
                     newest = Some(events.revision);
-                    self.frames.write(Outgoing::Events(events), &standing)
+                    let mut message = Outgoing::Events(events);
+                    self.rights.filter(&mut message);
+                    self.frames.write(message, &standing)
                 }
-                Next::Message(message) => {
-                    if let Outgoing::Canceled { id, .. } = &message {
-                        self.revoked.retain(|revoked| revoked != id);
-                    }
+                Next::Message(mut message) => {
+                    self.rights.filter(&mut message);
                     self.frames.write(message, &standing)
                 }
                 Next::End(End::Stopped) => Err(status(Error::Stopped)),
@@ -248,17 +240,6 @@ impl Responses {
             self.handle.written(revision);
         }
         written || !self.frames.is_empty()
-    }
-
-    /// Ends watchers whose user may no longer read their keys. Nothing of what waits for them is written any more.
-    fn check_rights(&mut self) {
-        let Some(user) = &self.user else { return };
-        let guard = self.handle.guard();
-        let rights = guard.rights();
-        if mem::replace(&mut self.rights, rights) != rights {
-            let reason = watch_denied(Denied::Auth(auth::Error::PermissionDenied));
-            self.revoked.extend(self.stream.revoke(&|range| guard.may(user, range), reason));
-        }
     }
 
     /// Handles what requests there are, not too many at once.
@@ -328,11 +309,8 @@ impl Responses {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
                 let spec = spec(create);
-                match self.handle.guard().admit(self.caller.claim(), &spec.range) {
-                    Ok(user) => {
-                        self.user = user;
-                        self.stream.create(spec);
-                    }
+                match self.rights.admit(self.handle.guard(), self.caller.claim(), &spec.range) {
+                    Ok(()) => self.stream.create(spec),
                     Err(denied) => self.stream.refuse(Refusal::Denied(watch_denied(denied))),
                 }
             }
@@ -364,7 +342,7 @@ fn spec(request: WatchCreateRequest) -> Spec {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use tokio::sync::mpsc;
     use tokio::time::timeout;
@@ -378,7 +356,8 @@ mod tests {
     use crate::pb::etcdserverpb::watch_client::WatchClient;
     use crate::pb::etcdserverpb::{ResponseHeader, WatchCancelRequest, WatchProgressRequest, WatchResponse};
     use crate::pb::mvccpb::KeyValue;
-    use crate::server::watch_loop::{Guard, Shard, Standing};
+    use crate::server::watch_loop::{Shard, Standing};
+    use crate::server::watch_rights::Guard;
     use crate::types::{ClusterId, MemberId, Term};
     use crate::watch::{Feeds, Hub, Notice};
 

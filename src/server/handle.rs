@@ -29,7 +29,8 @@ use super::disk_threads::{Failure, Sizes};
 use super::error::{Error, ReadFailure};
 use super::inbox::{Event, Inbox};
 use super::logins::{Claim, Identity, Logins};
-use super::watch_loop::{Bounds, Confirmation, Denied, Guard, Shard, Standing, StoreAccess, Timeline, WatchHandle};
+use super::watch_loop::{Bounds, Confirmation, Shard, Standing, StoreAccess, Timeline, WatchHandle};
+use super::watch_rights::{self, Denied, Guard};
 use crate::auth::{self, Asker};
 use crate::metrics::Metrics;
 use crate::mvcc::{HashKv, RangeResult, Records, Store};
@@ -221,12 +222,7 @@ impl Guard for Users {
     }
 
     fn may(&self, user: &Arc<str>, range: &KeyRange) -> bool {
-        let Users(handle) = self;
-        let permitted = |state: &StateMachine| {
-            let asker = Asker::User { name: user, revision: state.auth.revision() };
-            !state.auth.is_enabled() || state.permit(asker, Wanted::Watch(range)).is_ok()
-        };
-        handle.view(permitted)
+        self.0.view(|state| watch_rights::may(state, user, range))
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::error::Error;
 use super::handle::Handle;
+use super::watch_rights;
 use crate::auth::token::{self, TokenChange};
 use crate::auth::{self, Asker, Jwt, Tokens, password};
 use crate::config::{AuthToken, Config};
@@ -66,7 +67,7 @@ pub enum Claim<'a> {
 pub(crate) struct Logins {
     /// Whether auth is on: what the state says, for those who look at every call.
     enabled: AtomicBool,
-    /// The auth revision that running watchers are held against; none: they are not.
+    /// The [`watch_rights::mark`] that running watchers are held against; none: they are not.
     rights: Option<AtomicU64>,
     tokens: Mutex<Tokens>,
     /// Instead of tokens that are remembered.
@@ -92,7 +93,8 @@ impl Logins {
         Ok(Logins {
             jwt,
             enabled: AtomicBool::new(state.auth.is_enabled()),
-            rights: (!config.watch_outlives_rights).then(|| AtomicU64::new(state.auth.revision())),
+            rights: (!config.watch_outlives_rights)
+                .then(|| AtomicU64::new(watch_rights::mark(state.auth.is_enabled(), state.auth.revision()))),
             tokens: Mutex::new(Tokens::new(config.auth_token_lifetime, state.auth.revision())),
             cost: config.bcrypt_cost,
             waiting: Semaphore::new(WAITING_MAX),
@@ -105,7 +107,7 @@ impl Logins {
     pub(crate) fn follow(&self, changes: &[TokenChange], (enabled, revision): (bool, u64), now: Duration) {
         self.enabled.store(enabled, Ordering::Release);
         if let Some(rights) = &self.rights {
-            rights.store(revision, Ordering::Release);
+            rights.store(watch_rights::mark(enabled, revision), Ordering::Release);
         }
         self.tokens().follow(changes, revision, now);
     }

@@ -85,6 +85,7 @@ pub mod restore;
 mod space_loop;
 mod waiters;
 pub mod watch_loop;
+pub mod watch_rights;
 
 pub use bootstrap::{Admission, snapshot_point};
 pub(crate) use founding::Asking;

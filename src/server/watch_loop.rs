@@ -24,8 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::logins::Claim;
-use crate::auth;
+use super::watch_rights::Guard;
 use crate::mvcc::change::SharedChanges;
 use crate::mvcc::revision::RevisionKey;
 use crate::mvcc::{History, Store};
@@ -421,27 +420,6 @@ pub struct Bounds {
     /// At this member, on all streams together; none: the same. Streams that are opened on different threads may go beyond it by a few
     /// when they create watchers at the same moment.
     pub in_all: Option<usize>,
-}
-
-/// Says who may hear of what.
-pub trait Guard: Send + Sync {
-    /// The user who says this of himself, if users count and he may hear of these keys; or why he may not.
-    fn admit(&self, claim: Claim<'_>, range: &KeyRange) -> Result<Option<Arc<str>>, Denied>;
-
-    /// Changes when users or roles did.
-    fn rights(&self) -> u64;
-
-    /// Whether a user who was admitted may still hear of these keys.
-    fn may(&self, user: &Arc<str>, range: &KeyRange) -> bool;
-}
-
-/// Why somebody may not hear of keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
-    /// Nobody has this token, as far as this member knows.
-    Token,
-    /// He may not.
-    Auth(auth::Error),
 }
 
 /// Ends when everything that was committed before it was asked for is published here, or when that cannot be known soon.

@@ -289,6 +289,27 @@ async fn a_watcher_that_runs_ends_with_its_grant_and_its_user_and_goes_on_withou
     assert!(other.events().await[0].starts_with(&format!("put foo=v @{foo}")));
 }
 
+/// Turning auth on makes no auth revision. What changed while it was off begins to count all the same, and a stream on which a
+/// watcher was created meanwhile is still its user's.
+#[tokio::test]
+async fn a_watcher_ends_when_auth_comes_on_again_and_its_grant_is_gone() {
+    let mut users = reader_of_foo().await;
+    let mut stream = users.stream("u");
+    let foo = users.client.one("foo");
+    assert_eq!(created(&mut stream, foo.clone()).await, 0);
+    users.auth("AuthDisable", pb::AuthDisableRequest {}).await;
+    users.tokens.clear();
+    users.auth("UserRevokeRole", pb::AuthUserRevokeRoleRequest { name: "u".into(), role: "one".into() }).await;
+    let revision = users.put("nobody", "foo").await.expect("nobody is asked");
+    assert_eq!(stream.events().await, [format!("put foo=v @{revision} c{revision} v1")]);
+    assert_eq!(created(&mut stream, foo).await, 1);
+    users.enable().await;
+    for id in [0, 1] {
+        let last = stream.next().await;
+        assert_eq!((last.canceled, last.watch_id, last.cancel_reason.as_str()), (true, id, DENIED));
+    }
+}
+
 #[tokio::test]
 async fn a08_root_hears_everything() {
     let users = reader_of_foo().await;
