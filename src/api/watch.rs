@@ -216,16 +216,15 @@ impl Responses {
             };
             written = true;
             let result = match next {
-                Next::Message(Outgoing::Events(mut events)) => {
-                    self.next = self.stream.outbox().join(&mut events, JOINED_BYTES_MAX);
-                    newest = Some(events.revision);
-                    let mut message = Outgoing::Events(events);
-                    self.rights.filter(&mut message);
-                    self.frames.write(message, &standing)
-                }
                 Next::Message(mut message) => {
-                    self.rights.filter(&mut message);
-                    self.frames.write(message, &standing)
+                    if let Outgoing::Events(events) = &mut message {
+                        self.next = self.stream.outbox().join(events, JOINED_BYTES_MAX);
+                        newest = Some(events.revision);
+                    }
+                    match self.rights.filter(&mut message) {
+                        true => self.frames.write(message, &standing),
+                        false => Ok(()),
+                    }
                 }
                 Next::End(End::Stopped) => Err(status(Error::Stopped)),
                 Next::End(End::NoLeader) => Err(no_leader()),
@@ -238,6 +237,9 @@ impl Responses {
         }
         if let Some(revision) = newest {
             self.handle.written(revision);
+        }
+        if self.rights.ask_again() {
+            self.stream.progress();
         }
         written || !self.frames.is_empty()
     }
