@@ -71,8 +71,12 @@ fn row(what: &str, report: &Report, began: Instant) {
     print!(" crashes={} power_cuts={} refusals={}", report.crashes, report.power_cuts, report.refusals);
     print!(" snapshots={} leaders={} slowest_recovery_ms={}", report.installs, report.leaders, report.recovery_ms);
     if report.rights.changes > 0 {
-        let checks::rights::Counts { allowed, denied, outdated, changes, logins } = report.rights;
+        let checks::rights::Counts { allowed, denied, outdated, changes, logins, leases, watches, run_out } =
+            report.rights;
         print!(" allowed={allowed} denied={denied} outdated={outdated} changes_of_users={changes} logins={logins}");
+        let [let_be, turned_away, ended] = watches;
+        print!(" denied_about_leases={leases} tokens_run_out={run_out}");
+        print!(" watches_let_be={let_be} watches_turned_away={turned_away} watches_ended={ended}");
     }
     print!(" replaced={}", report.replaced);
     for (fault, count) in FAULTS.iter().zip(report.faults) {

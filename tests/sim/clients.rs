@@ -10,7 +10,7 @@ use everwatch::server::error::Error;
 use everwatch::state::applied::{Refusal, Reply as StateReply};
 use everwatch::state::command::Kind;
 use everwatch::types::{KeyRange, Revision};
-use everwatch::watch::{Filters, Outgoing, Spec};
+use everwatch::watch::{self, Filters, Outgoing, Spec};
 use prost::Message as _;
 
 use crate::checks::{
@@ -535,8 +535,11 @@ pub fn read_outcome<T>(result: Result<T, mvcc::Error>, reply: impl FnOnce(T) -> 
 pub fn watch_messages(message: Outgoing, piece_bytes: usize) -> Vec<WatchMessage> {
     vec![match message {
         Outgoing::Created { revision, .. } => WatchMessage::Created { revision: revision.0 },
+        Outgoing::Refused { reason: watch::Refusal::Denied(_), .. } => WatchMessage::Denied,
         Outgoing::Refused { .. } => WatchMessage::Refused,
-        Outgoing::Canceled { .. } => WatchMessage::Canceled { compact_revision: 0 },
+        // What the client asks for itself needs no reason.
+        Outgoing::Canceled { reason: "", .. } => WatchMessage::Canceled { compact_revision: 0 },
+        Outgoing::Canceled { .. } => WatchMessage::Revoked,
         Outgoing::Compacted { at, .. } => WatchMessage::Canceled { compact_revision: at.0 },
         Outgoing::Progress { id: None, revision } => WatchMessage::StreamProgress { revision: revision.0 },
         Outgoing::Progress { revision, .. } => WatchMessage::Progress { revision: revision.0 },

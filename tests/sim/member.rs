@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +27,9 @@ use everwatch::server::core::{self, Core, CoreConfig, Outside};
 use everwatch::server::error::Error;
 use everwatch::server::gathering::{self, Gathering};
 use everwatch::server::log_writer::{Appended, Durable, LogJob, LogWriter};
-use everwatch::server::logins::Identity;
+use everwatch::server::logins::{Claim, Identity};
 use everwatch::server::watch_loop::{self, Shard, StoreAccess};
+use everwatch::server::watch_rights::{self, Denied, Guard, Rights};
 use everwatch::server::{apply_loop, snapshot_point};
 use everwatch::state::StateMachine;
 use everwatch::state::applied::Reply;
@@ -38,12 +39,12 @@ use everwatch::storage::backend::memory::MemoryBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket, Reader};
 use everwatch::storage::schema;
 use everwatch::storage::wal::{Wal, WalOptions};
-use everwatch::types::{ClusterId, Index, LeaseId, MemberId};
-use everwatch::watch::{End, Feeds, Hub, Next, Outbox, Outgoing, Spec, StreamId};
+use everwatch::types::{ClusterId, Index, KeyRange, LeaseId, MemberId};
+use everwatch::watch::{End, Feeds, Hub, Next, Outbox, Outgoing, Refusal, Spec, StreamId};
 use prost::Message as _;
 use tokio::sync::oneshot;
 
-use crate::checks::rights::{Decided, Standing, texts};
+use crate::checks::rights::{Decided, Standing, Token, Watched, texts};
 use crate::checks::{Outcome, Reply as CheckedReply, Request};
 use crate::clients;
 use crate::dice::{Dice, Hashing, hash_on};
@@ -62,8 +63,12 @@ const FAREWELL: u64 = SECOND;
 const DIAL_PAUSE: u64 = SECOND;
 /// How long the entry may take that confirms what is said about a member without data.
 const CONFIRM_TIMEOUT: u64 = SECOND;
-/// How long a token lives after it was last used.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(20);
+/// How long a token lives after it was last used: now and then one runs out that its user has used elsewhere.
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3);
+/// How long whoever watches waits for a leader to say how far his member must be, as in the server.
+const NOW_TIMEOUT: u64 = 50 * MILLI;
+/// Why the server ends a watch by itself. What it says is for clients; here it only has to be something.
+const DENIED: &str = "denied";
 /// What an entry takes, about, where a portion to be carried out is counted in entries.
 const ENTRY_BYTES: usize = 60;
 
@@ -116,6 +121,12 @@ pub enum MemberEvent {
     ReadOn {
         call: u64,
     },
+    /// The leader is asked again on behalf of a client.
+    AskLeader {
+        call: u64,
+        request: Request,
+        deadline: u64,
+    },
     /// A follower asks on behalf of a client.
     AskLessor {
         origin: usize,
@@ -132,6 +143,8 @@ pub enum MemberEvent {
     },
     Open {
         stream: u64,
+        /// As whom its client has opened it.
+        by: By,
         watches: Vec<(usize, Spec)>,
     },
     Cancel {
@@ -310,6 +323,8 @@ pub struct Running {
     calls: Vec<Call>,
     scans: BTreeMap<u64, Scanning>,
     lessor_calls: Vec<LessorCall>,
+    /// Who waits for word from the leader about a lease.
+    lease_callers: BTreeMap<u64, Caller>,
     streams: BTreeMap<u64, Stream>,
     /// Changes of members that were asked for here.
     changes: Vec<oneshot::Receiver<Result<Reply, Error>>>,
@@ -322,6 +337,7 @@ pub struct Running {
 /// The threads and the transport of a member.
 struct Shell {
     id: MemberId,
+    life: u64,
     log: LogWriter,
     log_queue: Vec<LogJob>,
     log_busy: Option<Appended>,
@@ -339,6 +355,8 @@ struct Shell {
     /// Everything carried out, hashed.
     chain: u64,
     tokens: Tokens,
+    /// What running watches are held against.
+    mark: u64,
     /// Until when removed members are still talked to.
     farewells: BTreeMap<u64, u64>,
     /// It was removed, and this is what it heard of that; and whether it is about to stop.
@@ -418,16 +436,19 @@ impl Outside for Surroundings<'_, '_> {
         self.shell.chain = self.cx.ledger.chain_at(index.0);
         self.shell.place_taken = false;
         // As the server's does: who lost his token meanwhile is not known.
-        let revision = self.state.read().unwrap_or_else(PoisonError::into_inner).auth.revision();
-        self.shell.tokens.follow(&[TokenChange::VoidAll], revision, self.now);
+        let (enabled, revision) = {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            (state.auth.is_enabled(), state.auth.revision())
+        };
+        self.users_changed(&[TokenChange::VoidAll], (enabled, revision));
         self.cx.ledger.installs += 1;
         self.note(format!("adopted the snapshot {index}"));
         self.belongs(index.0);
     }
 
     fn applied(&mut self, turn: &apply_loop::Turn, _: Duration) {
-        if let Some((_, revision)) = turn.users {
-            self.shell.tokens.follow(&turn.tokens, revision, self.now);
+        if let Some(users) = turn.users {
+            self.users_changed(&turn.tokens, users);
         }
         if let (Some((index, _)), Some(conf_state)) = (turn.conf_changes.last(), &turn.conf_state) {
             let removals = turn.conf_changes.iter().map(|(_, change)| &change.changes[0]);
@@ -470,6 +491,20 @@ impl Outside for Surroundings<'_, '_> {
 }
 
 impl Surroundings<'_, '_> {
+    /// As `server::logins` follows it.
+    fn users_changed(&mut self, tokens: &[TokenChange], (enabled, revision): (bool, u64)) {
+        self.shell.mark = watch_rights::mark(enabled, revision);
+        self.shell.tokens.follow(tokens, revision, self.now);
+        for change in tokens.iter().cloned() {
+            let what = match change {
+                TokenChange::Issued { token, user } => Token::Came { token, user },
+                TokenChange::VoidOf(user) => Token::VoidOf(user),
+                TokenChange::VoidAll => Token::AllVoid,
+            };
+            self.cx.ledger.token((self.shell.id.0, self.shell.life), self.now, what);
+        }
+    }
+
     /// Who belongs may have changed at this index: does this member still?
     fn belongs(&mut self, index: u64) {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -505,6 +540,10 @@ impl Surroundings<'_, '_> {
 }
 
 impl Shell {
+    fn guard<'a>(&'a mut self, state: &'a RwLock<StateMachine>, now: Duration) -> Users<'a> {
+        Users { state, tokens: Mutex::new(&mut self.tokens), mark: self.mark, now, found: Mutex::new(None) }
+    }
+
     /// Whether messages to and from a member are passed on: not for long after it was removed.
     fn talks_to(&self, id: u64, state: &RwLock<StateMachine>, now: u64) -> bool {
         let removed = state.read().unwrap_or_else(PoisonError::into_inner).members.was_removed(MemberId(id));
@@ -586,10 +625,65 @@ enum LessorSays {
 struct Stream {
     id: StreamId,
     outbox: Outbox,
+    by: By,
+    rights: Rights,
+    /// Users and roles, as they were when its watches were last noted: whether they count, and the auth revision.
+    noted: (bool, u64),
+    /// Watches that are to be created when it is known how far the member must be.
+    waiting: VecDeque<Opening>,
+    /// How many of them, from the front, came before that was asked for the last time; and whether a leader has said it.
+    confirmed: usize,
+    sure: bool,
+    confirming: Option<(oneshot::Receiver<Result<(), Error>>, u64)>,
     /// Answers to creations come in their order.
     creating: VecDeque<usize>,
     watches: BTreeMap<i64, usize>,
     quiet_until: u64,
+}
+
+/// A watch that was asked for.
+struct Opening {
+    watch: usize,
+    spec: Spec,
+    asked_at: u64,
+}
+
+/// Users and roles, as far as watches go: what `server::handle` answers for the server.
+struct Users<'a> {
+    state: &'a RwLock<StateMachine>,
+    tokens: Mutex<&'a mut Tokens>,
+    mark: u64,
+    now: Duration,
+    /// Who was found to ask.
+    found: Mutex<Option<Identity>>,
+}
+
+impl Guard for Users<'_> {
+    fn admit(&self, claim: Claim<'_>, range: &KeyRange) -> Result<Option<Arc<str>>, Denied> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        if !state.auth.is_enabled() {
+            return Ok(None);
+        }
+        let identity = match claim {
+            Claim::Token(token) => {
+                let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+                let (user, revision) = tokens.user(token, self.now).ok_or(Denied::Token)?;
+                Identity::of(user, revision)
+            }
+            _ => Identity::default(),
+        };
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity.clone());
+        state.permit(identity.asker(), Wanted::Watch(range)).map_err(Denied::Auth)?;
+        Ok(identity.user().cloned())
+    }
+
+    fn rights(&self) -> u64 {
+        self.mark
+    }
+
+    fn may(&self, user: &Arc<str>, range: &KeyRange) -> bool {
+        watch_rights::may(&self.state.read().unwrap_or_else(PoisonError::into_inner), user, range)
+    }
 }
 
 fn number(reader: &dyn Reader, row: &[u8]) -> Result<u64, Death> {
@@ -758,6 +852,7 @@ impl Member {
         state.kv.limit_recent(cx.options.recent_bytes);
         let chain = cx.ledger.chain_at(state.applied().0);
         let tokens = Tokens::new(TOKEN_LIFETIME, state.auth.revision());
+        let mark = watch_rights::mark(state.auth.is_enabled(), state.auth.revision());
         let mut hub = Hub::new(state.kv.revision(), state.kv.compacted());
         hub.limit_outboxes(cx.options.outbox_bytes, cx.options.outbox_messages);
         hub.limit_messages(cx.options.message_bytes);
@@ -799,6 +894,7 @@ impl Member {
             shard,
             shell: Shell {
                 id: self.id(),
+                life: self.life,
                 log: LogWriter::new(wal),
                 log_queue: Vec::new(),
                 log_busy: None,
@@ -812,6 +908,7 @@ impl Member {
                 place_taken: false,
                 chain,
                 tokens,
+                mark,
                 farewells: BTreeMap::new(),
                 leaving: removed.then(Leaving::default),
                 going: false,
@@ -829,6 +926,7 @@ impl Member {
             calls: Vec::new(),
             scans: BTreeMap::new(),
             lessor_calls: Vec::new(),
+            lease_callers: BTreeMap::new(),
             streams: BTreeMap::new(),
             changes: Vec::new(),
             standings: Vec::new(),
@@ -915,24 +1013,14 @@ impl Member {
             MemberEvent::SnapshotNotSent { to } => running.tell(Input::SnapshotStatus { to, ok: false }, now, cx),
             MemberEvent::Call { call, by, request, deadline } => running.call(call, by, request, deadline, now, cx)?,
             MemberEvent::ReadOn { call } => running.read_on(call, cx)?,
+            MemberEvent::AskLeader { call, request, deadline } => running.ask_leader(call, request, deadline, now, cx),
             MemberEvent::AskLessor { origin, call, request, deadline } => {
                 running.ask_lessor(Some(origin), call, request, deadline, now, cx);
             }
             MemberEvent::LessorSaid { call, request, answer, deadline } => {
                 running.lessor_said(call, request, answer, deadline, now, cx);
             }
-            MemberEvent::Open { stream, watches } => {
-                let mut hub = running.shard.hub();
-                let entry = running.streams.entry(stream).or_insert_with(|| {
-                    let (id, outbox) = hub.open_stream();
-                    let (creating, watches) = (VecDeque::new(), BTreeMap::new());
-                    Stream { id, outbox, creating, watches, quiet_until: 0 }
-                });
-                for (watch, spec) in watches {
-                    entry.creating.push_back(watch);
-                    hub.create(entry.id, spec);
-                }
-            }
+            MemberEvent::Open { stream, by, watches } => running.open(stream, by, watches, now, cx),
             MemberEvent::Cancel { stream, watch } => {
                 if let Some(stream) = running.streams.get(&stream)
                     && let Some((id, _)) = stream.watches.iter().find(|(_, known)| **known == watch)
@@ -984,7 +1072,8 @@ impl Member {
             return Err(Death(reason));
         }
         running.finish_calls(now, cx)?;
-        running.drain_streams(cx);
+        running.listen(now, cx);
+        running.drain_streams(now, cx);
         running.schedule(was_turn, cx);
         if let Some(what) = self.overflow(cx.options) {
             cx.ledger.violated(what);
@@ -1311,6 +1400,13 @@ impl Running {
         let caller = match by {
             By::Nobody => Caller::Client(Identity::default()),
             By::Member => Caller::Member,
+            // As `api::lease` does: there a token is of no interest while users do not count.
+            By::Token(_)
+                if matches!(request, Request::KeepAlive { .. } | Request::TimeToLive { .. })
+                    && !self.state().auth.is_enabled() =>
+            {
+                Caller::Client(Identity::default())
+            }
             By::Token(token) => match self.recognise(call, &token, now, cx) {
                 Some(caller) => caller,
                 None if token::made_at(&token).is_some_and(|made| made > self.state().applied()) => {
@@ -1329,7 +1425,10 @@ impl Running {
     }
 
     fn recognise(&mut self, call: u64, token: &str, now: Duration, cx: &mut Context<'_>) -> Option<Caller> {
-        let (user, revision) = self.shell.tokens.user(token, now)?;
+        let known = self.shell.tokens.user(token, now);
+        let shown = Token::Shown { token: token.into(), known: known.is_some() };
+        cx.ledger.token((self.shell.id.0, self.shell.life), now, shown);
+        let (user, revision) = known?;
         let caller = Caller::Client(Identity::of(user, revision));
         let (by, applied) = (users::asker(caller.asker()), self.state().applied().0);
         cx.ledger.decided(call, Decided::Recognised { token: token.into(), by, applied });
@@ -1346,7 +1445,6 @@ impl Running {
         now: Duration,
         cx: &mut Context<'_>,
     ) -> Result<(), Death> {
-        let place = place_of(self.shell.id.0);
         let (reader, confirmed) = oneshot::channel();
         match &request {
             Request::Range { serializable: true, .. } => return self.begin_read(call, request, caller, cx),
@@ -1358,16 +1456,9 @@ impl Running {
                 self.with_core(now, cx, |core, out| core.linearize(reader, out));
                 self.calls.push(Call { call, request, waits: Waits::Password(confirmed) });
             }
-            Request::KeepAlive { .. } | Request::TimeToLive { .. } => match self.core.node().leader() {
-                Some(leader) if place_of(leader.0) == place => {
-                    self.ask_lessor(None, call, request, deadline, now, cx);
-                }
-                Some(leader) => {
-                    let leader = place_of(leader.0);
-                    cx.effects.push(Effect::AskLessor { leader, call, request, deadline });
-                }
-                None => self.lessor_said(call, request, None, deadline, now, cx),
-            },
+            Request::KeepAlive { .. } | Request::TimeToLive { .. } => {
+                self.ask_of_lease(call, caller, request, deadline, now, cx);
+            }
             _ => match clients::command(&request) {
                 // A transaction that only reads.
                 None => {
@@ -1625,6 +1716,44 @@ impl Running {
         Ok(())
     }
 
+    /// `api::lease`: who asks is looked at before the leader is asked.
+    fn ask_of_lease(
+        &mut self,
+        call: u64,
+        caller: Caller,
+        request: Request,
+        deadline: u64,
+        now: Duration,
+        cx: &mut Context<'_>,
+    ) {
+        let wanted = match &request {
+            Request::KeepAlive { id } => Wanted::Renewal(LeaseId(*id)),
+            _ => Wanted::Login,
+        };
+        let (permitted, applied) = {
+            let state = self.state();
+            (state.permit(caller.asker(), wanted), state.applied().0)
+        };
+        cx.ledger.decided(call, Decided::Looked { by: users::asker(caller.asker()), applied });
+        if let Err(error) = permitted {
+            let outcome = Outcome::Refused(users::text(error).into());
+            return cx.effects.push(Effect::Answer { call, outcome });
+        }
+        self.lease_callers.insert(call, caller);
+        self.ask_leader(call, request, deadline, now, cx);
+    }
+
+    fn ask_leader(&mut self, call: u64, request: Request, deadline: u64, now: Duration, cx: &mut Context<'_>) {
+        match self.core.node().leader() {
+            Some(leader) if leader == self.shell.id => self.ask_lessor(None, call, request, deadline, now, cx),
+            Some(leader) => {
+                let leader = place_of(leader.0);
+                cx.effects.push(Effect::AskLessor { leader, call, request, deadline });
+            }
+            None => self.lessor_said(call, request, None, deadline, now, cx),
+        }
+    }
+
     /// `Handle::renew_here` and `Handle::time_to_live_here`, for one lease.
     fn ask_lessor(
         &mut self,
@@ -1701,23 +1830,32 @@ impl Running {
                 self.calls.push(Call { call, request, waits: Waits::Keys(confirmed, reply) });
             }
             Some(reply) => {
+                self.lease_callers.remove(&call);
                 let revision = self.state().kv.revision().0;
                 cx.effects.push(Effect::Answer { call, outcome: Outcome::Ok { revision, reply } });
             }
             None if cx.now < deadline => {
-                cx.later(100 * MILLI, MemberEvent::Call { call, by: By::Nobody, request, deadline });
+                cx.later(100 * MILLI, MemberEvent::AskLeader { call, request, deadline });
             }
-            None => cx.effects.push(Effect::Answer { call, outcome: Outcome::Unknown }),
+            None => {
+                self.lease_callers.remove(&call);
+                cx.effects.push(Effect::Answer { call, outcome: Outcome::Unknown });
+            }
         }
     }
 
     /// The keys of a lease, for what the leader has said of its time.
-    fn with_keys(&self, request: &Request, mut reply: CheckedReply) -> Outcome {
+    fn with_keys(&mut self, call: u64, request: &Request, mut reply: CheckedReply, cx: &mut Context<'_>) -> Outcome {
+        let caller = self.lease_callers.remove(&call).expect("he waits");
         let state = self.state();
-        if let (Request::TimeToLive { id, .. }, CheckedReply::TimeToLive { keys, .. }) = (request, &mut reply)
-            && let Some(lease) = state.leases.get(LeaseId(*id))
-        {
-            keys.extend(lease.keys().map(|key| key.to_vec()));
+        if let (Request::TimeToLive { id, .. }, CheckedReply::TimeToLive { keys, .. }) = (request, &mut reply) {
+            let (by, applied) = (users::asker(caller.asker()), state.applied().0);
+            cx.ledger.decided(call, Decided::LookedAtKeys { by, applied });
+            if let Err(error) = state.permit(caller.asker(), Wanted::LeaseKeys(LeaseId(*id))) {
+                return Outcome::Refused(users::text(error).into());
+            }
+            let lease = state.leases.get(LeaseId(*id));
+            keys.extend(lease.into_iter().flat_map(|lease| lease.keys()).map(|key| key.to_vec()));
         }
         Outcome::Ok { revision: state.kv.revision().0, reply }
     }
@@ -1749,21 +1887,126 @@ impl Running {
                     self.log_in(call.call, call.request, now, cx);
                     continue;
                 }
-                (Ok(_), Waits::Keys(_, reply)) => self.with_keys(&call.request, reply),
+                (Ok(_), Waits::Keys(_, reply)) => self.with_keys(call.call, &call.request, reply, cx),
             };
             cx.effects.push(Effect::Answer { call: call.call, outcome });
         }
         Ok(())
     }
 
-    /// What the streams' tasks do: they take what waits, as fast as their clients read.
-    fn drain_streams(&mut self, cx: &mut Context<'_>) {
+    /// A client asks for watches, on a stream that it may have to open first.
+    fn open(&mut self, stream: u64, by: By, watches: Vec<(usize, Spec)>, now: Duration, cx: &mut Context<'_>) {
+        let Running { streams, shard, shell, shared, .. } = self;
+        let stream = streams.entry(stream).or_insert_with(|| {
+            let (id, outbox) = shard.hub().open_stream();
+            let rights = Rights::new(&shell.guard(&shared.state, now));
+            Stream {
+                id,
+                outbox,
+                by,
+                rights,
+                noted: (false, 0),
+                waiting: VecDeque::new(),
+                confirmed: 0,
+                sure: false,
+                confirming: None,
+                creating: VecDeque::new(),
+                watches: BTreeMap::new(),
+                quiet_until: 0,
+            }
+        });
+        if stream.by != By::Member {
+            let opening = |(watch, spec)| Opening { watch, spec, asked_at: cx.now };
+            return stream.waiting.extend(watches.into_iter().map(opening));
+        }
+        for (watch, spec) in watches {
+            stream.creating.push_back(watch);
+            shard.hub().create(stream.id, spec);
+        }
+    }
+
+    /// `Responses::listen` of `api::watch`: what watches are asked for is looked at when it is known how far this member must be.
+    fn listen(&mut self, now: Duration, cx: &mut Context<'_>) {
+        let mut streams = std::mem::take(&mut self.streams);
+        for stream in streams.values_mut().filter(|stream| !stream.waiting.is_empty()) {
+            loop {
+                if let Some((confirmation, until)) = &mut stream.confirming {
+                    match confirmation.try_recv() {
+                        Err(oneshot::error::TryRecvError::Empty) if cx.now < *until => break,
+                        outcome => stream.sure = matches!(outcome, Ok(Ok(()))),
+                    }
+                    stream.confirming = None;
+                }
+                while let Some(opening) = stream.waiting.front() {
+                    let confirmed = stream.confirmed > 0;
+                    if !confirmed && (opening.spec.start.0 == 0 || stream.by != By::Nobody) {
+                        break;
+                    }
+                    stream.confirmed = stream.confirmed.saturating_sub(1);
+                    let opening = stream.waiting.pop_front().expect("just looked at");
+                    self.create(stream, opening, confirmed && stream.sure, now, cx);
+                }
+                if stream.waiting.is_empty() {
+                    break;
+                }
+                (stream.confirmed, stream.sure) = (stream.waiting.len(), false);
+                if self.core.node().leader().is_some() {
+                    let (reader, confirmation) = oneshot::channel();
+                    self.with_core(now, cx, |core, out| core.linearize(reader, out));
+                    stream.confirming = Some((confirmation, cx.now + NOW_TIMEOUT));
+                }
+            }
+        }
+        self.streams = streams;
+    }
+
+    /// A watch is created for whoever may have it.
+    fn create(&mut self, stream: &mut Stream, opening: Opening, confirmed: bool, now: Duration, cx: &mut Context<'_>) {
+        let Opening { watch, spec, asked_at } = opening;
+        let (enabled, applied) = {
+            let state = self.state();
+            (state.auth.is_enabled(), state.applied().0)
+        };
+        let (claim, token) = match &stream.by {
+            By::Token(token) => (Claim::Token(token), enabled.then(|| token.clone())),
+            _ => (Claim::Nothing, None),
+        };
+        let guard = self.shell.guard(&self.shared.state, now);
+        let outcome = stream.rights.admit(&guard, claim, &spec.range);
+        let by = guard.found.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or_default();
+        let refused = outcome.err().map(|denied| match denied {
+            Denied::Token => texts::TOKEN,
+            Denied::Auth(error) => users::text(error),
+        });
+        if let Some(token) = token.clone() {
+            let shown = Token::Shown { token, known: refused != Some(texts::TOKEN) };
+            cx.ledger.token((self.shell.id.0, self.shell.life), now, shown);
+        }
+        let by = users::asker(by.asker());
+        cx.ledger.watched(watch, Watched::Asked { by, token, asked_at, applied, confirmed, refused });
+        stream.creating.push_back(watch);
+        match refused {
+            None => self.shard.hub().create(stream.id, spec),
+            Some(_) => self.shard.hub().refuse(stream.id, Refusal::Denied(DENIED)),
+        }
+    }
+
+    /// What the streams' tasks do: they take what waits, as fast as their clients read, when they have looked whether those may
+    /// hear it.
+    fn drain_streams(&mut self, now: Duration, cx: &mut Context<'_>) {
+        let (users, applied) = {
+            let state = self.state();
+            ((state.auth.is_enabled(), state.auth.revision()), state.applied().0)
+        };
+        let Running { streams, shard, shell, shared, .. } = self;
         let mut ended = Vec::new();
-        for (token, stream) in &mut self.streams {
+        for (token, stream) in streams.iter_mut() {
             if stream.quiet_until > cx.now {
                 continue;
             }
-            let mut behind = None;
+            let guard = shell.guard(&shared.state, now);
+            stream.rights.review(&guard, |may| shard.hub().revoke(stream.id, may, DENIED));
+            let (mut behind, mut written) = (None, BTreeSet::new());
             while let Some(mut next) = behind.take().or_else(|| stream.outbox.try_next()) {
                 // As `api::watch` does; here not always.
                 if let Next::Message(Outgoing::Events(events)) = &mut next
@@ -1771,12 +2014,18 @@ impl Running {
                 {
                     behind = stream.outbox.join(events, cx.options.message_bytes);
                 }
+                if let Next::Message(message) = &mut next
+                    && !stream.rights.filter(message)
+                {
+                    continue;
+                }
                 match next {
                     // For each of its watchers.
                     Next::Message(Outgoing::Events(events)) => {
                         for events in events.each() {
                             let watch = stream.watches.get(&events.ids.as_slice()[0]).copied();
                             let message = Outgoing::Events(events);
+                            written.extend(watch.filter(|_| stream.by != By::Member));
                             cx.effects.push(Effect::Watch { stream: *token, message, watch });
                         }
                     }
@@ -1788,7 +2037,18 @@ impl Running {
                                 watch
                             }
                             Outgoing::Refused { .. } => stream.creating.pop_front(),
-                            Outgoing::Canceled { id, .. } | Outgoing::Compacted { id, .. } => stream.watches.remove(id),
+                            Outgoing::Canceled { id, reason, .. } if !reason.is_empty() => {
+                                let watch = stream.watches.remove(id);
+                                if let Some(watch) = watch {
+                                    cx.ledger.watched(watch, Watched::Ended { applied });
+                                }
+                                watch
+                            }
+                            Outgoing::Canceled { id, .. } | Outgoing::Compacted { id, .. } => {
+                                let watch = stream.watches.remove(id);
+                                // It had ended before, and what waited for it comes up to its end.
+                                watch.inspect(|watch| _ = written.remove(watch))
+                            }
                             Outgoing::Progress { id: Some(id), .. } => stream.watches.get(id).copied(),
                             Outgoing::Progress { id: None, .. } | Outgoing::Events(_) => None,
                         };
@@ -1807,6 +2067,13 @@ impl Running {
                     }
                 }
             }
+            if stream.rights.ask_again() {
+                shard.hub().progress(stream.id);
+            }
+            if std::mem::replace(&mut stream.noted, users) != users && stream.by != By::Member {
+                written.extend(stream.watches.values().copied());
+            }
+            written.into_iter().for_each(|watch| cx.ledger.watched(watch, Watched::Goes { applied }));
         }
         for token in ended {
             if let Some(stream) = self.streams.remove(&token) {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
 use crate::checks::rights::Counts;
-use crate::member::TICK;
+use crate::member::{TICK, TOKEN_LIFETIME};
 
 /// Election timeouts, at their longest, within which a mended quorum must acknowledge a write.
 const ELECTIONS_MAX: u64 = 10;
@@ -408,15 +408,16 @@ impl World {
 
     /// What was written down of users.
     fn rights(&mut self) -> Option<Rights> {
-        let Minutes { payloads, decided } = self.ledger.minutes.take()?;
+        let Minutes { payloads, decided, watched, tokens } = self.ledger.minutes.take()?;
         let entries = self.ledger.entries.iter();
         let payload = |(index, (_, term)): (&u64, &(u64, u64))| {
             payloads
                 .get(&(*index, *term))
                 .filter(|payload| !payload.is_empty())
-                .map(|payload| (*index, payload.clone()))
+                .map(|payload| (*index, *term, payload.clone()))
         };
-        let log = entries.filter_map(payload).flat_map(|(index, payload)| users::read_entry(index, payload)).collect();
+        let entries = entries.filter_map(payload);
+        let log = entries.flat_map(|(index, term, payload)| users::read_entry(index, term, payload)).collect();
         let mut effects: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
         for (revision, (_, events)) in &self.ledger.changes {
             effects.entry(self.ledger.revisions[revision]).or_default().extend(events.iter().cloned());
@@ -424,7 +425,8 @@ impl World {
         // Calls are counted from 1, in the order of the history.
         let decided = decided.into_iter().map(|(call, decided)| (call as usize - 1, decided)).collect();
         let end = self.sound_members().first().and_then(|place| self.members[*place].users());
-        Some(Rights { log, effects, decided, end })
+        let token_lifetime = TOKEN_LIFETIME.as_nanos() as u64;
+        Some(Rights { log, effects, decided, watched, tokens, token_lifetime, end })
     }
 
     fn failure(&self, what: &str) -> String {

@@ -525,9 +525,9 @@ pub fn named() -> Vec<Scenario> {
             name: "users and roles",
             kv_clients: 10,
             managers: 2,
-            watch_clients: 2,
+            watch_clients: 8,
             every: SECOND,
-            mix: Mix { lease: 0, compact: 1, ..MIX },
+            mix: Mix { lease: 20, compact: 1, ..MIX },
             faults: CALM
                 .with(Fault::Crash, 4)
                 .with(Fault::CrashAll, 1)

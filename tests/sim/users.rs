@@ -52,8 +52,12 @@ impl Gossip {
     ) -> (By, Request) {
         let manages = client < managers;
         let name = if manages { ROOT.to_owned() } else { format!("u{}", u64::from(client - managers) % USERS) };
-        if self.steps < SETUP && client == 0 {
+        if self.steps < SETUP && client == 0 && !dice.chance(300) {
             return (By::Nobody, Request::Users(self.setup()));
+        }
+        // Everybody may do that now.
+        if self.steps < SETUP && manages && dice.chance(700) {
+            return (By::Nobody, Request::Users(self.change(dice, mix.keys)));
         }
         match self.tokens.get(&client).cloned() {
             Some(token) if manages && dice.chance(700) => {
@@ -71,6 +75,23 @@ impl Gossip {
         }
     }
 
+    /// As whom a watch client opens a stream: as one of the others, or as nobody.
+    pub fn watches_as(&self, dice: &mut Dice) -> By {
+        let known: Vec<&String> = self.tokens.values().collect();
+        match known.len() as u64 {
+            0 => By::Nobody,
+            _ if dice.chance(50) => By::Nobody,
+            n => By::Token(known[dice.below(n) as usize].clone()),
+        }
+    }
+
+    /// What such a client watches: often just what somebody was allowed to read.
+    pub fn watches(&self, dice: &mut Dice) -> Option<(Vec<u8>, Vec<u8>)> {
+        let n = self.granted.len() as u64;
+        let (_, key, end) = self.granted.get(dice.below(n.max(1)) as usize).filter(|_| dice.chance(600))?;
+        Some((key.clone(), end.clone()))
+    }
+
     /// The next step until users count.
     fn setup(&mut self) -> Change {
         let root = || ROOT.to_owned();
@@ -84,7 +105,7 @@ impl Gossip {
     fn change(&mut self, dice: &mut Dice, keys: u64) -> Change {
         let user = if dice.chance(30) { ROOT.into() } else { format!("u{}", dice.below(USERS)) };
         let role = if dice.chance(30) { ROOT.into() } else { format!("r{}", dice.below(ROLES)) };
-        match dice.below(220) {
+        match dice.below(222) {
             0..35 => Change::AddUser { name: user, password: self.password() },
             35..45 => Change::DeleteUser { name: user },
             45..55 => Change::Password { name: user, password: self.password() },
@@ -225,13 +246,14 @@ pub fn standing(auth: &Store) -> Standing {
 }
 
 /// The commands of an entry.
-pub fn read_entry(index: u64, payload: bytes::Bytes) -> Vec<Logged> {
+pub fn read_entry(index: u64, term: u64, payload: bytes::Bytes) -> Vec<Logged> {
     let proposal = decode_proposal(payload).expect("it was carried out");
     let (member, boot) = (proposal.proposer, proposal.boot);
     let logged = |command: &Command| {
         let id = (member, boot, command.id);
         Logged {
             index,
+            term,
             id,
             by: asker(command.asker()),
             what: asked(command.kind.as_ref().expect("it was carried out")),
@@ -262,6 +284,11 @@ fn asked(kind: &Kind) -> Asked {
         }
         Kind::Compaction(compaction) => Request::Compact { revision: compaction.revision },
         Kind::AuthChange(change) => Request::Users(read_change(change)),
+        Kind::LeaseGrant(grant) => Request::Grant { id: grant.id, ttl_s: grant.ttl },
+        Kind::LeaseRevoke(revoke) => Request::Revoke { id: revoke.id },
+        Kind::LeaseExpire(expire) => {
+            return Asked::Expire { ids: expire.ids.clone(), term: expire.term, seen: expire.seen };
+        }
         Kind::Authenticate(login) => {
             return Asked::Token { user: login.name.clone(), compared_at: login.auth_revision };
         }
@@ -271,12 +298,27 @@ fn asked(kind: &Kind) -> Asked {
 
 type Txn = (Vec<Compare>, Vec<TxnOp>, Vec<TxnOp>);
 
-/// As far as it matters for who may do it: what is compared with does not.
 fn read_txn(txn: &pb::TxnRequest) -> Txn {
-    let compare =
-        |compare: &pb::Compare| Compare { key: compare.key.to_vec(), target: Target::Version(0), is: Relation::Equal };
     let ops = |ops: &[pb::RequestOp]| ops.iter().filter_map(read_op).collect();
-    (txn.compare.iter().map(compare).collect(), ops(&txn.success), ops(&txn.failure))
+    (txn.compare.iter().map(read_compare).collect(), ops(&txn.success), ops(&txn.failure))
+}
+
+fn read_compare(compare: &pb::Compare) -> Compare {
+    use pb::compare::{CompareResult, TargetUnion};
+    let target = match compare.target_union.clone().expect("clients say with what") {
+        TargetUnion::ModRevision(n) => Target::ModRevision(n),
+        TargetUnion::CreateRevision(n) => Target::CreateRevision(n),
+        TargetUnion::Version(n) => Target::Version(n),
+        TargetUnion::Value(value) => Target::Value(value.into()),
+        TargetUnion::Lease(_) => panic!("no client compares that"),
+    };
+    let is = match CompareResult::try_from(compare.result).expect("a relation") {
+        CompareResult::Equal => Relation::Equal,
+        CompareResult::NotEqual => Relation::NotEqual,
+        CompareResult::Greater => Relation::Greater,
+        CompareResult::Less => Relation::Less,
+    };
+    Compare { key: compare.key.to_vec(), target, is }
 }
 
 fn read_op(op: &pb::RequestOp) -> Option<TxnOp> {

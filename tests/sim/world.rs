@@ -21,7 +21,7 @@ use prost::Message as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::checks::rights::{Decided, Rights};
+use crate::checks::rights::{Decided, Held, Rights, Token, Watched};
 use crate::checks::{
     self, Event, EventKind, History, KeyValue, Op, Outcome, Reply, Request, WatchMessage, WatchRecord,
 };
@@ -208,6 +208,8 @@ struct Minutes {
     payloads: BTreeMap<(u64, u64), bytes::Bytes>,
     /// How calls were decided.
     decided: Vec<(u64, Decided)>,
+    watched: Vec<(usize, Watched)>,
+    tokens: Vec<Held>,
 }
 
 /// Who belongs, by place.
@@ -262,6 +264,20 @@ impl Ledger {
     pub fn decided(&mut self, call: u64, decided: Decided) {
         if let Some(minutes) = &mut self.minutes {
             minutes.decided.push((call, decided));
+        }
+    }
+
+    /// A member has done something about a watch.
+    pub fn watched(&mut self, watch: usize, watched: Watched) {
+        if let Some(minutes) = &mut self.minutes {
+            minutes.watched.push((watch, watched));
+        }
+    }
+
+    /// Something has become of tokens, on a member in one of its lives, by its clock.
+    pub fn token(&mut self, member: (u64, u64), at: Duration, what: Token) {
+        if let Some(minutes) = &mut self.minutes {
+            minutes.tokens.push(Held { member, at: at.as_nanos() as u64, what });
         }
     }
 
@@ -502,6 +518,7 @@ struct Watcher {
 
 struct Stream {
     client: u32,
+    by: By,
     place: usize,
     life: u64,
     watches: Vec<usize>,
@@ -1442,7 +1459,12 @@ impl World {
         }
         let token = streams[self.dice.below(streams.len() as u64) as usize];
         let (place, life) = (self.streams[&token].place, self.streams[&token].life);
-        let event = match self.dice.below(if self.asking { 15 } else { 2 }) {
+        let mut what = self.dice.below(if self.asking { 15 } else { 2 });
+        // Where rights change, what waits for those who do not read is what matters, and what is said of how far they are.
+        if self.scenario.managers > 0 && what > 7 {
+            what = self.dice.pick(&[0, 6, 6, 8]);
+        }
+        let event = match what {
             0 => MemberEvent::AskProgress { stream: token },
             1 => MemberEvent::TickProgress { stream: token },
             2 => {
@@ -1464,14 +1486,14 @@ impl World {
                 let count = if self.dice.chance(60) { self.dice.between(5, 30) } else { 1 };
                 let mut watches = Vec::new();
                 for _ in 0..count {
-                    let watch = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+                    let watch = self.wanted(client, place);
                     let watch = WatchRecord { stream: token, ..watch };
                     watches.push((self.history.watches.len(), clients::spec(&watch)));
                     self.history.watches.push(watch);
                 }
                 let stream = self.streams.get_mut(&token).expect("it is open");
                 stream.watches.extend(watches.iter().map(|(watch, _)| *watch));
-                MemberEvent::Open { stream: token, watches }
+                MemberEvent::Open { stream: token, by: stream.by.clone(), watches }
             }
             6 => {
                 // Some never read again.
@@ -1496,12 +1518,22 @@ impl World {
         let open = |watch: &&usize| {
             let messages = &self.history.watches[**watch].messages;
             // Nothing follows the end.
-            let over = |message: &WatchMessage| {
-                matches!(message, WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended)
-            };
+            let over = |message: &WatchMessage| is_last(message) || *message == WatchMessage::Ended;
             messages.last().is_some_and(|(_, message)| !over(message))
         };
         self.streams[&token].watches.iter().filter(open).copied().collect()
+    }
+
+    /// What a watch client asks for.
+    fn wanted(&mut self, client: u32, place: usize) -> WatchRecord {
+        let record = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+        match self.scenario.managers > 0 {
+            true => match self.gossip.watches(&mut self.dice) {
+                Some((key, end)) => WatchRecord { key, end, ..record },
+                None => record,
+            },
+            false => record,
+        }
     }
 
     fn open_stream(&mut self, client: u32, place: usize) {
@@ -1519,7 +1551,7 @@ impl World {
             records.push(WatchRecord { member: place as u64, start, resumes, messages, ..old.clone() });
         }
         if records.is_empty() {
-            let mut record = self.knowledge.watch(&mut self.dice, client, place as u64, self.scenario.mix.keys);
+            let mut record = self.wanted(client, place);
             if client >= self.scenario.watch_clients {
                 // The probe's see everything from now on.
                 let (key, end) = (vec![0], vec![0]);
@@ -1532,8 +1564,14 @@ impl World {
         let watches: Vec<_> =
             records.iter().enumerate().map(|(n, record)| (first + n, clients::spec(record))).collect();
         self.history.watches.extend(records);
+        // The probe's are a member's own, and so are all where users never count.
+        let by = match self.scenario.managers > 0 && client < self.scenario.watch_clients {
+            true => self.gossip.watches_as(&mut self.dice),
+            false => By::Member,
+        };
         let stream = Stream {
             client,
+            by: by.clone(),
             place,
             life,
             watches: watches.iter().map(|(watch, _)| *watch).collect(),
@@ -1543,7 +1581,10 @@ impl World {
         self.streams.insert(token, stream);
         self.watchers[client as usize].streams.push(token);
         let delay = self.dice.below(5 * MILLI);
-        self.schedule(delay, WorldEvent::Member { place, life, event: MemberEvent::Open { stream: token, watches } });
+        self.schedule(
+            delay,
+            WorldEvent::Member { place, life, event: MemberEvent::Open { stream: token, by, watches } },
+        );
     }
 
     fn stream_ends(&mut self, token: u64) {
@@ -1556,7 +1597,7 @@ impl World {
         let client = stream.client as usize;
         for watch in stream.watches.clone() {
             let messages = &mut self.history.watches[watch].messages;
-            if !matches!(messages.last(), Some((_, WatchMessage::Refused | WatchMessage::Canceled { .. }))) {
+            if !messages.last().is_some_and(|(_, message)| is_last(message)) {
                 messages.push((self.now, WatchMessage::Ended));
             }
         }
@@ -1568,6 +1609,12 @@ impl World {
             }
         }
     }
+}
+
+/// Whether nothing follows for that watch.
+fn is_last(message: &WatchMessage) -> bool {
+    use WatchMessage::{Canceled, Denied, Refused, Revoked};
+    matches!(message, Refused | Denied | Revoked | Canceled { .. })
 }
 
 /// Where a watch goes on.
@@ -1596,7 +1643,11 @@ fn revision_of(message: &WatchMessage) -> i64 {
         | WatchMessage::Progress { revision }
         | WatchMessage::StreamProgress { revision } => *revision,
         WatchMessage::Events { header_revision, .. } => *header_revision,
-        WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => 0,
+        WatchMessage::Refused
+        | WatchMessage::Denied
+        | WatchMessage::Revoked
+        | WatchMessage::Canceled { .. }
+        | WatchMessage::Ended => 0,
     }
 }
 
@@ -1619,6 +1670,7 @@ fn describe(place: usize, event: &MemberEvent) -> (&'static str, [u64; 4]) {
         MemberEvent::SnapshotNotSent { to } => ("snapshot not sent", [at, place_of(to.0) as u64, 0, 0]),
         MemberEvent::Call { call, .. } => ("request", [at, *call, 0, 0]),
         MemberEvent::ReadOn { call } => ("read on", [at, *call, 0, 0]),
+        MemberEvent::AskLeader { call, .. } => ("ask leader", [at, *call, 0, 0]),
         MemberEvent::AskLessor { call, .. } => ("ask lessor", [at, *call, 0, 0]),
         MemberEvent::LessorSaid { call, .. } => ("lessor said", [at, *call, 0, 0]),
         MemberEvent::Open { stream, .. } => ("open", [at, *stream, 0, 0]),

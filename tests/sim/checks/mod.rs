@@ -271,6 +271,10 @@ pub enum WatchMessage {
     StreamProgress { revision: i64 },
     /// It was not created, and never will be: what was asked for makes no sense.
     Refused,
+    /// The same: who asked for it may not have it.
+    Denied,
+    /// The server has ended the watch: its user may not have it any more.
+    Revoked,
     /// The server or the client has ended the watch; `compact_revision` is 0 unless history was compacted away.
     Canceled { compact_revision: i64 },
     /// The stream is gone, or the client stopped listening.

@@ -135,7 +135,11 @@ impl Order {
                         let newest = events.iter().map(|event| event.kv.mod_revision).max();
                         seen.push((*time, newest.unwrap_or(0).max(*header_revision)));
                     }
-                    WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
+                    WatchMessage::Refused
+                    | WatchMessage::Denied
+                    | WatchMessage::Revoked
+                    | WatchMessage::Canceled { .. }
+                    | WatchMessage::Ended => {}
                 }
             }
         }

@@ -1,20 +1,39 @@
 //! Who was allowed what, held against the log.
 //!
-//! The log says in which order users, roles and requests came. A model of users and roles goes through it and says of each
-//! request whether it had to be let through; then
+//! The log says in which order users, roles and requests came. A model of users, roles, keys and leases goes through it and says
+//! of each request whether it had to be let through; then
 //!   * a request that was let through must have been allowed at its place, and one that was turned away must not: at its own
 //!     place in the log, or, for reads, where the member stood that answered;
-//!   * every key that an entry changed was changed by a command of it that was allowed;
+//!   * every revision that an entry made is what one of its commands does that was allowed, or the end of a lease that its leader
+//!     found run out;
 //!   * nobody is taken for somebody else: a token is worth nothing once its user is gone or has another password, and is got with
 //!     the password that counts;
+//!   * a token lives on its member for so long, by that member's clock, and no longer, after it came there or was used there
+//!     last; while it lives it is known;
 //!   * a request that is not a local read is decided no earlier than what had been answered before it was made;
 //!   * in the end members have the users and roles that the log comes to.
 //!
-//! Whoever records keeps leases out: what a request needs does not depend on what is stored then.
+//! **Leases.** Granting one is for any user. Revoking one, putting a key on it and renewing it is for who may write all keys that
+//! hang on it then: at the place in the log, or, for a renewal, where the member stood that was asked. To see how long it lives
+//! is for any user, its keys for who may read them all; that is looked at when the member is as far as everybody had been told.
+//! Of these only what touches keys is refused to who was recognised before users changed. A lease that has run out is revoked by
+//! nobody.
+//!
+//! **Watches.** What is promised (`server::watch_rights`):
+//!   * a watch is created only for who may read all of its range where its member stands, and that is as far as everybody had
+//!     been told, if a leader could be asked;
+//!   * whenever a member has carried out a change of users or roles, and before a stream writes anything more, its watches are
+//!     looked at. One whose user may not read all of its range there is sent nothing more but that it has ended. So events of
+//!     later revisions are never sent, nor those of earlier ones that still waited, but for a watch that had ended before. A
+//!     client that does not read is told when he does;
+//!   * a watch ends for no other reason. One that was created while users did not count is for everybody, and goes on.
+//!
+//! The server's threads hear of a change of users a moment after they hear of the keys that the same turn of its core changed;
+//! here that is one instant.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::model::within;
+use super::model::{Model, within};
 use super::*;
 
 const ROOT: &str = "root";
@@ -28,6 +47,12 @@ pub struct Rights {
     pub effects: BTreeMap<u64, Vec<Event>>,
     /// How requests were decided: the request's index, and for whom.
     pub decided: Vec<(usize, Decided)>,
+    /// What members did about watches, in order: the watch's index.
+    pub watched: Vec<(usize, Watched)>,
+    /// What became of tokens on members, in order.
+    pub tokens: Vec<Held>,
+    /// How long one lives, in nanoseconds.
+    pub token_lifetime: u64,
     /// Users and roles as members have them at the end.
     pub end: Option<Standing>,
 }
@@ -37,6 +62,8 @@ pub struct Rights {
 pub struct Logged {
     /// The place of its entry.
     pub index: u64,
+    /// The term of its entry.
+    pub term: u64,
     /// Who proposed it, in which life, and its number there.
     pub id: Id,
     /// On whose behalf.
@@ -52,6 +79,8 @@ pub enum Asked {
     Request(Request),
     /// A token for a user whose password was compared at this auth revision.
     Token { user: String, compared_at: u64 },
+    /// Leases that have run out, as a leader of this term says who had carried out so much.
+    Expire { ids: Vec<i64>, term: u64, seen: u64 },
     /// What members say among themselves.
     Own,
 }
@@ -79,6 +108,56 @@ pub enum Decided {
     Looked { by: Asker, applied: u64 },
     /// It looked again when it had read.
     LookedAgain { by: Asker, applied: u64 },
+    /// The same, for the keys of a lease.
+    LookedAtKeys { by: Asker, applied: u64 },
+}
+
+/// What a member did about a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// It was asked for at this time, and when the member had carried out so much it looked who asked.
+    Asked {
+        /// Who, if that is known.
+        by: Asker,
+        /// The token he came with.
+        token: Option<String>,
+        /// When he asked.
+        asked_at: u64,
+        /// How far the member was.
+        applied: u64,
+        /// A leader has said how far it must be.
+        confirmed: bool,
+        /// What he was told, if he was turned away.
+        refused: Option<&'static str>,
+    },
+    /// A member that had carried out so much wrote something for it, or had its client read while it goes on.
+    Goes { applied: u64 },
+    /// A member that had carried out so much ended it for want of rights.
+    Ended { applied: u64 },
+}
+
+/// Something that became of tokens, on a member in one of its lives, at a time of its clock in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The member and its life.
+    pub member: (u64, u64),
+    /// When.
+    pub at: u64,
+    /// What.
+    pub what: Token,
+}
+
+/// What may become of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// It came there, for this user.
+    Came { token: String, user: String },
+    /// All of a user's are void.
+    VoidOf(String),
+    /// All are.
+    AllVoid,
+    /// Somebody came with it, and was taken for its user or not.
+    Shown { token: String, known: bool },
 }
 
 /// A change of users and roles.
@@ -158,6 +237,12 @@ pub struct Counts {
     pub changes: usize,
     /// Tokens given out.
     pub logins: usize,
+    /// Requests about leases with keys that were turned away for them.
+    pub leases: usize,
+    /// Watches that were let be, turned away, ended.
+    pub watches: [usize; 3],
+    /// Tokens that had run out when they were shown.
+    pub run_out: usize,
 }
 
 impl Counts {
@@ -168,6 +253,9 @@ impl Counts {
         self.outdated += other.outdated;
         self.changes += other.changes;
         self.logins += other.logins;
+        self.leases += other.leases;
+        self.run_out += other.run_out;
+        self.watches.iter_mut().zip(other.watches).for_each(|(sum, more)| *sum += more);
     }
 }
 
@@ -222,6 +310,18 @@ struct Users {
     all_void: u64,
 }
 
+/// Leases and their keys as far as the log has been read, and what they were.
+#[derive(Default)]
+struct Leases {
+    /// The entry that granted each.
+    granted: BTreeMap<i64, u64>,
+    model: Model,
+    /// Of each lease its keys from an index on, oldest first.
+    past: BTreeMap<i64, Vec<(u64, Keys)>>,
+}
+
+type Keys = BTreeSet<Vec<u8>>;
+
 /// Holds what was decided against the log.
 pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
     let mut counts = Counts::default();
@@ -229,18 +329,26 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
     users.standing.revision = 1;
     // What they were from an index on.
     let mut past: Vec<(u64, Users)> = vec![(0, users.clone())];
+    let mut leases = Leases::default();
     let mut verdicts: BTreeMap<Id, (u64, Verdict)> = BTreeMap::new();
-    let mut tokens: BTreeMap<u64, Vec<(String, Id)>> = BTreeMap::new();
+    let mut tokens: Issued = BTreeMap::new();
     let logins = logins(history, rights);
-    let mut entry: Vec<&Request> = Vec::new();
+    let mut made = VecDeque::new();
     for (at, logged) in rights.log.iter().enumerate() {
-        let mut verdict = users.allows_command(&logged.by, &logged.what);
+        if at.checked_sub(1).is_none_or(|before| rights.log[before].index != logged.index) {
+            made = revisions(rights.effects.get(&logged.index).map_or(&[], Vec::as_slice));
+        }
+        let mut verdict = users.allows_command(&logged.by, &logged.what, &|id| leases.keys(id));
         match &logged.what {
             Asked::Request(Request::Users(change)) => {
                 verdict = verdict.and_then(|()| users.change(change, logged.index));
                 counts.changes += usize::from(verdict.is_ok());
             }
-            Asked::Request(request) if verdict.is_ok() => entry.push(request),
+            Asked::Request(request) if verdict.is_ok() => leases.carry_out(request, logged.index, &mut made),
+            // The clock of a leader that was deposed does not count any more.
+            Asked::Expire { ids, term, seen } if *term == logged.term => {
+                ids.iter().for_each(|id| leases.run_out(*id, *seen, logged.index, &mut made));
+            }
             Asked::Token { user, .. } if verdict.is_ok() => {
                 if let Some((op, password)) = logins.get(&logged.id)
                     && users.passwords.get(user) != Some(password)
@@ -254,8 +362,10 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
         // The first answers; it is not proposed twice.
         verdicts.entry(logged.id).or_insert((logged.index, verdict));
         if rights.log.get(at + 1).is_none_or(|next| next.index != logged.index) {
-            explain(logged.index, &entry, rights)?;
-            entry.clear();
+            if let Some(events) = made.front() {
+                let what = format!("nobody was allowed at {} what was done: {:?}", logged.index, events[0]);
+                return Err(general("rights", what));
+            }
             if past.last().is_some_and(|(_, before)| before.standing.revision != users.standing.revision)
                 || past.last().is_some_and(|(_, before)| before.standing.enabled != users.standing.enabled)
             {
@@ -264,11 +374,14 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
         }
     }
     let at = |applied: u64| &past[past.partition_point(|(from, _)| *from <= applied) - 1].1;
+    let later = |(op, decided): &(usize, Decided)| {
+        matches!(decided, Decided::LookedAgain { .. } | Decided::LookedAtKeys { .. }).then_some(*op)
+    };
+    let later: BTreeSet<usize> = rights.decided.iter().filter_map(later).collect();
 
     let mut places: BTreeMap<usize, u64> = BTreeMap::new();
     for (op, decided) in &rights.decided {
         let Op { request, outcome, .. } = &history.ops[*op];
-        let refused = |text: &&str| matches!(outcome, Outcome::Refused(told) if told == text);
         let held = |index: u64, verdict: Verdict| match (verdict, outcome) {
             (Err(text), Outcome::Ok { .. }) => {
                 Err(broken("rights", format!("allowed at {index}, which has to be refused: {text}"), *op))
@@ -283,22 +396,7 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
         };
         match decided {
             Decided::Recognised { token, by, applied } => {
-                let Asker::User { name, revision } = by else { continue };
-                let made = token.rsplit('.').next().and_then(|index| index.parse().ok()).unwrap_or(0);
-                let users = at(*applied);
-                if !tokens.get(&made).is_some_and(|made| made.iter().any(|(user, _)| user == name)) {
-                    return Err(broken("rights", format!("{token} is no token of {name}"), *op));
-                }
-                if made <= users.all_void.max(users.void.get(name).copied().unwrap_or(0)) {
-                    return Err(broken(
-                        "rights",
-                        format!("{name} comes at {applied} with {token}, which is void"),
-                        *op,
-                    ));
-                }
-                if *revision > users.standing.revision {
-                    return Err(broken("rights", format!("{name} is recognised at {applied} as of {revision}"), *op));
-                }
+                at(*applied).check_taken(token, by, *applied, &tokens).map_err(|what| broken("rights", what, *op))?;
             }
             Decided::Proposed { id } => {
                 let Some((index, verdict)) = verdicts.get(id) else {
@@ -310,17 +408,20 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
                 places.insert(*op, *index);
                 held(*index, *verdict)?;
                 counts.logins += usize::from(matches!(request, Request::Login { .. }) && verdict.is_ok());
-                count(&mut counts, at(*index), verdict);
+                count(&mut counts, at(*index), request, verdict);
             }
             Decided::Looked { by, applied } => {
                 let users = at(*applied);
-                let verdict = users.allows(by, request);
+                let verdict = users.allows(by, request, &|id| leases.keys_at(id, *applied));
                 // What it finds out later is another question.
-                if !(verdict.is_ok() && refused(&texts::OUTDATED)) {
+                if verdict.is_err() || !later.contains(op) {
                     held(*applied, verdict)?;
                 }
-                places.insert(*op, *applied);
-                count(&mut counts, users, &verdict);
+                // What is asked of the leader's clock, or of this member as it stands, is not asked of the log.
+                if !matches!(request, Request::KeepAlive { .. } | Request::TimeToLive { .. }) {
+                    places.insert(*op, *applied);
+                }
+                count(&mut counts, users, request, &verdict);
             }
             Decided::LookedAgain { by, applied } => {
                 let users = at(*applied);
@@ -328,9 +429,20 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
                     if users.standing.enabled && *revision != users.standing.revision);
                 held(*applied, if outdated { Err(texts::OUTDATED) } else { Ok(()) })?;
             }
+            Decided::LookedAtKeys { by, applied } => {
+                let Request::TimeToLive { id, .. } = request else { continue };
+                let users = at(*applied);
+                let verdict = users.allows_keys(by, leases.keys_at(*id, *applied), Vec::new());
+                held(*applied, verdict)?;
+                places.insert(*op, *applied);
+                count(&mut counts, users, request, &verdict);
+            }
         }
     }
-    check_order(history, &places)?;
+    let floors = Floors::new(history, &places);
+    floors.check(history, &places)?;
+    check_watches(history, rights, &at, &tokens, &floors, &mut counts)?;
+    check_lifetimes(rights, &mut counts)?;
     // What else this role allows is never shown.
     users.standing.roles.entry(ROOT.into()).and_modify(Vec::clear);
     match &rights.end {
@@ -341,10 +453,12 @@ pub fn check(history: &History, rights: &Rights) -> Result<Counts, Violation> {
     }
 }
 
-fn count(counts: &mut Counts, users: &Users, verdict: &Verdict) {
+fn count(counts: &mut Counts, users: &Users, request: &Request, verdict: &Verdict) {
+    let of_lease = matches!(request, Request::Revoke { .. } | Request::KeepAlive { .. } | Request::TimeToLive { .. });
     counts.allowed += usize::from(users.standing.enabled && verdict.is_ok());
     counts.denied += usize::from(verdict.is_err());
     counts.outdated += usize::from(*verdict == Err(texts::OUTDATED));
+    counts.leases += usize::from(of_lease && *verdict == Err(texts::DENIED));
 }
 
 /// What logins were proposed with: the request's index and the password.
@@ -356,99 +470,294 @@ fn logins<'a>(history: &'a History, rights: &Rights) -> BTreeMap<Id, (usize, &'a
     rights.decided.iter().filter_map(login).collect()
 }
 
-/// Every key that an entry changed was changed by one of these.
-fn explain(index: u64, allowed: &[&Request], rights: &Rights) -> Result<(), Violation> {
-    for event in rights.effects.get(&index).into_iter().flatten() {
-        let puts = |key: &Vec<u8>, value: &Vec<u8>| {
-            event.kind == EventKind::Put && *key == event.kv.key && *value == event.kv.value
+/// What an entry did, by revision.
+fn revisions(events: &[Event]) -> VecDeque<&[Event]> {
+    events.chunk_by(|event, next| event.kv.mod_revision == next.kv.mod_revision).collect()
+}
+
+impl Leases {
+    /// Keys on a lease, now.
+    fn keys(&self, id: i64) -> Keys {
+        self.model.attached(id).cloned().collect()
+    }
+
+    /// Keys on a lease where so much was carried out.
+    fn keys_at(&self, id: i64, applied: u64) -> Keys {
+        let past = self.past.get(&id).map_or(&[][..], Vec::as_slice);
+        let versions = past.partition_point(|(from, _)| *from <= applied);
+        past[..versions].last().map(|(_, keys)| keys.clone()).unwrap_or_default()
+    }
+
+    /// A request is carried out that is allowed. What comes of it is taken off what its entry has made.
+    fn carry_out(&mut self, request: &Request, index: u64, made: &mut VecDeque<&[Event]>) {
+        match request {
+            Request::Grant { id, .. } if *id != 0 => _ = self.granted.entry(*id).or_insert(index),
+            Request::Revoke { id } if self.granted.remove(id).is_some() => self.change(request, index, made),
+            // It may be refused for what it asks for: then nothing came of it.
+            Request::Put { .. } | Request::Delete { .. } | Request::Txn { .. } => self.change(request, index, made),
+            _ => {}
+        }
+    }
+
+    /// The leader that had carried out so much found a lease run out. One of the same id that was granted later is another.
+    fn run_out(&mut self, id: i64, seen: u64, index: u64, made: &mut VecDeque<&[Event]>) {
+        if self.granted.get(&id).is_some_and(|granted| *granted <= seen) {
+            self.carry_out(&Request::Revoke { id }, index, made);
+        }
+    }
+
+    fn change(&mut self, request: &Request, index: u64, made: &mut VecDeque<&[Event]>) {
+        let events = self.model.effect(request).events;
+        let same = |(event, done): (&Event, &Event)| {
+            let told = |event: &Event| {
+                let KeyValue { key, value, mod_revision, lease, .. } = event.kv.clone();
+                (event.kind, key, value, mod_revision, lease)
+            };
+            told(event) == told(done)
         };
-        let deletes = |key: &Vec<u8>, end: &Vec<u8>| event.kind == EventKind::Delete && within(&event.kv.key, key, end);
-        let does = |op: &TxnOp| match op {
-            TxnOp::Put { key, value, .. } => puts(key, value),
-            TxnOp::Delete { key, end, .. } => deletes(key, end),
-            _ => false,
+        let is_it =
+            |done: &&&[Event]| !done.is_empty() && done.len() == events.len() && events.iter().zip(**done).all(same);
+        if made.front().filter(is_it).is_none() {
+            return;
+        }
+        made.pop_front();
+        let of = |event: &Event| [event.kv.lease, event.prev.as_ref().map_or(0, |prev| prev.lease)];
+        let touched: BTreeSet<i64> = events.iter().flat_map(of).filter(|id| *id != 0).collect();
+        self.model.push(events);
+        for id in touched {
+            let keys = self.keys(id);
+            self.past.entry(id).or_default().push((index, keys));
+        }
+    }
+}
+
+/// Tokens by the entry that made them: whose, and by which command.
+type Issued = BTreeMap<u64, Vec<(String, Id)>>;
+
+/// The highest place at which something had been decided of what was answered, over time.
+struct Floors(Vec<(u64, u64)>);
+
+impl Floors {
+    fn new(history: &History, places: &BTreeMap<usize, u64>) -> Floors {
+        let returned = |(op, place): (&usize, &u64)| history.ops[*op].ret.map(|ret| (ret, *place));
+        let mut returns: Vec<(u64, u64)> = places.iter().filter_map(returned).collect();
+        returns.sort_unstable();
+        let mut highest = 0;
+        for (_, place) in &mut returns {
+            highest = highest.max(*place);
+            *place = highest;
+        }
+        Floors(returns)
+    }
+
+    /// Of what had been answered before that time.
+    fn before(&self, time: u64) -> u64 {
+        let before = self.0.partition_point(|(ret, _)| *ret < time);
+        before.checked_sub(1).map_or(0, |at| self.0[at].1)
+    }
+
+    /// Whatever is asked for after something was answered is decided after it.
+    fn check(&self, history: &History, places: &BTreeMap<usize, u64>) -> Result<(), Violation> {
+        for (op, place) in places {
+            let Op { call, outcome, request, .. } = &history.ops[*op];
+            let local = matches!(request, Request::Range { serializable: true, .. });
+            let floor = self.before(*call);
+            if !local && *outcome != Outcome::Unknown && *place < floor {
+                let what = format!("decided at {place}, though something at {floor} had been answered before");
+                return Err(broken("rights", what, *op));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Holds watches against users and roles as they were where members stood.
+fn check_watches<'a>(
+    history: &History,
+    rights: &Rights,
+    at: &dyn Fn(u64) -> &'a Users,
+    tokens: &Issued,
+    floors: &Floors,
+    counts: &mut Counts,
+) -> Result<(), Violation> {
+    // Whose those are that were created while users counted; and whose a stream is.
+    let (mut held, mut streams) = (BTreeMap::new(), BTreeMap::new());
+    for (watch, watched) in &rights.watched {
+        let WatchRecord { key, end, stream, .. } = &history.watches[*watch];
+        let wrong = |what: String| Violation { rule: "rights", what, op: None, watch: Some(*watch) };
+        let request = Request::Range { key: key.clone(), end: end.clone(), limit: 0, revision: 0, serializable: false };
+        let may = |users: &Users, name: &String| {
+            let asker = Asker::User { name: name.clone(), revision: users.standing.revision };
+            users.allows(&asker, &request, &|_| Keys::new()).is_ok()
         };
-        let by = |request: &&&Request| match request {
-            Request::Put { key, value, .. } => puts(key, value),
-            Request::Delete { key, end, .. } => deletes(key, end),
-            Request::Txn { then, otherwise, .. } => then.iter().chain(otherwise).flat_map(TxnOp::all).any(does),
-            _ => false,
-        };
-        if !allowed.iter().any(|request| by(&request)) {
-            let what = format!("nobody was allowed at {index} what was done: {event:?}");
-            return Err(general("rights", what));
+        match watched {
+            Watched::Asked { by, token, asked_at, applied, confirmed, refused } => {
+                let users = at(*applied);
+                let unknown = *by == Asker::Nobody && token.is_some();
+                let verdict = match unknown && users.standing.enabled {
+                    true => Err(texts::TOKEN),
+                    false => users.allows(by, &request, &|_| Keys::new()),
+                };
+                match (verdict, refused) {
+                    (Err(text), None) => {
+                        return Err(wrong(format!("watches from {applied} on, which has to be refused: {text}")));
+                    }
+                    (_, Some(told)) if verdict != Err(*told) => {
+                        return Err(wrong(format!(
+                            "may not watch at {applied}: {told}, where it should be {verdict:?}"
+                        )));
+                    }
+                    _ => {}
+                }
+                if let Some(token) = token {
+                    users.check_taken(token, by, *applied, tokens).map_err(wrong)?;
+                }
+                let floor = floors.before(*asked_at);
+                if *confirmed && *applied < floor {
+                    let what = format!("decided at {applied}, though something at {floor} had been answered before");
+                    return Err(wrong(what));
+                }
+                counts.watches[1] += usize::from(refused.is_some());
+                if let (Asker::User { name, .. }, None, true) = (by, refused, users.standing.enabled) {
+                    counts.watches[0] += 1;
+                    held.insert(*watch, name);
+                    streams.insert(*stream, name);
+                }
+            }
+            Watched::Goes { applied } => {
+                if let Some(name) = held.get(watch)
+                    && !may(at(*applied), name)
+                {
+                    return Err(wrong(format!("goes on at {applied}, where {name} may not read all of it")));
+                }
+            }
+            Watched::Ended { applied } => {
+                counts.watches[2] += 1;
+                if streams.get(stream).is_none_or(|name| may(at(*applied), name)) {
+                    return Err(wrong(format!("is ended at {applied} for no reason")));
+                }
+            }
         }
     }
     Ok(())
 }
 
-/// Whatever is asked for after something was answered is decided after it.
-fn check_order(history: &History, places: &BTreeMap<usize, u64>) -> Result<(), Violation> {
-    let returned = |(op, place): (&usize, &u64)| history.ops[*op].ret.map(|ret| (ret, *place));
-    let mut returns: Vec<(u64, u64)> = places.iter().filter_map(returned).collect();
-    returns.sort_unstable();
-    let mut highest = 0;
-    for (_, place) in &mut returns {
-        highest = highest.max(*place);
-        *place = highest;
-    }
-    for (op, place) in places {
-        let Op { call, outcome, request, .. } = &history.ops[*op];
-        let local = matches!(request, Request::Range { serializable: true, .. });
-        let before = returns.partition_point(|(ret, _)| ret < call);
-        let floor = before.checked_sub(1).map_or(0, |at| returns[at].1);
-        if !local && *outcome != Outcome::Unknown && *place < floor {
-            let what = format!("decided at {place}, though something at {floor} had been answered before");
-            return Err(broken("rights", what, *op));
+/// Holds what members know of tokens against their clocks.
+fn check_lifetimes(rights: &Rights, counts: &mut Counts) -> Result<(), Violation> {
+    // By member: whose they are, and when they were last used.
+    type Known<'a> = BTreeMap<&'a String, (&'a String, u64)>;
+    let mut known: BTreeMap<(u64, u64), Known<'_>> = BTreeMap::new();
+    for Held { member, at, what } in &rights.tokens {
+        let known = known.entry(*member).or_default();
+        match what {
+            Token::Came { token, user } => _ = known.insert(token, (user, *at)),
+            Token::VoidOf(gone) => known.retain(|_, (user, _)| *user != gone),
+            Token::AllVoid => known.clear(),
+            Token::Shown { token, known: taken } => {
+                let last = known.remove(token);
+                let alive = last.filter(|(_, used)| at - used < rights.token_lifetime);
+                counts.run_out += usize::from(last.is_some() && alive.is_none());
+                if *taken != alive.is_some() {
+                    let what = format!("{token} is shown at {at} to {member:?}; known: {taken}, last used: {last:?}");
+                    return Err(general("rights", what));
+                }
+                known.extend(alive.map(|(user, _)| (token, (user, *at))));
+            }
         }
     }
     Ok(())
 }
 
 impl Users {
-    fn allows_command(&self, by: &Asker, what: &Asked) -> Verdict {
+    fn allows_command(&self, by: &Asker, what: &Asked, keys_of: &dyn Fn(i64) -> Keys) -> Verdict {
         match what {
-            Asked::Request(request) => self.allows(by, request),
+            Asked::Request(request) => self.allows(by, request, keys_of),
             Asked::Token { .. } if !self.standing.enabled => Err(texts::OFF),
             Asked::Token { user, .. } if !self.standing.users.contains_key(user) => Err(texts::PASSWORD),
             Asked::Token { compared_at, .. } if *compared_at != self.standing.revision => Err(texts::OUTDATED),
-            Asked::Token { .. } | Asked::Own => Ok(()),
+            Asked::Token { .. } | Asked::Expire { .. } | Asked::Own => Ok(()),
         }
     }
 
-    /// Whether a request is to be let through.
-    fn allows(&self, by: &Asker, request: &Request) -> Verdict {
+    /// Whether whoever came with a token may be taken for this one, where so much was carried out.
+    fn check_taken(&self, token: &str, by: &Asker, applied: u64, tokens: &Issued) -> Result<(), String> {
+        let Asker::User { name, revision } = by else { return Ok(()) };
+        let made = token.rsplit('.').next().and_then(|index| index.parse().ok()).unwrap_or(0);
+        if !tokens.get(&made).is_some_and(|made| made.iter().any(|(user, _)| user == name)) {
+            return Err(format!("{token} is no token of {name}"));
+        }
+        if made <= self.all_void.max(self.void.get(name).copied().unwrap_or(0)) {
+            return Err(format!("{name} comes at {applied} with {token}, which is void"));
+        }
+        if *revision > self.standing.revision {
+            return Err(format!("{name} is recognised at {applied} as of {revision}"));
+        }
+        Ok(())
+    }
+
+    /// Whether a request is to be let through. `keys_of` says which keys hang on a lease.
+    fn allows(&self, by: &Asker, request: &Request, keys_of: &dyn Fn(i64) -> Keys) -> Verdict {
         if !self.standing.enabled || *by == Asker::Member || matches!(request, Request::Login { .. }) {
             return Ok(());
         }
+        let Asker::User { name, .. } = by else { return Err(texts::NOBODY) };
+        let roles = self.standing.users.get(name).ok_or(texts::DENIED);
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        match request {
+            Request::Users(_) | Request::Compact { .. } => {
+                return if roles?.contains(ROOT) { Ok(()) } else { Err(texts::DENIED) };
+            }
+            Request::Grant { .. } | Request::TimeToLive { .. } => return roles.map(|_| ()),
+            Request::Revoke { id } | Request::KeepAlive { id } => {
+                return self.allows_keys(by, Keys::new(), keys_of(*id).into_iter().collect());
+            }
+            Request::Range { key, end, .. } => reads.push((key.clone(), end.clone())),
+            Request::Put { key, lease, prev_kv, .. } => {
+                put_needs(key, *lease, *prev_kv, keys_of, &mut reads, &mut writes);
+            }
+            Request::Delete { key, end, prev_kv } => {
+                writes.push((key.clone(), end.clone()));
+                reads.extend(prev_kv.then(|| (key.clone(), end.clone())));
+            }
+            Request::Txn { compares, then, otherwise } => {
+                txn_needs(compares, then, otherwise, keys_of, &mut reads, &mut writes);
+            }
+            Request::Login { .. } => return Ok(()),
+        }
+        self.allows_ranges(by, &reads, &writes)
+    }
+
+    /// Whether somebody may do something for which he needs to read these keys of a lease and to write those: without any, any
+    /// user.
+    fn allows_keys(&self, by: &Asker, reads: Keys, writes: Vec<Vec<u8>>) -> Verdict {
+        if !self.standing.enabled || *by == Asker::Member {
+            return Ok(());
+        }
+        let Asker::User { name, .. } = by else { return Err(texts::NOBODY) };
+        let roles = self.standing.users.get(name).ok_or(texts::DENIED)?;
+        if roles.contains(ROOT) || reads.is_empty() && writes.is_empty() {
+            return Ok(());
+        }
+        let single = |key: Vec<u8>| (key, Vec::new());
+        let (reads, writes): (Ranges, Ranges) =
+            (reads.into_iter().map(single).collect(), writes.into_iter().map(single).collect());
+        self.allows_ranges(by, &reads, &writes)
+    }
+
+    /// Whether a user may read and write these.
+    fn allows_ranges(&self, by: &Asker, reads: &Ranges, writes: &Ranges) -> Verdict {
         let Asker::User { name, revision } = by else { return Err(texts::NOBODY) };
-        let manages = matches!(request, Request::Users(_) | Request::Compact { .. });
-        if !manages && *revision < self.standing.revision {
+        if *revision < self.standing.revision {
             return Err(texts::OUTDATED);
         }
         let roles = self.standing.users.get(name).ok_or(texts::DENIED)?;
-        let (mut reads, mut writes) = (Vec::new(), Vec::new());
-        match request {
-            _ if roles.contains(ROOT) => return Ok(()),
-            Request::Range { key, end, .. } => reads.push((&key[..], &end[..])),
-            Request::Put { key, prev_kv, .. } => {
-                writes.push((&key[..], &[][..]));
-                reads.extend(prev_kv.then_some((&key[..], &[][..])));
-            }
-            Request::Delete { key, end, prev_kv } => {
-                writes.push((&key[..], &end[..]));
-                reads.extend(prev_kv.then_some((&key[..], &end[..])));
-            }
-            Request::Txn { compares, then, otherwise } => txn_needs(compares, then, otherwise, &mut reads, &mut writes),
-            _ if manages => return Err(texts::DENIED),
-            other => unreachable!("the recorder keeps leases out: {other:?}"),
-        }
-        let covers = |range: &(&[u8], &[u8]), may: fn(&Permission) -> bool| {
+        let covers = |(key, end): &(Vec<u8>, Vec<u8>), may: fn(&Permission) -> bool| {
             let held = roles.iter().filter_map(|role| self.standing.roles.get(role)).flatten();
-            covered(*range, &held.filter(|permission| may(permission)).collect::<Vec<_>>())
+            covered((key, end), &held.filter(|permission| may(permission)).collect::<Vec<_>>())
         };
-        let allowed = reads.iter().all(|range| covers(range, |permission| permission.read))
-            && writes.iter().all(|range| covers(range, |permission| permission.write));
+        let allowed = roles.contains(ROOT)
+            || reads.iter().all(|range| covers(range, |permission| permission.read))
+                && writes.iter().all(|range| covers(range, |permission| permission.write));
         if allowed { Ok(()) } else { Err(texts::DENIED) }
     }
 
@@ -528,29 +837,41 @@ impl Users {
     }
 }
 
-type Ranges<'a> = Vec<(&'a [u8], &'a [u8])>;
+type Ranges = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Whoever puts a key on a lease decides when the others on it go.
+fn put_needs(
+    key: &[u8],
+    lease: i64,
+    prev_kv: bool,
+    keys_of: &dyn Fn(i64) -> Keys,
+    reads: &mut Ranges,
+    writes: &mut Ranges,
+) {
+    writes.push((key.to_vec(), Vec::new()));
+    writes.extend(keys_of(lease).into_iter().map(|key| (key, Vec::new())));
+    reads.extend(prev_kv.then(|| (key.to_vec(), Vec::new())));
+}
 
 /// A transaction needs what all of it needs, whichever way it goes.
-fn txn_needs<'a>(
-    compares: &'a [Compare],
-    then: &'a [TxnOp],
-    otherwise: &'a [TxnOp],
-    reads: &mut Ranges<'a>,
-    writes: &mut Ranges<'a>,
+fn txn_needs(
+    compares: &[Compare],
+    then: &[TxnOp],
+    otherwise: &[TxnOp],
+    keys_of: &dyn Fn(i64) -> Keys,
+    reads: &mut Ranges,
+    writes: &mut Ranges,
 ) {
-    reads.extend(compares.iter().map(|compare| (&compare.key[..], &[][..])));
+    reads.extend(compares.iter().map(|compare| (compare.key.clone(), Vec::new())));
     for op in then.iter().chain(otherwise) {
         match op {
-            TxnOp::Range { key, end, .. } => reads.push((key, end)),
-            TxnOp::Put { key, prev_kv, .. } => {
-                writes.push((key, &[]));
-                reads.extend(prev_kv.then_some((&key[..], &[][..])));
-            }
+            TxnOp::Range { key, end, .. } => reads.push((key.clone(), end.clone())),
+            TxnOp::Put { key, lease, prev_kv, .. } => put_needs(key, *lease, *prev_kv, keys_of, reads, writes),
             TxnOp::Delete { key, end, prev_kv } => {
-                writes.push((key, end));
-                reads.extend(prev_kv.then_some((&key[..], &end[..])));
+                writes.push((key.clone(), end.clone()));
+                reads.extend(prev_kv.then(|| (key.clone(), end.clone())));
             }
-            TxnOp::Txn { compares, then, otherwise } => txn_needs(compares, then, otherwise, reads, writes),
+            TxnOp::Txn { compares, then, otherwise } => txn_needs(compares, then, otherwise, keys_of, reads, writes),
         }
     }
 }

@@ -60,7 +60,11 @@ impl<'a> Shown<'a> {
                 WatchMessage::Progress { revision } | WatchMessage::StreamProgress { revision } => {
                     covers.1 = covers.1.max(*revision)
                 }
-                WatchMessage::Refused | WatchMessage::Canceled { .. } | WatchMessage::Ended => {}
+                WatchMessage::Refused
+                | WatchMessage::Denied
+                | WatchMessage::Revoked
+                | WatchMessage::Canceled { .. }
+                | WatchMessage::Ended => {}
             }
         }
         covers
@@ -295,7 +299,10 @@ impl<'a> Walk<'a> {
         if self.canceled && *message != WatchMessage::Ended {
             return Err(("protocol", "after canceled".into()));
         }
-        let first = matches!(message, WatchMessage::Created { .. } | WatchMessage::Refused | WatchMessage::Ended);
+        let first = matches!(
+            message,
+            WatchMessage::Created { .. } | WatchMessage::Refused | WatchMessage::Denied | WatchMessage::Ended
+        );
         if self.created.is_none() && !first {
             return Err(("protocol", "before created".into()));
         }
@@ -306,7 +313,9 @@ impl<'a> Walk<'a> {
             WatchMessage::Refused if self.created.is_some() || !makes_no_sense(self.record) => {
                 Err(("protocol", "refused without reason".into()))
             }
-            WatchMessage::Refused => {
+            WatchMessage::Denied if self.created.is_some() => Err(("protocol", "denied after created".into())),
+            // Whether that is right is for the judge of rights.
+            WatchMessage::Refused | WatchMessage::Denied | WatchMessage::Revoked => {
                 self.canceled = true;
                 Ok(())
             }
