@@ -44,6 +44,8 @@ pub(crate) struct Cluster {
     pub(crate) more: Vec<String>,
     /// `http`, or `https` for clients and members.
     pub(crate) scheme: &'static str,
+    /// What the members run: this program, or another that takes the same flags.
+    pub(crate) program: PathBuf,
 }
 
 /// One process, killed when dropped.
@@ -68,6 +70,7 @@ impl Cluster {
             flags: &[],
             more: Vec::new(),
             scheme: "http",
+            program: PathBuf::from(env!("CARGO_BIN_EXE_everwatch")),
         }
     }
 
@@ -102,7 +105,7 @@ impl Cluster {
     pub(crate) fn start_with(&self, n: usize, list: &str, state: &str) -> Process {
         let scheme = self.scheme;
         let (client, peer) = (format!("{scheme}://{}", self.clients[n]), format!("{scheme}://{}", self.peers[n]));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_everwatch"));
+        let mut command = Command::new(&self.program);
         command.env_clear().args(["--name", &format!("m{n}"), "--data-dir"]).arg(self.dir(n));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &format!("{scheme}://{}", self.listens[n])]);
