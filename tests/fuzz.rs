@@ -18,6 +18,8 @@ mod backups;
 mod boot;
 #[path = "fuzz/engine.rs"]
 mod engine;
+#[path = "fuzz/etcd_logs.rs"]
+mod etcd_logs;
 #[path = "fuzz/log.rs"]
 mod log;
 #[path = "fuzz/peers.rs"]
@@ -106,4 +108,9 @@ fn readers() {
 #[test]
 fn backups() {
     engine::run("backups", 200, backups::run);
+}
+
+#[test]
+fn etcd_logs() {
+    engine::run("etcd_logs", 200, etcd_logs::run);
 }

@@ -20,7 +20,8 @@
 //! count, once to send. So no copy of the data is made, on disk or in memory, and nobody waits.
 //!
 //! **Reading** ([`read`]) yields what a new cluster can begin with: keys with their history, leases, alarms. Who the members were and
-//! how far their log was is left out, as etcd's own restore leaves it out.
+//! how far their log was is left out, as etcd's own restore leaves it out. Of a directory the end of the log belongs to it, which the
+//! file does not have yet ([`etcd_log`]).
 //!
 //! Deliberately missing: what is done with the rows. `server::restore` makes data directories, `ctl` saves files.
 
@@ -28,6 +29,7 @@ use std::{fmt, io};
 
 use crate::storage::{self, bolt};
 
+pub mod etcd_commands;
 pub mod etcd_log;
 pub mod read;
 mod rows;

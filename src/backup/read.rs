@@ -1,5 +1,6 @@
 //! A file of etcd's to our rows.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -111,6 +112,22 @@ impl Source {
             Some(Ok(()))
         })?;
         Ok(index)
+    }
+
+    /// Whose votes decide there, as far as the file says: who is one by either of its two lists.
+    pub fn voters(&mut self) -> Result<BTreeSet<u64>, Error> {
+        let mut voters = BTreeSet::new();
+        self.each("members", &mut |key, value| {
+            voters.extend(rows::voter_from_etcd(key, value)?);
+            Some(Ok(()))
+        })?;
+        self.each("meta", &mut |key, value| {
+            if key == b"confState" {
+                voters.extend(rows::voters_from_etcd(value)?);
+            }
+            Some(Ok(()))
+        })?;
+        Ok(voters)
     }
 
     /// Users and roles are the same rows here.

@@ -95,6 +95,14 @@ pub(super) fn member_to_etcd(row: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((member_key(id), member.to_string().into_bytes()))
 }
 
+/// The id of a member of whom such a row is, if it votes.
+pub(super) fn voter_from_etcd(key: &[u8], value: &[u8]) -> Option<Option<u64>> {
+    let id = u64::from_str_radix(str::from_utf8(key).ok()?, 16).ok()?;
+    let member: Value = serde_json::from_slice(value).ok()?;
+    let is_learner = member.get("isLearner").and_then(Value::as_bool).unwrap_or(false);
+    Some((!is_learner).then_some(id))
+}
+
 /// The key of a member, there or removed.
 pub(super) fn member_key(id: u64) -> String {
     format!("{id:x}")
@@ -116,6 +124,13 @@ pub(super) fn conf_state_to_etcd(row: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(conf_state.to_string().into_bytes())
+}
+
+/// Everybody who has a vote in a configuration of raft's.
+pub(super) fn voters_from_etcd(value: &[u8]) -> Option<Vec<u64>> {
+    let conf_state: Value = serde_json::from_slice(value).ok()?;
+    let lists = ["voters", "voters_outgoing"].map(|field| conf_state.get(field).and_then(Value::as_array));
+    lists.into_iter().flatten().flatten().map(Value::as_u64).collect()
 }
 
 #[cfg(test)]
@@ -151,11 +166,17 @@ mod tests {
         let text: Value = serde_json::from_slice(&value).unwrap();
         assert_eq!(key, "2e1259d415f2a040");
         assert_eq!(text, json!({ "id": 3319814642761637952u64, "peerURLs": ["http://127.0.0.1:23800"], "name": "a" }));
+        assert_eq!(voter_from_etcd(key.as_bytes(), &value), Some(Some(record.id)));
+        assert_eq!(voter_from_etcd(key.as_bytes(), br#"{"id":5,"isLearner":true}"#), Some(None));
+        assert_eq!(voter_from_etcd(b"m1", &value), None);
 
         let conf_state = ConfState { voters: vec![3319814642761637952], ..Default::default() };
         let text = conf_state_to_etcd(&conf_state.encode_to_vec()).unwrap();
         let text: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(text, json!({ "voters": [3319814642761637952u64], "auto_leave": false }));
+        assert_eq!(voters_from_etcd(text.to_string().as_bytes()), Some(conf_state.voters));
+        assert_eq!(voters_from_etcd(br#"{"voters":[1],"voters_outgoing":[2]}"#), Some(vec![1, 2]));
+        assert_eq!(voters_from_etcd(b"voters"), None);
     }
 
     #[test]

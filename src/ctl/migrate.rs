@@ -10,7 +10,7 @@ use super::arguments::{Typed, command, switch, value};
 use super::failure::Failure;
 use super::print::print;
 use super::snapshot::{self, describe, restore_from, with_plan};
-use crate::backup::etcd_log::changes_after;
+use crate::backup::etcd_log::{self, Tail};
 use crate::backup::read::Source;
 use crate::server::restore::Plan;
 
@@ -36,16 +36,33 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn migrate(from: &Path, log: Option<PathBuf>, unchecked: bool, plan: &Plan) -> Result<String, String> {
     if !from.is_dir() {
-        return Ok(describe(from, plan, &restore_from(from, unchecked, plan)?));
+        return Ok(describe(from, plan, &restore_from(from, unchecked, plan, &[])?));
     }
     let file = from.join("member/snap/db");
     // Held to the end: etcd does not start meanwhile.
     let _lock = lock(&file)?;
     let log = log.unwrap_or_else(|| from.join("member/wal"));
-    let index = require_complete(from, &file, &log)?;
-    let restored = restore_from(&file, true, plan)?;
+    let tail = after(from, &file, &log)?;
+    let restored = restore_from(&file, true, plan, &tail.commands)?;
     let described = describe(&file, plan, &restored);
-    Ok(format!("{described}everything up to entry {index} of its log; the log holds no change after that\n"))
+    Ok(format!("{described}{}", told(&tail)))
+}
+
+/// How far it came, in words.
+fn told(Tail { commands, last, undecided }: &Tail) -> String {
+    let also = match commands.len() {
+        0 => String::new(),
+        n => format!(", {n} changes among it that only the log had"),
+    };
+    let open = match (undecided.first(), undecided.last()) {
+        (Some(first), Some(last)) => format!(
+            "left out: {} changes (entries {first} to {last}) that were not decided as far as this member knew, and only the others can \
+             tell; to have those that were, {REMEDY}\n",
+            undecided.len(),
+        ),
+        _ => "the log holds no change after that\n".to_owned(),
+    };
+    format!("everything up to entry {last} of its log{also}\n{open}")
 }
 
 /// etcd holds the file while it runs.
@@ -57,8 +74,8 @@ fn lock(file: &Path) -> Result<File, String> {
     }
 }
 
-/// Refuses a directory whose file is not all there is. The last entry that is in the file.
-fn require_complete(dir: &Path, file: &Path, log: &Path) -> Result<u64, String> {
+/// What the log has after the file. Refuses a directory in which more is missing.
+fn after(dir: &Path, file: &Path, log: &Path) -> Result<Tail, String> {
     let about = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let snaps = file.parent().expect("it has a name");
     let names = std::fs::read_dir(snaps).map_err(|error| about(snaps, &error))?;
@@ -69,18 +86,9 @@ fn require_complete(dir: &Path, file: &Path, log: &Path) -> Result<u64, String> 
             return Err(format!("{} has a snapshot that it has not taken over yet, {name}; {REMEDY}", dir.display()));
         }
     }
-    let index = Source::open(file, true).and_then(|mut source| source.consistent_index());
-    let index = index.map_err(|error| about(file, &error))?;
-    let changes = changes_after(log, index).map_err(|error| about(log, &error))?;
-    match (changes.first(), changes.last()) {
-        (Some(first), Some(last)) => Err(format!(
-            "the log of {} holds {} changes (entries {first} to {last}) that its file, which is at entry {index}, does not have yet; \
-             {REMEDY}",
-            dir.display(),
-            changes.len(),
-        )),
-        _ => Ok(index),
-    }
+    let found = Source::open(file, true).and_then(|mut source| Ok((source.consistent_index()?, source.voters()?)));
+    let (index, voters) = found.map_err(|error| about(file, &error))?;
+    etcd_log::tail(log, index, voters).map_err(|error| format!("{}; {REMEDY}", about(log, &error)))
 }
 
 const REMEDY: &str =

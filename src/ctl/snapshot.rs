@@ -16,6 +16,7 @@ use crate::backup::HASH_BYTES;
 use crate::backup::read::Source;
 use crate::backup::status::Status;
 use crate::client::Client;
+use crate::pb::everwatchpb;
 use crate::server::restore::{Plan, Restored, restore};
 
 pub(super) fn snapshot_command() -> Command {
@@ -92,7 +93,7 @@ pub(super) async fn run(session: &Session, name: &str, matches: &ArgMatches) -> 
         _ => {
             let [path] = typed.exactly("snapshot restore requires exactly one argument")?;
             let (path, unchecked, plan) = (Path::new(path), typed.on("skip-hash-check")?, restore_plan(&typed)?);
-            let restored = restore_from(path, unchecked, &plan)?;
+            let restored = restore_from(path, unchecked, &plan, &[])?;
             print(&describe(path, &plan, &restored))
         }
     }
@@ -108,12 +109,17 @@ fn restore_plan(typed: &Typed<'_>) -> Result<Plan, Failure> {
     Ok(Plan { bump_revision, ..plan(typed)? })
 }
 
-/// Makes a data directory from a file.
-pub(super) fn restore_from(path: &Path, unchecked: bool, plan: &Plan) -> Result<Restored, String> {
+/// Makes a data directory from a file, and from what is to be carried out after it.
+pub(super) fn restore_from(
+    path: &Path,
+    unchecked: bool,
+    plan: &Plan,
+    after: &[everwatchpb::Command],
+) -> Result<Restored, String> {
     let mut source = Source::open(path, unchecked).map_err(|error| about(path, &error))?;
     let size = source.size();
     let mut progress = Progress::new("restoring");
-    restore(plan, &mut source, &mut |done| progress.at(done, size)).map_err(|error| error.to_string())
+    restore(plan, &mut source, after, &mut |done| progress.at(done, size)).map_err(|error| error.to_string())
 }
 
 /// What was restored, in words.

@@ -3,6 +3,9 @@
 //! Every member of the cluster is made from the same file, with the same list of members and token, and its own name. So each begins as
 //! a founder does, at the entry that founded the cluster, but with keys.
 //!
+//! What a stopped etcd had in its log only is carried out after that by a state machine, as one more part of the founding entry: the log
+//! of the new cluster begins behind it, and leases count as granted by it.
+//!
 //! The log is begun first and the state gets its name last: a directory that was left half made is refused at start, rather than taken
 //! for one in which nothing has happened. Whatever fails before takes the directory away again.
 
@@ -14,12 +17,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::bootstrap::{self, FOUNDING, Identity};
-use crate::backup::{self, read::Content, read::Source};
+use crate::backup::{self, etcd_commands, read::Content, read::Source};
 use crate::cluster::{InitialCluster, initial};
-use crate::pb::everwatchpb::ConfState;
+use crate::pb::everwatchpb::{Command, ConfState};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
-use crate::storage::backend::{Backend, Bucket};
+use crate::storage::backend::{Backend, Batch, Bucket};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::RealDisk;
 use crate::storage::snapshot::{self, SnapshotWriter};
@@ -107,15 +110,26 @@ impl From<backup::Error> for Error {
     }
 }
 
-/// Makes the directory. `took` hears again and again how many bytes of rows it has.
-pub fn restore(plan: &Plan, source: &mut Source, took: &mut dyn FnMut(u64)) -> Result<Restored, Error> {
+// Commands about the rest of leases name the entry that they are part of.
+const _: () = assert!(FOUNDING.index.0 == etcd_commands::FOUNDING.0 && FOUNDING.term.0 == etcd_commands::FOUNDING.1);
+
+/// Rows that are committed at once while commands are carried out. More cost memory, fewer time.
+const COMMITTED_ROWS: usize = 50_000;
+
+/// Makes the directory: from the file, and what is to be carried out after it. `took` hears again and again how many bytes of rows it has.
+pub fn restore(
+    plan: &Plan,
+    source: &mut Source,
+    after: &[Command],
+    took: &mut dyn FnMut(u64),
+) -> Result<Restored, Error> {
     let founders = InitialCluster::parse(&plan.initial_cluster)?;
     founders.check(&plan.name, &plan.initial_advertise_peer_urls)?;
     require_vacant("data-dir", &plan.data_dir)?;
     if let Some(dir) = &plan.wal_dir {
         require_vacant("wal-dir", dir)?;
     }
-    let made = make(plan, &founders, source, took);
+    let made = make(plan, &founders, source, after, took);
     if made.is_err() {
         // Nothing else was in there. What cannot be removed is no reason to say less about why.
         let _ = std::fs::remove_dir_all(plan.data_dir.join("member"));
@@ -130,8 +144,12 @@ fn make(
     plan: &Plan,
     founders: &InitialCluster,
     source: &mut Source,
+    after: &[Command],
     took: &mut dyn FnMut(u64),
 ) -> Result<Restored, Error> {
+    if plan.bump_revision > 0 && !after.is_empty() {
+        return Err(Error::Refused("the revision cannot be raised before all changes are made".to_owned()));
+    }
     let token = &plan.initial_cluster_token;
     let member = founders.member_id(&plan.name, token).expect("the check found this member in the list");
     let identity = Identity { cluster: founders.cluster_id(token), member };
@@ -171,13 +189,47 @@ fn make(
             rows.put(Bucket::Meta, Bytes::from_static(name), schema::u64_row(revision.0 as u64));
         }
     }
+    if !after.is_empty() {
+        // The entry is not finished yet.
+        for name in [schema::APPLIED_INDEX, schema::APPLIED_TERM] {
+            rows.put(Bucket::Meta, Bytes::from_static(name), schema::u64_row(0));
+        }
+    }
     for (bucket, key, value) in rows.rows {
         state.row(bucket, key, value.expect("nothing is removed from what is new"))?;
     }
     let made = state.finish()?;
+    if !after.is_empty() {
+        carry_out(after, &made, &mut content)?;
+    }
     let keys = verify(&made)?;
     snapshot::adopt(data_dir.member(), FOUNDING.index)?;
     Ok(Restored { cluster: identity.cluster, member, content, keys })
+}
+
+/// Carries out what comes after the file, and finishes the founding entry.
+fn carry_out(commands: &[Command], state: &Path, content: &mut Content) -> storage::Result<()> {
+    let backend = DiskBackend::open(state)?;
+    let mut state = StateMachine::open(backend.reader()?)?;
+    let mut batch = Batch::default();
+    for command in commands {
+        // What is refused was refused there, too.
+        let applied = state.apply(FOUNDING.index, FOUNDING.term, command, &mut batch)?;
+        content.changes += applied.changes.iter().map(|set| set.changes.len() as u64).sum::<u64>();
+        if batch.rows.len() >= COMMITTED_ROWS {
+            state.kv.meta_rows(&mut batch);
+            backend.commit(&std::mem::take(&mut batch))?;
+            state.kv.flushed(backend.reader()?)?;
+        }
+    }
+    state.finish_entry(FOUNDING.index, FOUNDING.term, &mut batch);
+    backend.commit(&batch)?;
+    (content.revision, content.compacted) = (state.kv.revision(), state.kv.compacted());
+    content.leases = state.leases.len() as u64;
+    content.alarms = state.alarms.iter().count() as u64;
+    content.users = state.auth.users().count() as u64;
+    content.roles = state.auth.roles().count() as u64;
+    Ok(())
 }
 
 /// Opens the state as a member would. What it contains makes sense, then; how many keys there are.

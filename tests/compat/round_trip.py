@@ -1,5 +1,6 @@
 """Backups that move both ways: etcd, Everwatch made from its backup, etcd made from that one's backup, Everwatch made from the
-directory of that one. At each step everything that can be asked for is the same: HashKV, revision, compaction, leases with their keys,
+directory of that one. And what is made from the directory of an etcd that was killed before its file had what its log has, beside that
+etcd when it has started again. At each step everything that can be asked for is the same: HashKV, revision, compaction, leases with their keys,
 users, roles, whether users are asked who they are; and who could log in, and read or write what, still can, and nobody else.
 
     round_trip.py --etcd etcd --etcdctl etcdctl --etcdutl etcdutl \
@@ -10,6 +11,8 @@ import argparse
 import base64
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,10 @@ import urllib.request
 
 from server import Server
 
+# An alarm of a member that is none here would be taken back.
+OURS = ("--quota-manual-disarm",)
+# The file gets nothing until it has to: a compaction, and switching users on.
+LATE = ("--backend-batch-interval=1h", "--backend-batch-limit=1000000000")
 # Puts of one transaction.
 AT_ONCE = 100
 # Logins are many here, and the cost of a hash is not the subject.
@@ -115,8 +122,9 @@ class Asking:
         }
 
 
-def post(server, path, body):
-    request = urllib.request.Request(f"http://{server.endpoint}/v3/{path}", json.dumps(body).encode())
+def post(server, path, body, token=None):
+    headers = {"Authorization": token} if token else {}
+    request = urllib.request.Request(f"http://{server.endpoint}/v3/{path}", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
@@ -153,7 +161,53 @@ def fill(server, keys):
     post(server, "kv/deleterange", {"key": text("key/00002"), "range_end": text("key/00003")})
 
 
-def admit(asked):
+def keep_on(asked, enabled):
+    """Something of every kind, the last that is done."""
+    server = asked.server
+    token = post(server, "auth/authenticate", {"name": "root", "password": PASSWORDS["root"]})["token"] if enabled else None
+
+    def tell(path, **body):
+        return post(server, path, body, token)
+
+    def put(key, value, **more):
+        return {"request_put": {"key": text(key), "value": text(value), **more}}
+
+    leases = [int(tell("lease/grant", TTL=ttl, ID=4000 + ttl)["ID"]) for ttl in (700, 800, 900)]
+    for n in range(100):
+        tell("kv/put", key=text(f"late/{n % 40:03}"), value=text(f"late {n}"), lease=leases[n % 3] if n % 2 else 0)
+    tell("kv/put", key=text("late/001"), ignore_value=True, lease=leases[0])
+    tell("kv/put", key=text("late/002"), value=text("as it was"), ignore_lease=True)
+    tell("kv/deleterange", key=text("late/010"))
+    tell("kv/deleterange", key=text("late/02"), range_end=text("late/03"))
+    inner = {
+        "compare": [{"key": text("late/000"), "target": "VERSION", "result": "GREATER", "version": 1}],
+        "success": [put("late/nested", "yes", lease=leases[1]), {"request_delete_range": {"key": text("late/001")}}],
+        "failure": [put("late/nested", "no")],
+    }
+    for holds in ("EQUAL", "NOT_EQUAL"):
+        other = {"request_range": {"key": text("late/"), "range_end": text("late0")}}
+        compare = [{"key": text("late/none"), "target": "CREATE", "result": holds, "create_revision": 0}]
+        tell("kv/txn", compare=compare, success=[put("late/txn", holds), other, {"request_txn": inner}], failure=[put("late/else", holds)])
+    tell("lease/revoke", ID=leases[2])
+    tell("auth/role/add", name="late")
+    tell("auth/role/grant", name="late", perm={"permType": "READ", "key": text("late/"), "range_end": text("late0")})
+    tell("auth/role/grant", name="late", perm={"permType": "WRITE", "key": text("late/txn")})
+    tell("auth/role/revoke", role="late", key=text("late/txn"))
+    tell("auth/user/add", name="late", password="to be changed")
+    tell("auth/user/changepw", name="late", password=PASSWORDS["late"])
+    tell("auth/user/grant", user="late", role="late")
+    tell("auth/user/revoke", name="nobody", role="looks")
+    tell("auth/role/delete", role="unused")
+    if enabled:
+        # In the log, and without effect.
+        asked.ctl("put", "large", "not hers", user=f"--user=jane:{PASSWORDS['jane']}", code=1)
+    tell("kv/put", key=text("key/last"), value=text("word"))
+    member_id = int(asked.json("member", "list")["members"][0]["ID"])
+    tell("maintenance/alarm", action="ACTIVATE", memberID=member_id, alarm="NOSPACE")
+    asked.ctl("put", "key/none", "no room", code=1)
+
+
+def admit(asked, enabled=True):
     """Users with roles: all, a range to read and write, keys to read; one without a password, a role that nobody has."""
     for name in ("root", "jane", "reader"):
         asked.ctl("user", "add", f"{name}:{PASSWORDS[name]}", user=None)
@@ -166,7 +220,8 @@ def admit(asked):
     asked.ctl("role", "grant-permission", "unused", "read", "a", "b", user=None)
     for name, role in (("root", "root"), ("jane", "editor"), ("reader", "looks"), ("nobody", "looks"), ("nobody", "editor")):
         asked.ctl("user", "grant-role", name, role, user=None)
-    asked.ctl("auth", "enable", user=None)
+    if enabled:
+        asked.ctl("auth", "enable", user=None)
 
 
 def same(step, before, after):
@@ -197,8 +252,16 @@ def main():
     with tempfile.TemporaryDirectory(prefix="everwatch-round-trip-") as base:
         base = pathlib.Path(base)
 
-        def member(command, name):
-            return Member(command, name=name, base=base, flags=FLAGS)
+        def member(command, name, flags=()):
+            ours = OURS if command == arguments.everwatch else ()
+            return Member(command, name=name, base=base, flags=FLAGS + ours + flags)
+
+        def migrate(directory, server):
+            said = run(arguments.everwatchctl, "migrate", "--from", directory, "--data-dir", base / server.name,
+                       "--name", server.name, "--initial-cluster", server.cluster, "--initial-advertise-peer-urls",
+                       f"http://127.0.0.1:{server.peer}")
+            print(said, end="", flush=True)
+            return said
 
         def restore(tool, file, server):
             peer = f"http://127.0.0.1:{server.peer}"
@@ -263,10 +326,7 @@ def main():
             third.stop()
 
         migrated = member(arguments.everwatch, "migrated")
-        said = run(arguments.everwatchctl, "migrate", "--from", base / third.name, "--data-dir", base / migrated.name,
-                   "--name", migrated.name, "--initial-cluster", migrated.cluster, "--initial-advertise-peer-urls",
-                   f"http://127.0.0.1:{migrated.peer}")
-        print(said, end="", flush=True)
+        migrate(base / third.name, migrated)
         with migrated:
             same("Everwatch from etcd's directory", last, ask(migrated).facts())
             migrated.stop()
@@ -280,6 +340,32 @@ def main():
             if (bumped["revision"], bumped["compacted"]) != (changed["revision"] + 1000000,) * 2:
                 sys.exit(f"not a million revisions later: {bumped}")
             fourth.stop()
+
+        for enabled in (True, False):
+            kind = "asked" if enabled else "unasked"
+            killed = member(arguments.etcd, f"killed-{kind}", LATE)
+            with killed:
+                if enabled:
+                    fill(killed, arguments.keys)
+                admit(ask(killed), enabled)
+                keep_on(ask(killed), enabled)
+                killed.kill()
+                shutil.copytree(base / killed.name, base / f"copy-{kind}")
+                killed.start()
+                left = ask(killed).facts()
+                ask(killed).ctl("alarm", "disarm")
+                disarmed = ask(killed).facts()
+                killed.stop()
+            found = member(arguments.everwatch, f"found-{kind}")
+            said = migrate(base / f"copy-{kind}", found)
+            changes = re.search(r"log, (\d+) changes among it that only the log had\n", said)
+            if not changes or int(changes[1]) < 100:
+                sys.exit(f"the file was not behind the log: {said}")
+            with found:
+                same(f"Everwatch from the directory of an etcd that was killed, {kind}", left, ask(found).facts())
+                ask(found).ctl("alarm", "disarm")
+                same("and without its alarm", disarmed, ask(found).facts())
+                found.stop()
     print("equal at every step")
 
 
