@@ -6,14 +6,16 @@ mod processes;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Instant;
 
+use everwatch::pb::etcdserverpb::alarm_request::AlarmAction;
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
 use everwatch::pb::etcdserverpb::lease_client::LeaseClient;
 use everwatch::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use everwatch::pb::etcdserverpb::watch_client::WatchClient;
 use everwatch::pb::etcdserverpb::watch_request::RequestUnion;
 use everwatch::pb::etcdserverpb::{
-    AlarmRequest, CompactionRequest, DefragmentRequest, DeleteRangeRequest, HashKvRequest, HashKvResponse,
+    AlarmRequest, AlarmType, CompactionRequest, DefragmentRequest, DeleteRangeRequest, HashKvRequest, HashKvResponse,
     LeaseGrantRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest, RangeRequest, WatchCreateRequest,
     WatchRequest,
 };
@@ -77,6 +79,13 @@ fn content(member: &Process) -> (u32, i64, i64) {
 fn lease(member: &Process, id: i64) -> LeaseTimeToLiveResponse {
     let request = LeaseTimeToLiveRequest { id, keys: true };
     member.ask(async |channel| LeaseClient::new(channel).lease_time_to_live(request).await).expect("asked").into_inner()
+}
+
+/// Who has which.
+fn alarms(member: &Process) -> Vec<(u64, i32)> {
+    let alarms = member.ask(async |channel| MaintenanceClient::new(channel).alarm(AlarmRequest::default()).await);
+    let alarms = alarms.expect("asked").into_inner().alarms;
+    alarms.iter().map(|alarm| (alarm.member_id, alarm.alarm)).collect()
 }
 
 #[test]
@@ -172,7 +181,8 @@ fn f15_a_watcher_from_before_a_restored_backup_is_told_of_the_compaction() {
 #[test]
 fn a_file_of_etcd_becomes_a_member() {
     assert_eq!(told(&["snapshot", "status", OF_ETCD]), "59805fdd, 10, 22, 20 kB\n");
-    let cluster = Cluster::new(1);
+    let mut cluster = Cluster::new(1);
+    cluster.flags = &["--quota-manual-disarm"];
     let list = cluster.list(1);
     restore(&cluster, 0, &list, Path::new(OF_ETCD), &[]);
     let member = cluster.start_with(0, &list, "new");
@@ -184,13 +194,34 @@ fn a_file_of_etcd_becomes_a_member() {
     let range = member.ask(async |channel| KvClient::new(channel).range(range).await).expect("read").into_inner();
     let found: Vec<_> = range.kvs.iter().map(|kv| (&kv.key[..], &kv.value[..], kv.version)).collect();
     assert_eq!(found, [(&b"k1"[..], &b"again"[..], 2), (b"k4", b"v4", 1), (b"k5", b"v5", 1)]);
-    let alarms = member.ask(async |channel| MaintenanceClient::new(channel).alarm(AlarmRequest::default()).await);
-    let alarms = alarms.expect("asked").into_inner().alarms;
-    assert_eq!(
-        alarms.iter().map(|alarm| (alarm.member_id, alarm.alarm)).collect::<Vec<_>>(),
-        [(3319814642761637952, 1)]
-    );
+    assert_eq!(alarms(&member), [(3319814642761637952, 1)]);
     assert!(member.try_put("k").expect_err("there is no room").message().contains("space exceeded"));
+
+    // There is room here, and the member that had none is not.
+    drop(member);
+    cluster.flags = &[];
+    let member = cluster.start_with(0, &list, "new");
+    member.says("taking back NOSPACE of a member of another cluster");
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(status) = member.try_put("k") {
+        assert!(Instant::now() < deadline && status.message().contains("space exceeded"), "{status}");
+    }
+    assert_eq!(alarms(&member), []);
+    // One of nobody anywhere is an operator's, whenever it was raised.
+    for member_id in [3319814642761637952, 0] {
+        let raise = AlarmRequest { action: AlarmAction::Activate as i32, member_id, alarm: AlarmType::Nospace as i32 };
+        member.ask(async |channel| MaintenanceClient::new(channel).alarm(raise).await).expect("raised");
+    }
+    assert_eq!(alarms(&member), [(0, 1), (3319814642761637952, 1)]);
+    let member = {
+        drop(member);
+        cluster.start_with(0, &list, "new")
+    };
+    member.says("taking back NOSPACE of a member of another cluster");
+    let deadline = Instant::now() + PATIENCE;
+    while alarms(&member) != [(0, 1)] {
+        assert!(Instant::now() < deadline, "it stays");
+    }
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! NOSPACE heals: a member takes its own alarm back when compaction has made room.
 //!
-//! When that is, is [`Relief`]'s to say. The alarm of a member that was removed is taken back by the leader: nobody else would.
+//! When that is, is [`Relief`]'s to say. The alarm of a member that was removed is taken back by the leader: nobody else would. So is
+//! one of a member that was never here, if it stood when this member started: it came with a backup of another cluster, and whoever
+//! has too much here says so himself. One that is raised later for nobody who belongs is an operator's, and stays; so is that of
+//! member 0, who is nobody anywhere.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::handle::Handle;
 use crate::auth::Asker;
+use crate::cluster::Membership;
 use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
 use crate::state::AlarmKind;
 use crate::state::command::Kind;
@@ -28,13 +33,25 @@ pub(super) async fn run(handle: Handle, quota: u64, logger: Logger) {
         looks.tick().await;
     }
     let (mut relief, mut stood) = (Relief::default(), false);
+    // Of members that were never here.
+    let mut brought: Option<BTreeSet<MemberId>> = None;
     loop {
         looks.tick().await;
         let own = handle.member();
-        let raised: Vec<(MemberId, bool)> = handle.view(|state| {
+        let raised: Vec<(MemberId, Whose)> = handle.view(|state| {
             let raised = state.alarms.iter().filter(|(kind, _)| *kind == AlarmKind::NoSpace);
-            raised.map(|(_, member)| (member, state.members.was_removed(member))).collect()
+            raised.map(|(_, member)| (member, whose(&state.members, member))).collect()
         });
+        let strangers =
+            raised.iter().filter(|(_, whose)| *whose == Whose::Strangers).map(|(member, _)| *member).collect();
+        // Raised again, it is another.
+        let brought = match &mut brought {
+            Some(brought) => {
+                brought.retain(|member| BTreeSet::contains(&strangers, member));
+                brought
+            }
+            None => brought.insert(strangers),
+        };
         let stands = raised.iter().any(|(member, _)| *member == own);
         let refused = &handle.shared.refused_bytes;
         if std::mem::replace(&mut stood, stands) && !stands {
@@ -46,11 +63,40 @@ pub(super) async fn run(handle: Handle, quota: u64, logger: Logger) {
             take_back(&handle, own, &logger).await;
         }
         if handle.leader() == Some(own) {
-            for (member, _) in raised.into_iter().filter(|(_, gone)| *gone) {
-                info!(logger, "taking back NOSPACE of a member that was removed"; "member" => %member);
+            for (member, whose) in raised {
+                match whose {
+                    Whose::Removed => {
+                        info!(logger, "taking back NOSPACE of a member that was removed"; "member" => %member);
+                    }
+                    Whose::Strangers if brought.contains(&member) => {
+                        info!(logger, "taking back NOSPACE of a member of another cluster"; "member" => %member);
+                    }
+                    Whose::Strangers | Whose::Others => continue,
+                }
                 take_back(&handle, member, &logger).await;
             }
         }
+    }
+}
+
+/// For whom an alarm was raised.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// One who belonged.
+    Removed,
+    /// One who never did.
+    Strangers,
+    /// One who belongs, or nobody.
+    Others,
+}
+
+fn whose(members: &Membership, member: MemberId) -> Whose {
+    if members.was_removed(member) {
+        Whose::Removed
+    } else if members.get(member).is_none() && member != MemberId(0) {
+        Whose::Strangers
+    } else {
+        Whose::Others
     }
 }
 
