@@ -246,3 +246,65 @@ fn require_vacant(flag: &str, dir: &Path) -> Result<(), Error> {
     // etcdutl's words.
     if vacant { Ok(()) } else { Err(Error::Refused(format!("{flag} {dir:?} not empty or could not be read"))) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::etcdserverpb::alarm_request::AlarmAction;
+    use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, LeaseGrantRequest, LeaseRevokeRequest, PutRequest};
+    use crate::pb::everwatchpb::command::Kind;
+    use crate::types::LeaseId;
+
+    /// Revision 10, compacted at 5, with an alarm for this member; see `tests/backup.rs`.
+    const OF_ETCD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/etcd-3.5.1.db");
+    const ALARMED: u64 = 3319814642761637952;
+
+    fn put(key: String, lease: i64) -> Kind {
+        // What was put before is read again, from memory and from disk.
+        Kind::Put(PutRequest {
+            key: key.into(),
+            value: vec![b'x'; 400].into(),
+            lease,
+            prev_kv: true,
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn what_comes_after_the_file_is_carried_out_however_much_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            data_dir: dir.path().join("d"),
+            wal_dir: None,
+            name: "a".to_owned(),
+            initial_cluster: "a=http://127.0.0.1:1".to_owned(),
+            initial_cluster_token: "t".to_owned(),
+            initial_advertise_peer_urls: vec!["http://127.0.0.1:1".to_owned()],
+            bump_revision: 0,
+        };
+        let action = AlarmAction::Deactivate as i32;
+        let disarm = AlarmRequest { action, member_id: ALARMED, alarm: AlarmType::Nospace as i32 };
+        let mut kinds = vec![put("refused".to_owned(), 0), Kind::Alarm(disarm)];
+        kinds.extend((0..COMMITTED_ROWS + 10).map(|n| put(format!("after/{}", n % 100), 0)));
+        kinds.push(Kind::LeaseGrant(LeaseGrantRequest { id: 7, ttl: 60 }));
+        kinds.push(put("leased".to_owned(), 7));
+        kinds.push(Kind::LeaseRevoke(LeaseRevokeRequest { id: 7 }));
+        kinds.push(Kind::LeaseGrant(LeaseGrantRequest { id: 8, ttl: 60 }));
+        let after: Vec<_> = kinds.into_iter().map(|kind| Command { kind: Some(kind), ..Command::default() }).collect();
+        let mut source = Source::open(Path::new(OF_ETCD), false).unwrap();
+        let raised = Plan { bump_revision: 1, ..plan.clone() };
+        let refusal = restore(&raised, &mut source, &after, &mut |_| {}).unwrap_err();
+        assert!(refusal.to_string().contains("before all changes are made"), "{refusal}");
+
+        let restored = restore(&plan, &mut source, &after, &mut |_| {}).unwrap();
+        let puts = COMMITTED_ROWS as i64 + 10;
+        assert_eq!((restored.content.revision, restored.content.compacted), (Revision(10 + puts + 2), Revision(5)));
+        assert_eq!((restored.content.alarms, restored.content.leases), (0, 3));
+        let backend = DiskBackend::open(plan.data_dir.join("member/state.redb")).unwrap();
+        let state = StateMachine::open(backend.reader().unwrap()).unwrap();
+        assert_eq!((state.applied(), state.kv.revision()), (FOUNDING.index, restored.content.revision));
+        // It may run out as soon as anything does.
+        assert!(state.leases.existed(LeaseId(8), FOUNDING.index) && !state.leases.exists(LeaseId(7)));
+        assert_eq!(state.kv.keys_total(), restored.keys);
+    }
+}
