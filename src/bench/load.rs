@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::ask::{Ask, Asker, RANGE};
 use super::options::Options;
 use super::report::{BAR_INTERVAL, Latencies, Progress, Report, Spent, mebibytes};
-use super::wire::Wire;
+use super::wire::{Token, Wire};
 use crate::client::Client;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 
@@ -119,8 +119,9 @@ impl Load {
     pub(super) fn new(options: &Options, keys: Keys) -> Result<Load, String> {
         let connections = options.connections.div_ceil(options.endpoints.len()).min(options.clients).max(1);
         let client = options.client(&options.endpoints, connections)?;
-        let wires =
-            (0..connections * client.endpoints()).map(|n| Wire::new(client.clone(), n % client.endpoints())).collect();
+        let token = Token::default();
+        let wire = |n| Wire::new(client.clone(), n % client.endpoints(), token.clone());
+        let wires = (0..connections * client.endpoints()).map(wire).collect();
         Ok(Load {
             client,
             wires,

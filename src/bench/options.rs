@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::client::{Client, Settings, Tls};
+use crate::client::{Client, Login, Settings, Tls};
 
 /// How it is used.
 pub const USAGE: &str = "\
@@ -30,6 +30,7 @@ everwatch-bench COMMAND --endpoints=http://127.0.0.1:2379[,..] [--pids=1,2,3] [-
 --rate is requests per second of all clients together, 0: as fast as they are answered
 --lockstep: the next put waits until the one before has reached every watcher
 --cacert=FILE [--cert=FILE --key=FILE]: endpoints of https, and whom they take the client for
+--user=NAME:PASSWORD: who asks, where the cluster has users; for put to lease-keepalive
 --json: figures as one line of JSON; --pids: the servers, whose processor time and memory are told then
 --settle-ms: memory is read when it has not changed for so long";
 
@@ -50,6 +51,7 @@ pub struct Options {
     pub(super) command: String,
     pub(super) endpoints: Vec<String>,
     pub(super) tls: Tls,
+    pub(super) login: Option<Login>,
     pub(super) clients: usize,
     pub(super) connections: usize,
     pub(super) total: u64,
@@ -92,6 +94,7 @@ impl Options {
             command,
             endpoints: Vec::new(),
             tls: Tls::default(),
+            login: None,
             clients: 1000,
             connections: 100,
             total: 100_000,
@@ -125,6 +128,10 @@ impl Options {
                 "--cacert" => options.tls.cacert = Some(value.into()),
                 "--cert" => options.tls.cert = Some(value.into()),
                 "--key" => options.tls.key = Some(value.into()),
+                "--user" => {
+                    let (name, password) = value.split_once(':').ok_or("--user is NAME:PASSWORD")?;
+                    options.login = Some(Login { name: name.to_owned(), password: password.to_owned() });
+                }
                 "--clients" => options.clients = number(name, value)?,
                 "--conns" => options.connections = number(name, value)?,
                 "--total" => options.total = number(name, value)?,
@@ -168,7 +175,8 @@ impl Options {
     /// A client of these endpoints with so many connections to each.
     pub(super) fn client(&self, endpoints: &[String], connections: usize) -> Result<Client, String> {
         let settings = Settings { tls: self.tls.clone(), ..Settings::default() };
-        Client::with_settings(endpoints, connections, &settings).map_err(|error| error.to_string())
+        let client = Client::with_settings(endpoints, connections, &settings).map_err(|error| error.to_string())?;
+        Ok(client.with_login(self.login.clone()))
     }
 
     /// Defaults that differ between commands.

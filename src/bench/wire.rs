@@ -5,35 +5,41 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
-use http::header::{CONTENT_TYPE, TE};
+use http::header::{CONTENT_TYPE, HeaderName, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use prost::Message;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use tonic::{Code, Status};
 
-use crate::client::Client;
+use crate::client::{Client, Error};
 
 /// What gRPC puts before a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
+/// Where etcd looks for a token.
+const TOKEN: HeaderName = HeaderName::from_static("token");
 /// A server may have so much under way of one answer, and of all of a connection.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+
+/// The token with which a user's calls go, once he has one; none if the cluster has no users or the client is none of them.
+pub(super) type Token = Arc<OnceCell<Option<HeaderValue>>>;
 
 /// A connection to an endpoint that several share, made when it is first used, and again when it broke.
 #[derive(Clone)]
 pub(super) struct Wire {
     client: Client,
     endpoint: usize,
+    token: Token,
     open: Arc<Mutex<Option<SendRequest<Bytes>>>>,
     /// This one's handle of it, ready for the next call.
     own: Option<SendRequest<Bytes>>,
 }
 
 impl Wire {
-    /// One to the endpoint of this number.
-    pub(super) fn new(client: Client, endpoint: usize) -> Wire {
-        Wire { client, endpoint, open: Arc::default(), own: None }
+    /// One to the endpoint of this number. The token is the same on all connections.
+    pub(super) fn new(client: Client, endpoint: usize, token: Token) -> Wire {
+        Wire { client, endpoint, token, open: Arc::default(), own: None }
     }
 
     /// A call with one message, whose answer matters only in that it is whole.
@@ -103,6 +109,11 @@ impl Wire {
             return Ok(ready);
         }
         let unreachable = |error: &dyn std::fmt::Display| Status::unavailable(error.to_string());
+        let log_in = async || {
+            let client = self.client.authenticated().await?;
+            Ok::<_, Error>(client.token().and_then(|token| HeaderValue::from_bytes(token.as_encoded_bytes()).ok()))
+        };
+        self.token.get_or_try_init(log_in).await.map_err(|error| unreachable(&error))?;
         let stream = self.client.stream(self.endpoint).await.map_err(|error| unreachable(&error))?;
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
@@ -127,6 +138,9 @@ impl Wire {
         let mut headers = HeaderMap::with_capacity(2);
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(Some(token)) = self.token.get() {
+            headers.insert(TOKEN, token.clone());
+        }
         *request.headers_mut() = headers;
         Ok(request)
     }

@@ -169,6 +169,11 @@ impl Client {
         Client { login, ..self }
     }
 
+    /// The token that all calls go with, once there is one.
+    pub(crate) fn token(&self) -> Option<&MetadataValue<Ascii>> {
+        self.token.as_ref()
+    }
+
     /// A call of the client's user, who first gets a token over this connection.
     async fn call<T>(&self, channel: &Channel, message: T) -> Result<tonic::Request<T>, Status> {
         let mut call = tonic::Request::new(message);

@@ -56,18 +56,18 @@ def attempted(run, *arguments):
         return {"failed": str(error)}
 
 
-def on_cluster(command, size, run):
+def on_cluster(command, size, run, certificates=None):
     """The figures that `run` makes of the members of a fresh cluster."""
     def on_fresh():
-        with cluster(command, size, FLAGS) as members:
+        with cluster(command, size, FLAGS, certificates) as members:
             return run(members)
     return attempted(on_fresh)
 
 
 @contextlib.contextmanager
-def cluster(command, size, flags=()):
+def cluster(command, size, flags=(), certificates=None):
     """Members of a new cluster that are the server's process itself: what is measured is not something that has started it."""
-    with server.cluster(command, size, flags) as members:
+    with server.cluster(command, size, flags, certificates) as members:
         for member in members:
             program = os.path.basename(os.readlink(f"/proc/{member.process.pid}/exe"))
             if not program.startswith(("etcd", "everwatch")):
@@ -78,7 +78,7 @@ def cluster(command, size, flags=()):
 def generate(bench, members, *arguments):
     """The figures of one run of the generator, with or without servers; `failed` says what went wrong, if anything did."""
     if members:
-        arguments += ("--endpoints=" + ",".join(f"http://{member.endpoint}" for member in members),
+        arguments += ("--endpoints=" + ",".join(f"{member.scheme}://{member.endpoint}" for member in members),
                       "--pids=" + ",".join(str(member.process.pid) for member in members))
     run = subprocess.run([bench, *arguments, "--json"], stdout=subprocess.PIPE, text=True, timeout=RUN_S_MAX)
     return json.loads(run.stdout) if run.stdout else {"failed": f"the generator ended with code {run.returncode}"}

@@ -26,7 +26,7 @@ def echo_server(bench):
     """A server that does nothing, when it answers. It is enough of a member to be asked and looked at."""
     [port] = free_ports(1)
     process = subprocess.Popen([bench, "echo", f"--listen=127.0.0.1:{port}"], stdin=subprocess.DEVNULL)
-    server = types.SimpleNamespace(endpoint=f"127.0.0.1:{port}", process=process)
+    server = types.SimpleNamespace(scheme="http", endpoint=f"127.0.0.1:{port}", process=process)
     try:
         needed(generate(bench, [server], "first-read", "--seconds=30", "--settle-ms=0"))
         yield server

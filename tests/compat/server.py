@@ -166,12 +166,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def cluster(command, size, flags=()):
+def cluster(command, size, flags=(), certificates=None):
     """Members of a new cluster, all serving; gone afterwards."""
     ports, base = free_ports(2 * size), tempfile.mkdtemp(prefix="everwatch-cluster-")
     clients, peers = ports[:size], ports[size:]
-    initial = ",".join(f"m{i}=http://127.0.0.1:{peer}" for i, peer in enumerate(peers))
-    members = [Server(command, f"m{i}", client, peer, initial, flags, base)
+    scheme = "https" if certificates else "http"
+    initial = ",".join(f"m{i}={scheme}://127.0.0.1:{peer}" for i, peer in enumerate(peers))
+    members = [Server(command, f"m{i}", client, peer, initial, flags, base, certificates)
                for i, (client, peer) in enumerate(zip(clients, peers))]
     try:
         for member in members:
