@@ -1462,7 +1462,7 @@ impl World {
         let mut what = self.dice.below(if self.asking { 15 } else { 2 });
         // Where rights change, what waits for those who do not read is what matters, and what is said of how far they are.
         if self.scenario.managers > 0 && what > 7 {
-            what = self.dice.pick(&[0, 6, 6, 8]);
+            what = self.dice.pick(&[0, 3, 6, 6]);
         }
         let event = match what {
             0 => MemberEvent::AskProgress { stream: token },
@@ -1496,10 +1496,14 @@ impl World {
                 MemberEvent::Open { stream: token, by: stream.by.clone(), watches }
             }
             6 => {
-                // Some never read again.
+                // Some never read again. Whose rights change is to hear of that, too.
                 let most = if self.phase == Phase::Faulty { 8 } else { 1 };
-                let never = self.phase == Phase::Faulty && self.dice.chance(150);
+                let never = self.phase == Phase::Faulty && self.scenario.managers == 0 && self.dice.chance(150);
                 let quiet = if never { 3600 * SECOND } else { self.dice.below(most * SECOND) };
+                if self.scenario.managers > 0 {
+                    let event = MemberEvent::AskProgress { stream: token };
+                    self.schedule(quiet / 3, WorldEvent::Member { place, life, event });
+                }
                 MemberEvent::Pace { stream: token, until: self.now + quiet }
             }
             7 => {
