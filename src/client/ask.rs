@@ -3,6 +3,8 @@
 //! An endpoint that cannot be reached was not asked: the next one is. A question that was under way when its connection broke is
 //! asked again only if asking twice is harmless. How long that goes on is for the caller to say.
 
+use std::time::Duration;
+
 use http::uri::PathAndQuery;
 use tonic::client::Grpc;
 use tonic::transport::Channel;
@@ -129,15 +131,25 @@ impl Client {
 
     /// Renews a lease once, at the first endpoint that answers. A time to live of 0: there is no such lease.
     pub async fn keep_alive(&self, id: i64) -> Result<LeaseKeepAliveResponse, Error> {
-        let mut outcome = self.keep_alive_at(0, id).await;
-        for endpoint in 1..self.endpoints() {
+        self.keep_alive_within(id, Duration::MAX).await
+    }
+
+    /// The same when there is not all the time in the world: after so long the last endpoint is being asked at the latest, and it
+    /// has no longer than each of those before it had. A connection to somebody who has gone silent is noticed much later.
+    pub async fn keep_alive_within(&self, id: i64, patience: Duration) -> Result<LeaseKeepAliveResponse, Error> {
+        let others = u32::try_from(self.endpoints() - 1).unwrap_or(u32::MAX).max(1);
+        let mut endpoint = 0;
+        loop {
+            let asking = tokio::time::timeout(patience / others, self.keep_alive_at(endpoint, id));
+            let silent = |_| Err(Error::Refused(Status::unavailable("there is no answer in time")));
+            let outcome = asking.await.unwrap_or_else(silent);
+            endpoint += 1;
             // Renewing twice is harmless.
-            if !matches!(&outcome, Err(Error::Refused(status)) if status.code() == Code::Unavailable) {
-                break;
+            let again = matches!(&outcome, Err(Error::Refused(status)) if status.code() == Code::Unavailable);
+            if !again || endpoint == self.endpoints() {
+                return outcome;
             }
-            outcome = self.keep_alive_at(endpoint, id).await;
         }
-        outcome
     }
 
     async fn keep_alive_at(&self, endpoint: usize, id: i64) -> Result<LeaseKeepAliveResponse, Error> {

@@ -30,6 +30,9 @@ use crate::pb::mvccpb::event::EventType;
 const TTL_S: i64 = 60;
 const LOCK_TTL_S: i64 = 10;
 
+/// How long to wait before all endpoints are asked again when none has renewed the lease.
+const RENEWAL_PAUSE_MAX: Duration = Duration::from_millis(500);
+
 pub(super) fn lock_command() -> Command {
     command("lock", "<lockname> [command arg...]", "Holds a lock until interrupted, or while a command runs")
         .arg(value("ttl", "10", "seconds until it is free when its holder is gone"))
@@ -213,13 +216,17 @@ impl Claim {
         }
     }
 
-    /// Renews the lease; returns when it is lost.
+    /// Renews the lease; returns when it is lost. Of its life a third passes in between, and in the next all endpoints come to be
+    /// asked, although one of them may have gone silent.
     async fn renew(&self) {
+        let third = Duration::from_secs(self.ttl.unsigned_abs()) / 3;
         loop {
-            if self.client.keep_alive(self.lease).await.is_ok_and(|reply| reply.ttl <= 0) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_secs(self.ttl.unsigned_abs()) / 3).await;
+            let pause = match self.client.keep_alive_within(self.lease, third).await {
+                Ok(reply) if reply.ttl <= 0 => return,
+                Ok(_) => third,
+                Err(_) => third.min(RENEWAL_PAUSE_MAX),
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 
