@@ -367,7 +367,8 @@ async fn accept<G: Answer, H: Answer>(
             },
         }
     }
-    drop((listener, kept));
+    // A file goes while somebody still listens on it: so it is nobody else's yet.
+    drop((kept, listener));
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, all).await.is_err() {
         slog::warn!(logger, "cutting off connections that did not end in time"; "connections" => connections.len());

@@ -2,7 +2,11 @@
 //!
 //! A process that was killed leaves its file behind. Where nobody answers on it any more, the next one takes its place, as etcd's
 //! does. Unlike etcd, which removes whatever it finds there, this leaves a file alone that is no socket, and one that somebody
-//! listens on. An orderly stop removes the file, if it is still the one that was made here.
+//! listens on. An orderly stop removes the file, if it is still the one that was made here, while it still listens.
+//!
+//! Of two that start at the same moment each could find the file left behind, and the slower one would remove what the other has
+//! put in its place. So whoever looks holds a lock on the directory until it listens. Where there is no such lock to be had it
+//! does without.
 
 use std::fs;
 use std::io;
@@ -13,16 +17,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::net::{TcpStream, UnixStream};
 
 /// Whoever listens accepts connections by then, or has them wait.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long somebody else may be about to take a file of the directory over. Whoever locks a directory for longer wants something
+/// else.
+const TURN_PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two attempts at the lock.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
 
-/// A socket that listens, and its file.
+/// A socket that listens, and its file, which goes first.
 #[derive(Debug)]
 pub(super) struct Bound {
-    pub(super) listener: UnixListener,
     file: Arc<File>,
+    pub(super) listener: UnixListener,
 }
 
 /// Removed when nobody listens on it any more.
@@ -34,18 +45,19 @@ struct File {
 
 impl Bound {
     pub(super) async fn open(path: &Path) -> io::Result<Bound> {
+        let _turn = turn(path).await;
         make_room(path).await?;
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
         let file = Arc::new(File { path: path.to_owned(), inode: inode(path)? });
-        Ok(Bound { listener, file })
+        Ok(Bound { file, listener })
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Bound> {
-        Ok(Bound { listener: self.listener.try_clone()?, file: self.file.clone() })
+        Ok(Bound { file: self.file.clone(), listener: self.listener.try_clone()? })
     }
 
-    /// As the runtime wants it, and what keeps the file.
+    /// As the runtime wants it, and what keeps the file, to be dropped first.
     pub(super) fn listen(self) -> io::Result<(tokio::net::UnixListener, impl Send + 'static)> {
         Ok((tokio::net::UnixListener::from_std(self.listener)?, self.file))
     }
@@ -62,6 +74,22 @@ impl Drop for File {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Waits until nobody else is about to take over a file of the same directory. Others wait until what is returned is dropped.
+async fn turn(path: &Path) -> Option<fs::File> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = fs::File::open(directory).ok()?;
+    let locked = async {
+        loop {
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK | Errno::INTR) => tokio::time::sleep(TURN_PAUSE).await,
+                outcome => return outcome.is_ok(),
+            }
+        }
+    };
+    let locked = tokio::time::timeout(TURN_PATIENCE, locked).await.unwrap_or(false);
+    locked.then_some(directory)
 }
 
 /// Removes the file of a process that is gone.
@@ -117,5 +145,33 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop(bound);
         assert!(path.exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_those_who_start_at_the_same_moment_one_has_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Arc::new(directory.path().join("socket"));
+        for _ in 0..200 {
+            drop(UnixListener::bind(&*path).unwrap());
+            let together = Arc::new(tokio::sync::Barrier::new(4));
+            let start = |_| {
+                let (path, together) = (path.clone(), together.clone());
+                tokio::spawn(async move {
+                    together.wait().await;
+                    Bound::open(&path).await
+                })
+            };
+            let (mut served, starting) = (Vec::new(), (0..4).map(start).collect::<Vec<_>>());
+            for started in starting {
+                match started.await.unwrap() {
+                    Ok(bound) => served.push(bound),
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::AddrInUse),
+                }
+            }
+            assert_eq!(served.len(), 1);
+            assert_eq!(inode(&path).unwrap(), served[0].file.inode);
+            drop(served);
+            assert!(!path.exists());
+        }
     }
 }
