@@ -174,7 +174,11 @@ impl Whole {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::client::{Settings, Tls};
+    use crate::pb::etcdserverpb::PutRequest;
 
     #[test]
     fn a_message_is_whole_however_it_is_cut_and_not_with_a_byte_more_or_less() {
@@ -189,5 +193,19 @@ mod tests {
             assert!(!whole(&bytes[..7], piece) && !whole(&[&bytes[..], &[7]].concat(), piece), "{piece}");
         }
         assert!(!whole(&[], 1) && !whole(&[1, 0, 0, 0, 0], 2) && whole(&[0; 5], 2));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_accepts_and_says_nothing_is_given_up() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("https://{}", silent.local_addr().unwrap());
+        let tls = Tls { insecure_skip_verify: true, ..Tls::default() };
+        let settings = Settings { connect_timeout: Duration::from_millis(50), tls, ..Settings::default() };
+        let client = Client::with_settings(std::slice::from_ref(&endpoint), 1, &settings).unwrap();
+        let mut wire = Wire::new(client, 0, Token::default());
+        let (put, in_time) = (PutRequest::default(), Duration::from_secs(10));
+        let asked = tokio::time::timeout(in_time, wire.ask("/etcdserverpb.KV/Put", &put)).await;
+        let said = asked.expect("it does not wait for ever").expect_err("nobody is there").message().to_owned();
+        assert_eq!(said, format!("no connection to {endpoint}/ came about within 50ms"));
     }
 }

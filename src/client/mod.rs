@@ -111,8 +111,9 @@ pub struct Client {
 #[derive(Debug)]
 struct Connections {
     channels: Vec<Channel>,
-    /// What makes others.
+    /// What makes others, and how long that may take.
     dialer: Dialer,
+    connect_timeout: Duration,
     uri: Uri,
 }
 
@@ -155,7 +156,8 @@ impl Client {
                 .http2_keep_alive_interval(settings.keepalive.interval)
                 .keep_alive_timeout(settings.keepalive.timeout);
             let channel = || endpoint.connect_with_connector_lazy(dialer.clone());
-            Ok(Connections { channels: (0..connections.max(1)).map(|_| channel()).collect(), dialer, uri })
+            let channels = (0..connections.max(1)).map(|_| channel()).collect();
+            Ok(Connections { channels, dialer, connect_timeout: settings.connect_timeout, uri })
         };
         let endpoints = urls.iter().map(connect).collect::<Result<Vec<Connections>, Error>>()?;
         if endpoints.is_empty() {
@@ -209,8 +211,15 @@ impl Client {
         &self,
         endpoint: usize,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
-        let endpoint = self.endpoint(endpoint);
-        Ok(endpoint.dialer.clone().call(endpoint.uri.clone()).await?.into_inner())
+        let Connections { dialer, connect_timeout, uri, .. } = self.endpoint(endpoint);
+        let connecting = dialer.clone().call(uri.clone());
+        let connected = tokio::time::timeout(*connect_timeout, connecting).await.map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no connection to {uri} came about within {connect_timeout:?}"),
+            )
+        })?;
+        Ok(connected?.into_inner())
     }
 
     fn endpoint(&self, number: usize) -> &Connections {
