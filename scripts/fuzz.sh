@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:?usage: scripts/fuzz.sh SECONDS [TARGET]}
-targets=${2:-log snapshots peers requests txns ranges watches settings boot readers backups etcd_logs wires}
+targets=${2:-log sealed snapshots peers requests txns ranges watches settings boot readers backups etcd_logs wires}
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 cargo test --quiet --test fuzz --no-run || exit 1

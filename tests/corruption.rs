@@ -271,7 +271,7 @@ fn received(from: &Image) -> Image {
     let member = dir.path().join("member");
     let mut opened = server::open(&config(dir.path(), &[]), &logger()).expect("an image without damage");
     let (index, term) = (Index(booted.applied.0 + 1000), Term(9));
-    let mut file = SnapshotWriter::create(&member, index).expect("there is room");
+    let mut file = SnapshotWriter::create(&member, index, None).expect("there is room");
     for bucket in Bucket::ALL {
         let mut row = |key: &[u8], value: &[u8]| {
             file.row(bucket, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)).is_ok()

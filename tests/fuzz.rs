@@ -51,6 +51,12 @@ fn log() {
     engine::run("log", 300, log::run);
 }
 
+/// The same log, encrypted: heads and blocks that are lies.
+#[test]
+fn sealed() {
+    engine::run("sealed", 300, log::run_sealed);
+}
+
 #[test]
 fn snapshots() {
     engine::run("snapshots", 200, snapshots::run);

@@ -90,6 +90,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("data-dir", Text, "", Works, "Directory of everything this member keeps (default: <name>.everwatch)."),
             flag("wal-dir", Text, "", Works, "Directory of the raft log, if it shall not be in the data directory."),
             flag(
+                "encryption-key-file",
+                Text,
+                "",
+                Works,
+                "File of keys that both directories are encrypted with, one a line, the newest first. Not in etcd.",
+            ),
+            flag(
                 "snapshot-count",
                 Unsigned,
                 "10000",

@@ -31,6 +31,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Directory of the raft log, if it is not in the data directory.
     pub wal_dir: Option<PathBuf>,
+    /// The keys that both are sealed with, if they are.
+    pub encryption_key_file: Option<PathBuf>,
     /// Where other members connect to.
     pub listen_peer_urls: Vec<Url>,
     /// Where clients connect to, with gRPC and HTTP.
@@ -313,6 +315,9 @@ impl Config {
         let config = Config {
             data_dir,
             wal_dir: Some(values.text("wal-dir")).filter(|path| !path.is_empty()).map(PathBuf::from),
+            encryption_key_file: Some(values.text("encryption-key-file"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             listen_peer_urls: own_addresses(values, "listen-peer-urls")?,
             listen_client_urls: own_addresses(values, "listen-client-urls")?,
             listen_client_http_urls: own_addresses(values, "listen-client-http-urls")?,

@@ -41,6 +41,7 @@ pub(super) fn with_plan(command: Command) -> Command {
     command
         .arg(value("data-dir", "", "the directory to be made"))
         .arg(value("wal-dir", "", "the log's directory, if not inside the other"))
+        .arg(value("encryption-key-file", "", "keys to encrypt both directories with"))
         .arg(value("name", "default", "the member, of those in --initial-cluster"))
         .arg(value("initial-cluster", "default=http://localhost:2380", "all members"))
         .arg(value("initial-cluster-token", "etcd-cluster", "tells clusters of the same members apart"))
@@ -50,12 +51,14 @@ pub(super) fn with_plan(command: Command) -> Command {
 /// The member that the flags describe.
 pub(super) fn plan(typed: &Typed<'_>) -> Result<Plan, Failure> {
     let text = |name| typed.text(name).to_owned();
+    let path = |name| Some(text(name)).filter(|path| !path.is_empty()).map(PathBuf::from);
     if typed.text("data-dir").is_empty() {
         return Err(Failure::bad_arguments("required flag(s) \"data-dir\" not set"));
     }
     Ok(Plan {
         data_dir: text("data-dir").into(),
-        wal_dir: Some(text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+        wal_dir: path("wal-dir"),
+        encryption_key_file: path("encryption-key-file"),
         name: text("name"),
         initial_cluster: text("initial-cluster"),
         initial_cluster_token: text("initial-cluster-token"),

@@ -22,11 +22,10 @@ pub(super) fn wal_command() -> Command {
 
 /// Flags that name a member's directory.
 pub(super) fn with_directory(command: Command) -> Command {
-    command.arg(value("data-dir", "", "the member's data directory, which stays as it is")).arg(value(
-        "wal-dir",
-        "",
-        "the log's directory, if not inside the other",
-    ))
+    command
+        .arg(value("data-dir", "", "the member's data directory, which stays as it is"))
+        .arg(value("wal-dir", "", "the log's directory, if not inside the other"))
+        .arg(value("encryption-key-file", "", "the keys that both are encrypted with, if they are"))
 }
 
 /// The directory that the flags name.
@@ -37,8 +36,9 @@ pub(super) fn look(typed: &Typed<'_>) -> Result<Looked, Failure> {
     if typed.text("data-dir").is_empty() {
         return Err(Failure::bad_arguments("required flag(s) \"data-dir\" not set"));
     }
-    let wal_dir = Some(typed.text("wal-dir")).filter(|dir| !dir.is_empty()).map(Path::new);
-    Looked::at(Path::new(typed.text("data-dir")), wal_dir).map_err(|error| Failure::error(error.to_string()))
+    let path = |name| Some(typed.text(name)).filter(|path| !path.is_empty()).map(Path::new);
+    let looked = Looked::at(Path::new(typed.text("data-dir")), path("wal-dir"), path("encryption-key-file"));
+    looked.map_err(|error| Failure::error(error.to_string()))
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {

@@ -83,10 +83,10 @@ pub struct StateFacts {
 /// Checks all of it.
 pub fn check(looked: &Looked) -> Result<Report, Error> {
     let mut report = Report::default();
-    let found = inspect_log(&looked.wal)?;
+    let found = inspect_log(&looked.wal, looked.keys.as_ref())?;
     report.log(&looked.wal, &found);
-    let Some(path) = report.state_file(&looked.member, found.log.base.index) else { return Ok(report) };
-    let backend = match inspect_backend(&path) {
+    let Some(path) = report.state_file(looked, found.log.base.index) else { return Ok(report) };
+    let backend = match inspect_backend(&path, looked.keys.as_ref()) {
         Ok(backend) => backend,
         Err(error) => {
             report.problem(&path, &error);
@@ -162,7 +162,8 @@ impl Report {
     }
 
     /// Which file is the state: the log's word decides.
-    fn state_file(&mut self, member: &Path, base: Index) -> Option<PathBuf> {
+    fn state_file(&mut self, looked: &Looked, base: Index) -> Option<PathBuf> {
+        let member = &looked.member;
         let state = member.join(datadir::STATE);
         let pending = match snapshot::pending(member) {
             Ok(pending) => pending,
@@ -171,7 +172,9 @@ impl Report {
                 return None;
             }
         };
-        let behind = |path: &Path| match inspect_backend(path).and_then(|backend| number(&*backend.reader()?)) {
+        let behind = |path: &Path| match inspect_backend(path, looked.keys.as_ref())
+            .and_then(|backend| number(&*backend.reader()?))
+        {
             Ok(applied) => applied.is_none_or(|applied| applied < base),
             // It is looked at again, and then it is said why it cannot be.
             Err(_) => false,

@@ -64,7 +64,7 @@ pub fn dump(
     range: RangeInclusive<u64>,
     out: &mut dyn Write,
 ) -> Result<Outcome, Error> {
-    let found = inspect(&looked.wal)?;
+    let found = inspect(&looked.wal, looked.keys.as_ref())?;
     let mut outcome = Outcome { damage: damage(&found), ..Outcome::default() };
     let committed = committed(&found);
     let printer = Printer { format, request: described() };

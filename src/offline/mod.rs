@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::storage;
 use crate::storage::datadir::DataDir;
+use crate::storage::seal::Keys;
 
 pub mod check;
 pub mod dump;
@@ -27,19 +28,21 @@ mod words;
 pub struct Looked {
     member: PathBuf,
     wal: PathBuf,
+    keys: Option<Keys>,
     _held: Option<std::fs::File>,
 }
 
 impl Looked {
-    /// Takes hold of it. `wal_dir` is where the log is, if not inside.
-    pub fn at(data_dir: &Path, wal_dir: Option<&Path>) -> Result<Looked, Error> {
+    /// Takes hold of it. `wal_dir` is where the log is, if not inside; `key_file`, what both are encrypted with, if they are.
+    pub fn at(data_dir: &Path, wal_dir: Option<&Path>, key_file: Option<&Path>) -> Result<Looked, Error> {
+        let keys = key_file.map(Keys::read).transpose()?;
         let held = DataDir::look(data_dir)?;
         let member = data_dir.join("member");
         let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
         if !wal.is_dir() {
             return Err(Error::NoLog(wal));
         }
-        Ok(Looked { member, wal, _held: held })
+        Ok(Looked { member, wal, keys, _held: held })
     }
 }
 

@@ -10,7 +10,6 @@
 //! a megabyte, and keepalive pings, for a peer that vanished without a word would leave its stream open.
 
 use std::future::pending;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -24,6 +23,7 @@ use super::transport::{Peer, Shared};
 use super::{BoxFuture, FromPeer, Learner, Remaining, Renewal, Transport, codec, snapshot};
 use crate::pb::everwatchpb as wire;
 use crate::pb::everwatchpb::peer_server::PeerServer;
+use crate::storage::snapshot::Folder;
 use crate::types::{LeaseId, MemberId, Revision};
 
 /// The largest batch of messages or chunk of rows that is decoded.
@@ -47,8 +47,8 @@ pub struct ServiceConfig {
     pub members: Members,
     /// The hash of this member's history up to a revision.
     pub history_hash: HistoryHash,
-    /// The directory that received snapshots are written to: the member's.
-    pub snapshot_dir: PathBuf,
+    /// Where received snapshots are written to.
+    pub snapshots: Folder,
 }
 
 /// Answers a question about the members.
@@ -69,7 +69,7 @@ pub fn peer_service(transport: &Transport, config: ServiceConfig) -> PeerGrpc {
         learner: config.learner,
         members: config.members,
         history_hash: config.history_hash,
-        snapshot_dir: config.snapshot_dir,
+        snapshots: config.snapshots,
         receiving: Arc::new(Semaphore::new(1)),
         hashing: Semaphore::new(1),
     };
@@ -84,7 +84,7 @@ pub struct PeerService {
     learner: Arc<dyn Fn(MemberId) -> BoxFuture<Learner> + Send + Sync>,
     members: Members,
     history_hash: HistoryHash,
-    snapshot_dir: PathBuf,
+    snapshots: Folder,
     /// One snapshot at a time.
     receiving: Arc<Semaphore>,
     /// One hash at a time: it reads everything.
@@ -123,7 +123,7 @@ impl wire::peer_server::Peer for PeerService {
         tokio::select! {
             biased;
             status = self.stopped() => return Err(status),
-            result = snapshot::receive(&self.shared, &self.snapshot_dir, permit, &mut stream) => result?,
+            result = snapshot::receive(&self.shared, &self.snapshots, permit, &mut stream) => result?,
         }
         Ok(Response::new(wire::PeerAck {}))
     }

@@ -12,7 +12,6 @@
 //! The rows are those of every bucket, in the order of [`Bucket::ALL`], but for the row that names the member itself.
 //! What to do with a received file is the business of the raft node's owner.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::task::{Context, Poll};
@@ -32,7 +31,7 @@ use crate::pb::everwatchpb::{SnapshotChunk, SnapshotEnd, SnapshotOffer, Snapshot
 use crate::storage;
 use crate::storage::backend::Bucket;
 use crate::storage::schema;
-use crate::storage::snapshot::SnapshotWriter;
+use crate::storage::snapshot::{Folder, SnapshotWriter};
 use crate::types::{Index, MemberId};
 
 /// A chunk is closed when its rows have grown to this.
@@ -230,7 +229,7 @@ fn size(chunk: &SnapshotChunk) -> u64 {
 /// Takes a snapshot from a stream. Returns when it is durable and delivered, or gone.
 pub(super) async fn receive(
     shared: &Arc<Shared>,
-    dir: &Path,
+    folder: &Folder,
     permit: OwnedSemaphorePermit,
     stream: &mut Streaming<SnapshotChunk>,
 ) -> Result<(), Status> {
@@ -240,9 +239,9 @@ pub(super) async fn receive(
 
     let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     let writing = tokio::task::spawn_blocking({
-        let (shared, dir) = (shared.clone(), dir.to_owned());
+        let (shared, folder) = (shared.clone(), folder.clone());
         // The place is taken until the file is whole and settled, or gone, whatever becomes of the stream meanwhile.
-        move || write(&shared, &dir, message, index, waiting, Place(permit))
+        move || write(&shared, &folder, message, index, waiting, Place(permit))
     });
     let streamed = forward(shared, &peer, stream, chunks).await;
     let written = writing.await.unwrap_or_else(|_| Err("writing was ended".to_owned()));
@@ -313,7 +312,7 @@ fn accept(shared: &Arc<Shared>, offer: SnapshotOffer) -> Result<(Arc<Peer>, Mess
 /// Writes, checks, finishes and delivers; whatever fails leaves nothing behind.
 fn write(
     shared: &Shared,
-    dir: &Path,
+    folder: &Folder,
     message: Message,
     index: Index,
     chunks: mpsc::Receiver<SnapshotChunk>,
@@ -324,7 +323,7 @@ fn write(
         (shared.deliver)(FromPeer::StorageFailed(error));
         why
     };
-    match write_rows(shared, dir, index, chunks) {
+    match write_rows(shared, folder, index, chunks) {
         Ok(()) => {
             // From this thread, so that no break of the stream comes between the file and its news.
             (shared.deliver)(FromPeer::SnapshotReceived { message, index, place });
@@ -332,7 +331,7 @@ fn write(
         }
         Err(broken) => {
             // Only we are writing one: we have the place. A complete one of the same index is not touched.
-            storage::snapshot::discard_unfinished(dir).map_err(failed)?;
+            storage::snapshot::discard_unfinished(&folder.dir).map_err(failed)?;
             match broken {
                 Broken::Stream(why) => Err(why),
                 Broken::Storage(error) => Err(failed(error)),
@@ -363,11 +362,11 @@ impl From<&str> for Broken {
 
 fn write_rows(
     shared: &Shared,
-    dir: &Path,
+    folder: &Folder,
     index: Index,
     mut chunks: mpsc::Receiver<SnapshotChunk>,
 ) -> Result<(), Broken> {
-    let mut writer = SnapshotWriter::create(dir, index)?;
+    let mut writer = SnapshotWriter::create(&folder.dir, index, folder.keys.as_ref())?;
     let mut seen = SnapshotEnd::default();
     let promised = loop {
         let chunk = chunks.blocking_recv().ok_or("the snapshot ended early")?;

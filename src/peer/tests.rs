@@ -114,7 +114,7 @@ impl Member {
                         Box::pin(async { answer })
                     }),
                     history_hash: Arc::new(|_| Box::pin(async { None })),
-                    snapshot_dir: parts.dir,
+                    snapshots: storage::snapshot::Folder { dir: parts.dir, keys: None },
                 };
                 let service = peer_service(&transport, config);
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");

@@ -33,6 +33,7 @@ use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Bucket, Reader};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::{Disk, RealDisk};
+use crate::storage::seal::{self, Keys};
 use crate::storage::wal::{Append, Base, HardState, Replayed, Wal, WalOptions};
 use crate::storage::{self, schema, snapshot};
 use crate::types::{ClusterId, Index, MemberId, Term};
@@ -80,6 +81,8 @@ pub(crate) struct Member {
     pub(crate) cluster: ClusterId,
     pub(crate) id: MemberId,
     pub(crate) data_dir: DataDir,
+    /// What it is sealed with, if it is.
+    pub(crate) keys: Option<Keys>,
     pub(crate) wal: Wal,
     pub(crate) backend: DiskBackend,
     /// The rows that say whose this directory is.
@@ -140,24 +143,32 @@ pub enum Admission {
     },
 }
 
+/// What the directory is sealed with, if anything.
+fn keys(config: &Config) -> Result<Option<Keys>, Error> {
+    Ok(config.encryption_key_file.as_deref().map(Keys::read).transpose()?)
+}
+
 /// Whether the directory says what this member is.
 pub(crate) fn has_data(config: &Config) -> Result<bool, Error> {
+    // Read in any case: what is wrong with the file is said before anybody is asked anything.
+    let keys = keys(config)?;
     if has_log(&wal_dir(config)) {
         return Ok(true);
     }
-    Ok(DataDir::is_founded(&config.data_dir) && holds_data(&DataDir::open(&config.data_dir)?, config)?)
+    Ok(DataDir::is_founded(&config.data_dir) && holds_data(&DataDir::open(&config.data_dir)?, keys.as_ref(), config)?)
 }
 
 /// Data that was begun and not finished is none: nothing had come of it. Data that lost one of its halves later is, for [`open`] to
 /// refuse it.
-fn holds_data(data_dir: &DataDir, config: &Config) -> Result<bool, Error> {
+fn holds_data(data_dir: &DataDir, keys: Option<&Keys>, config: &Config) -> Result<bool, Error> {
     if has_log(&wal_dir(config)) {
         return Ok(true);
     }
     if !DataDir::is_founded(&config.data_dir) {
         return Ok(false);
     }
-    let applied = applied_index(&*DiskBackend::open(data_dir.state())?.reader()?)?;
+    let backend = DiskBackend::open_with(data_dir.state(), keys, config.backend_cache_bytes)?;
+    let applied = applied_index(&*backend.reader()?)?;
     Ok(applied.is_some_and(|applied| applied > FOUNDING.index))
 }
 
@@ -172,15 +183,22 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     }
     let dir = data_dir.member().to_owned();
     let wal_dir = wal_dir(config);
+    let keys = keys(config)?;
+    let keys = keys.as_ref();
+    let rotated = seal::admit(&[&dir, &wal_dir], keys)?;
+    if rotated > 0 {
+        info!(logger, "the first key of the file seals what others had sealed; none of them is needed any more";
+            "files" => rotated);
+    }
     snapshot::discard_unfinished(&dir)?;
 
-    let begin = !holds_data(&data_dir, config)?;
+    let begin = !holds_data(&data_dir, keys, config)?;
     if begin && *admission != Admission::Resident && DataDir::is_founded(&config.data_dir) {
         let path = data_dir.state();
         RealDisk.remove(&path).map_err(|source| storage::Error::Io { doing: "removing", path, source })?;
     }
     let cache_bytes = config.backend_cache_bytes;
-    let mut backend = DiskBackend::open_with(data_dir.state(), cache_bytes)?;
+    let mut backend = DiskBackend::open_with(data_dir.state(), keys, cache_bytes)?;
     let identity = match Identity::read(&*backend.reader()?)? {
         _ if begin => begin_backend(config, admission, &backend)?,
         Some(identity) => identity,
@@ -193,7 +211,7 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     let reader = backend.reader()?;
     let (opened, state) = std::thread::scope(|scope| {
         let state = std::thread::Builder::new().name("open".into()).spawn_scoped(scope, || StateMachine::open(reader));
-        let opened = Wal::open(Arc::new(RealDisk), wal_dir, options);
+        let opened = Wal::open(seal::disk(Arc::new(RealDisk), keys), wal_dir, options);
         (opened, state.map(|state| state.join().expect("no rows make it panic")))
     });
     let (mut wal, mut log) = opened?;
@@ -206,7 +224,7 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
             info!(logger, "adopting a snapshot that arrived before the last stop"; "index" => index.0);
             // Whatever the one before looked like.
             drop((state, backend));
-            backend = adopt(&dir, index, &identity.rows(), cache_bytes)?;
+            backend = adopt(&dir, keys, index, &identity.rows(), cache_bytes)?;
             state = StateMachine::open(backend.reader()?);
         } else {
             info!(logger, "removing a snapshot that was not adopted"; "path" => %path.display());
@@ -222,11 +240,12 @@ pub(crate) fn open(config: &Config, admission: &Admission, boot: u64, logger: &L
     let node = start_node(config, identity.member, boot, &state, log, logger)?;
     info!(logger, "opened the data directory";
         "cluster-id" => %identity.cluster, "member-id" => %identity.member, "applied-index" => state.applied().0,
-        "revision" => state.kv.revision().0, "keys" => state.kv.keys_total());
+        "revision" => state.kv.revision().0, "keys" => state.kv.keys_total(), "encrypted" => keys.is_some());
     Ok(Member {
         cluster: identity.cluster,
         id: identity.member,
         data_dir,
+        keys: keys.cloned(),
         wal,
         backend,
         identity: identity.rows(),
@@ -400,7 +419,7 @@ mod tests {
 
     /// The member receives a snapshot of what it has, said to be the state at `index`.
     fn receive(member: &Member, index: u64) {
-        let mut file = SnapshotWriter::create(member.data_dir.member(), Index(index)).unwrap();
+        let mut file = SnapshotWriter::create(member.data_dir.member(), Index(index), None).unwrap();
         for bucket in Bucket::ALL {
             let mut row = |key: &[u8], value: &[u8]| {
                 file.row(bucket, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)).is_ok()

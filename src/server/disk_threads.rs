@@ -26,6 +26,7 @@ use crate::peer::{Place, Transport};
 use crate::state::StateMachine;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Batch, Reader};
+use crate::storage::seal::Keys;
 use crate::storage::{self, schema};
 use crate::storage::{datadir, snapshot};
 use crate::types::Index;
@@ -173,6 +174,8 @@ pub(crate) struct BackendThread {
     pub(crate) backend: Option<DiskBackend>,
     /// `<data-dir>/member`.
     pub(crate) dir: PathBuf,
+    /// What is sealed with there, if anything is.
+    pub(crate) keys: Option<Keys>,
     pub(crate) jobs: Receiver<BackendJob>,
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) inbox: Arc<Inbox>,
@@ -262,7 +265,7 @@ impl BackendThread {
     fn install(&mut self, number: u64, index: Index) -> storage::Result<()> {
         // Readers of the old file go on with it until they are dropped.
         self.backend = None;
-        let backend = adopt(&self.dir, index, &self.identity, self.cache_bytes)?;
+        let backend = adopt(&self.dir, self.keys.as_ref(), index, &self.identity, self.cache_bytes)?;
         let reader = backend.reader()?;
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = reader.clone();
         let state = Box::new(StateMachine::open(reader)?);
@@ -282,12 +285,13 @@ impl BackendThread {
 /// Puts a received snapshot in the place of the backend. The snapshot is another member's state: whose this is, is written anew.
 pub(crate) fn adopt(
     dir: &std::path::Path,
+    keys: Option<&Keys>,
     index: Index,
     identity: &Batch,
     cache_bytes: usize,
 ) -> storage::Result<DiskBackend> {
     snapshot::adopt(dir, index)?;
-    let backend = DiskBackend::open_with(dir.join(datadir::STATE), cache_bytes)?;
+    let backend = DiskBackend::open_with(dir.join(datadir::STATE), keys, cache_bytes)?;
     backend.commit(identity)?;
     let applied = backend.reader()?.get(storage::backend::Bucket::Meta, schema::APPLIED_INDEX)?;
     if applied.as_deref().and_then(schema::read_u64) != Some(index.0) {

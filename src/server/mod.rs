@@ -41,6 +41,8 @@ use crate::state::StateMachine;
 use crate::storage::backend::Reader;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::datadir::DataDir;
+use crate::storage::seal::Keys;
+use crate::storage::snapshot::Folder;
 use crate::storage::wal::Wal;
 use crate::tls::Dialer;
 use crate::types::Index;
@@ -171,6 +173,7 @@ pub fn start(
     let backend = BackendThread {
         backend: Some(member.backend),
         dir: member.data_dir.member().to_owned(),
+        keys: member.keys.clone(),
         jobs: backend_queue,
         backlog: to_backend.backlog(),
         inbox: inbox.clone(),
@@ -244,7 +247,7 @@ pub fn start(
 
     let tasks = Tasks {
         handle: handle.clone(),
-        peer_grpc: peer_service(&transport, answers(&handle, &member.data_dir, fresh)),
+        peer_grpc: peer_service(&transport, answers(&handle, &member.data_dir, member.keys, fresh)),
         ready: is_ready,
         removed: may_go,
         committed: member.committed,
@@ -451,7 +454,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
 }
 
 /// What this member answers its peers' members. `fresh`: it had nothing beyond the founding at its start.
-fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
+fn answers(handle: &Handle, data_dir: &DataDir, keys: Option<Keys>, fresh: bool) -> ServiceConfig {
     let [renewing, asking, judging, listing, hashing] = [(); 5].map(|()| handle.clone());
     ServiceConfig {
         renew: Arc::new(move |ids| {
@@ -475,6 +478,6 @@ fn answers(handle: &Handle, data_dir: &DataDir, fresh: bool) -> ServiceConfig {
                 Some(HistoryHashResponse { member_id, hash: hash.hash, compacted: hash.compact_revision })
             })
         }),
-        snapshot_dir: data_dir.member().to_owned(),
+        snapshots: Folder { dir: data_dir.member().to_owned(), keys },
     }
 }

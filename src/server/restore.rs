@@ -21,10 +21,11 @@ use crate::backup::{self, etcd_commands, read::Content, read::Source};
 use crate::cluster::{InitialCluster, initial};
 use crate::pb::everwatchpb::{Command, ConfState};
 use crate::state::StateMachine;
-use crate::storage::backend::disk::DiskBackend;
+use crate::storage::backend::disk::{CACHE_BYTES, DiskBackend};
 use crate::storage::backend::{Backend, Batch, Bucket};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::RealDisk;
+use crate::storage::seal::{self, Keys};
 use crate::storage::snapshot::{self, SnapshotWriter};
 use crate::storage::wal::{Wal, WalOptions};
 use crate::storage::{self, schema};
@@ -45,6 +46,8 @@ pub struct Plan {
     pub initial_cluster_token: String,
     /// Where the others reach this one.
     pub initial_advertise_peer_urls: Vec<String>,
+    /// The keys that the directory is sealed with, if it is to be.
+    pub encryption_key_file: Option<PathBuf>,
     /// How much the revision is raised, and everything up to there compacted: watches and caches of the old cluster's clients end
     /// rather than go on with another history.
     pub bump_revision: u64,
@@ -129,7 +132,8 @@ pub fn restore(
     if let Some(dir) = &plan.wal_dir {
         require_vacant("wal-dir", dir)?;
     }
-    let made = make(plan, &founders, source, after, took);
+    let keys = plan.encryption_key_file.as_deref().map(Keys::read).transpose()?;
+    let made = make(plan, keys.as_ref(), &founders, source, after, took);
     if made.is_err() {
         // Nothing else was in there. What cannot be removed is no reason to say less about why.
         let _ = std::fs::remove_dir_all(plan.data_dir.join("member"));
@@ -142,6 +146,7 @@ pub fn restore(
 
 fn make(
     plan: &Plan,
+    keys: Option<&Keys>,
     founders: &InitialCluster,
     source: &mut Source,
     after: &[Command],
@@ -156,11 +161,11 @@ fn make(
     let data_dir = DataDir::open(&plan.data_dir)?;
     let wal_dir = plan.wal_dir.clone().unwrap_or_else(|| data_dir.wal());
     let options = WalOptions::new(identity.cluster, identity.member);
-    let (mut wal, mut log) = Wal::open(Arc::new(RealDisk), wal_dir, options)?;
+    let (mut wal, mut log) = Wal::open(seal::disk(Arc::new(RealDisk), keys), wal_dir, options)?;
     bootstrap::begin_log(&mut wal, &mut log, FOUNDING.index)?;
     drop(wal);
 
-    let mut state = SnapshotWriter::create(data_dir.member(), FOUNDING.index)?;
+    let mut state = SnapshotWriter::create(data_dir.member(), FOUNDING.index, keys)?;
     let mut bytes = 0;
     let mut content = source.read(FOUNDING.index.0, &mut |bucket, key, value| {
         bytes += (key.len() + value.len()) as u64;
@@ -200,16 +205,16 @@ fn make(
     }
     let made = state.finish()?;
     if !after.is_empty() {
-        carry_out(after, &made, &mut content)?;
+        carry_out(after, &made, keys, &mut content)?;
     }
-    let keys = verify(&made)?;
+    let keys = verify(&made, keys)?;
     snapshot::adopt(data_dir.member(), FOUNDING.index)?;
     Ok(Restored { cluster: identity.cluster, member, content, keys })
 }
 
 /// Carries out what comes after the file, and finishes the founding entry.
-fn carry_out(commands: &[Command], state: &Path, content: &mut Content) -> storage::Result<()> {
-    let backend = DiskBackend::open(state)?;
+fn carry_out(commands: &[Command], state: &Path, keys: Option<&Keys>, content: &mut Content) -> storage::Result<()> {
+    let backend = DiskBackend::open_with(state, keys, CACHE_BYTES)?;
     let mut state = StateMachine::open(backend.reader()?)?;
     let mut batch = Batch::default();
     for command in commands {
@@ -233,8 +238,8 @@ fn carry_out(commands: &[Command], state: &Path, content: &mut Content) -> stora
 }
 
 /// Opens the state as a member would. What it contains makes sense, then; how many keys there are.
-fn verify(state: &Path) -> storage::Result<usize> {
-    let backend = DiskBackend::open(state)?;
+fn verify(state: &Path, keys: Option<&Keys>) -> storage::Result<usize> {
+    let backend = DiskBackend::open_with(state, keys, CACHE_BYTES)?;
     Ok(StateMachine::open(backend.reader()?)?.kv.keys_total())
 }
 
@@ -249,6 +254,8 @@ fn require_vacant(flag: &str, dir: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::pb::etcdserverpb::alarm_request::AlarmAction;
     use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, LeaseGrantRequest, LeaseRevokeRequest, PutRequest};
@@ -273,9 +280,13 @@ mod tests {
     #[test]
     fn what_comes_after_the_file_is_carried_out_however_much_it_is() {
         let dir = tempfile::tempdir().unwrap();
+        let key_file = dir.path().join("keys");
+        std::fs::write(&key_file, "4b".repeat(32)).unwrap();
+        std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
         let plan = Plan {
             data_dir: dir.path().join("d"),
             wal_dir: None,
+            encryption_key_file: Some(key_file.clone()),
             name: "a".to_owned(),
             initial_cluster: "a=http://127.0.0.1:1".to_owned(),
             initial_cluster_token: "t".to_owned(),
@@ -300,7 +311,9 @@ mod tests {
         let puts = COMMITTED_ROWS as i64 + 10;
         assert_eq!((restored.content.revision, restored.content.compacted), (Revision(10 + puts + 2), Revision(5)));
         assert_eq!((restored.content.alarms, restored.content.leases), (0, 3));
-        let backend = DiskBackend::open(plan.data_dir.join("member/state.redb")).unwrap();
+        let keys = Keys::read(&key_file).unwrap();
+        let made = plan.data_dir.join("member/state.redb");
+        let backend = DiskBackend::open_with(made, Some(&keys), CACHE_BYTES).unwrap();
         let state = StateMachine::open(backend.reader().unwrap()).unwrap();
         assert_eq!((state.applied(), state.kv.revision()), (FOUNDING.index, restored.content.revision));
         // It may run out as soon as anything does.

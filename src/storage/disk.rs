@@ -1,7 +1,7 @@
 //! The seam between storage and the operating system: what the log and the snapshots ask of a disk.
 //!
-//! There are two implementations: [`RealDisk`] here, and the simulator's, which forgets what was not synced. So the promises
-//! are only these:
+//! There are two implementations: [`RealDisk`] here, and the simulator's, which forgets what was not synced. (Over either there can be
+//! one that seals: [`super::seal`].) So the promises are only these:
 //!   * after a successful [`DiskFile::sync`] the file's bytes and length survive a power cut; before it any sectors of what
 //!     was written since may be there and others not (a sector: 512 bytes at a multiple of 512 of the file, whole, or of the
 //!     last one that was written a first part: disks do not tear a sector inside);
@@ -27,6 +27,11 @@ pub trait Disk: Send + Sync {
     /// Opens a file that exists, for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
+    /// The same of a file whose content is of no use any more: what is read is that, or zeros.
+    fn reuse(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.open(path)
+    }
+
     /// Gives a file another name in the same directory, replacing what has that name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
@@ -35,10 +40,18 @@ pub trait Disk: Send + Sync {
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Bytes of a file that a power cut leaves old or new together: so many from every multiple of it on.
+    fn sector_bytes(&self) -> u64 {
+        SECTOR_BYTES
+    }
 }
 
+/// The unit in which a disk writes all or nothing. Disks with larger units keep the same promise for this one.
+pub(super) const SECTOR_BYTES: u64 = 512;
+
 /// An open file.
-pub trait DiskFile: Send {
+pub trait DiskFile: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> io::Result<u64>;
 
@@ -57,6 +70,9 @@ pub trait DiskFile: Send {
     /// and a sync then writes nothing but the data. Does nothing to a file that is long enough.
     fn preallocate(&self, len: u64) -> io::Result<()>;
 
+    /// Cuts the file at `len`, or lengthens it with zeros that need not occupy anything.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
     /// Makes its bytes and its length durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -68,6 +84,11 @@ pub fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     let read = file.read_at(0, &mut data)?;
     data.truncate(read);
     Ok(data)
+}
+
+/// Opens a file of this machine for who only looks: nothing can be written to it.
+pub(super) fn look(path: &Path) -> io::Result<Box<dyn DiskFile>> {
+    Ok(Box::new(RealFile(File::open(path)?)))
 }
 
 /// The disk of this machine.
@@ -178,6 +199,10 @@ impl DiskFile for RealFile {
             at += step;
         }
         Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
     }
 
     fn sync(&self) -> io::Result<()> {

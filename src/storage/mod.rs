@@ -11,18 +11,21 @@
 //! its own, each commit carrying data together with the applied index, term and raft configuration it belongs to, so that
 //! after any crash it is the exact state at some applied index, and the log still has every entry after that.
 //!
+//! With a key, all of these but the lock are sealed: [`seal`].
+//!
 //! Files of etcd, which backups are, are read and written by [`bolt`].
 //!
 //! An error here is about this disk: it stops the member. It never becomes part of a reply.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub mod backend;
 pub mod bolt;
 pub mod datadir;
 pub mod disk;
 pub mod schema;
+pub mod seal;
 pub mod snapshot;
 pub mod wal;
 
@@ -75,6 +78,20 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    /// The error of a refused call, be it the operating system or a sealed file that refused.
+    pub(crate) fn of_call(doing: &'static str, path: &Path, source: std::io::Error) -> Error {
+        let path = path.to_owned();
+        match source.get_ref().and_then(|why| why.downcast_ref::<seal::Broken>()) {
+            Some(seal::Broken::Damaged { offset, what }) => {
+                Error::Corrupt { path, offset: *offset, what: (*what).to_owned() }
+            }
+            Some(refusal) => Error::Refused { path, what: refusal.to_string() },
+            None => Error::Io { doing, path, source },
+        }
+    }
+}
 
 /// What storage calls return.
 pub type Result<T> = std::result::Result<T, Error>;

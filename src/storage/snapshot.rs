@@ -26,14 +26,24 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::backend::disk::DiskBackend;
+use super::backend::disk::{CACHE_BYTES, DiskBackend};
 use super::backend::{Backend, Batch, Bucket};
 use super::disk::{Disk, RealDisk};
+use super::seal::Keys;
 use super::{Error, Result, datadir};
 use crate::types::Index;
 
 /// Rows gathered before they are committed: memory of a receiving member.
 const BATCH_BYTES: usize = 4 << 20;
+
+/// Where received snapshots go: the member's directory, and what seals them there.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The keys, if it is sealed.
+    pub keys: Option<Keys>,
+}
 
 /// A snapshot being received. Dropped before it is finished, it leaves nothing that counts.
 pub struct SnapshotWriter {
@@ -45,11 +55,11 @@ pub struct SnapshotWriter {
 }
 
 impl SnapshotWriter {
-    /// Begins the snapshot at `index` in the member's directory, anew if there is an unfinished one.
-    pub fn create(dir: &Path, index: Index) -> Result<SnapshotWriter> {
+    /// Begins the snapshot at `index` in the member's directory, anew if there is an unfinished one; sealed if there are keys.
+    pub fn create(dir: &Path, index: Index, keys: Option<&Keys>) -> Result<SnapshotWriter> {
         let part = dir.join(part_name(index));
         remove_if_there(&part)?;
-        let backend = DiskBackend::open(part)?;
+        let backend = DiskBackend::open_with(part, keys, CACHE_BYTES)?;
         Ok(SnapshotWriter { dir: dir.to_owned(), index, backend, batch: Batch::default(), batch_bytes: 0 })
     }
 
@@ -156,7 +166,7 @@ mod tests {
     use crate::storage::disk::DiskFile;
 
     fn write(dir: &Path, index: u64, value: &'static str) -> SnapshotWriter {
-        let mut writer = SnapshotWriter::create(dir, Index(index)).unwrap();
+        let mut writer = SnapshotWriter::create(dir, Index(index), None).unwrap();
         writer.row(Bucket::Key, Bytes::from_static(b"k"), Bytes::from_static(value.as_bytes())).unwrap();
         writer
     }
@@ -277,6 +287,10 @@ mod tests {
             self.0.preallocate(len)
         }
 
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
         fn sync(&self) -> io::Result<()> {
             self.0.sync()?;
             self.1.store(true, Ordering::Relaxed);
@@ -322,7 +336,7 @@ mod tests {
     #[test]
     fn many_rows_arrive_whatever_their_size() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = SnapshotWriter::create(dir.path(), Index(1)).unwrap();
+        let mut writer = SnapshotWriter::create(dir.path(), Index(1), None).unwrap();
         let value = Bytes::from(vec![7; BATCH_BYTES / 3]);
         for key in 0..8u8 {
             writer.row(Bucket::Key, Bytes::from(vec![key]), value.clone()).unwrap();

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use everwatch::storage::Error;
 use everwatch::storage::disk::{Disk, DiskFile};
+use everwatch::storage::seal::{self, Keys};
 use everwatch::storage::wal::{Append, Base, HardState, LogEntry, Replayed, Wal, WalOptions};
 use everwatch::types::{ClusterId, Index, MemberId, Term};
 
@@ -134,6 +135,11 @@ impl DiskFile for MemoryFile {
         Ok(())
     }
 
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.files().data[self.1].resize(len as usize, 0);
+        Ok(())
+    }
+
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
@@ -175,9 +181,9 @@ impl Said {
     }
 }
 
-fn open(disk: &MemoryDisk) -> Result<(Wal, Said), Error> {
+fn open(disk: &MemoryDisk, keys: Option<&Keys>) -> Result<(Wal, Said), Error> {
     let options = WalOptions { segment_bytes: 2048, identity: (ClusterId(0xc1), MemberId(0xa1)) };
-    let (wal, replayed) = Wal::open(Arc::new(disk.clone()), PathBuf::from("wal"), options)?;
+    let (wal, replayed) = Wal::open(seal::disk(Arc::new(disk.clone()), keys), PathBuf::from("wal"), options)?;
     Ok((wal, Said::of(replayed)))
 }
 
@@ -195,8 +201,8 @@ fn entry(feed: &mut Feed<'_>, index: u64, term: u64) -> LogEntry {
 }
 
 /// A log's life; what it said after each record, and where that record ended.
-fn live(feed: &mut Feed<'_>, disk: &MemoryDisk) -> (Vec<Said>, Vec<(String, u64)>) {
-    let (mut wal, said) = open(disk).expect("a new log");
+fn live(feed: &mut Feed<'_>, disk: &MemoryDisk, keys: Option<&Keys>) -> (Vec<Said>, Vec<(String, u64)>) {
+    let (mut wal, said) = open(disk, keys).expect("a new log");
     let (mut states, mut ends) = (vec![said], vec![(String::new(), 0)]);
     for step in 0..feed.below(24) as u64 {
         let said = states.last().expect("the first").clone();
@@ -233,7 +239,7 @@ fn live(feed: &mut Feed<'_>, disk: &MemoryDisk) -> (Vec<Said>, Vec<(String, u64)
             }
             5 => {
                 drop(wal);
-                let (opened, found) = open(disk).expect("nobody has been at it");
+                let (opened, found) = open(disk, keys).expect("nobody has been at it");
                 assert_eq!(Some(&found), states.last(), "a log that nobody has been at");
                 wal = opened;
             }
@@ -304,9 +310,19 @@ fn tamper(feed: &mut Feed<'_>, files: &mut BTreeMap<String, Vec<u8>>) -> Option<
 }
 
 pub(crate) fn run(input: &[u8]) -> u64 {
+    run_with(input, None)
+}
+
+/// The same log on a disk where it is sealed.
+pub(crate) fn run_sealed(input: &[u8]) -> u64 {
+    let keys = Keys::parse(Path::new("keys"), &"5e".repeat(32)).expect("a key");
+    run_with(input, Some(&keys))
+}
+
+fn run_with(input: &[u8], keys: Option<&Keys>) -> u64 {
     let mut feed = Feed::new(input);
     let disk = MemoryDisk::default();
-    let (states, ends) = live(&mut feed, &disk);
+    let (states, ends) = live(&mut feed, &disk, keys);
     let mut files = disk.content();
     let changed = tamper(&mut feed, &mut files);
     let logless = !files.keys().any(|name| name.ends_with(".wal"));
@@ -315,7 +331,7 @@ pub(crate) fn run(input: &[u8]) -> u64 {
     let kept = ends.iter().take_while(|end| safe(end)).count() - 1;
 
     let disk = MemoryDisk::of(files);
-    let (mut wal, said) = match open(&disk) {
+    let (mut wal, said) = match open(&disk, keys) {
         Ok(opened) => opened,
         Err(Error::Corrupt { what, .. }) => {
             assert!(changed.is_some(), "a log that nobody has been at was refused: {what}");
@@ -337,7 +353,7 @@ pub(crate) fn run(input: &[u8]) -> u64 {
     wal.append(&append).expect("a disk without faults");
     wal.sync().expect("a disk without faults");
     drop(wal);
-    let again = open(&disk).map(|(_, said)| said).unwrap_or_else(|error| panic!("a log that went on: {error}"));
+    let again = open(&disk, keys).map(|(_, said)| said).unwrap_or_else(|error| panic!("a log that went on: {error}"));
     assert_eq!(again, said.appended(&append), "a log that went on");
     outcome((states.len() - place, changed.is_some(), states.len() / 4))
 }

@@ -160,7 +160,7 @@ pub(crate) fn run(input: &[u8]) -> u64 {
             learner: Arc::new(|_| Box::pin(async { Learner::Unavailable })),
             members: Arc::new(|_| Box::pin(async { Default::default() })),
             history_hash: Arc::new(|_| Box::pin(async { None })),
-            snapshot_dir: dir.path().to_owned(),
+            snapshots: snapshot::Folder { dir: dir.path().to_owned(), keys: None },
         };
         let mut client = PeerClient::new(peer_service(&transport, config));
         let answer = client.snapshot(tokio_stream::iter(chunks.clone())).await;

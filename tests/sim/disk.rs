@@ -455,6 +455,11 @@ impl DiskFile for SimFile {
         })
     }
 
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        // The log never asks for it.
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.with(|state, file| {
             state.command()?;

@@ -7,10 +7,12 @@
 //!   * after a failed commit nothing is committed any more: what the disk holds is unknown;
 //!   * the file appears under its name only once it is a complete empty store, and a second process is refused.
 //!
+//! With keys the file is sealed ([`seal`]); what is promised is the same.
+//!
 //! `size` is the file's length, `size_in_use` the bytes of all keys and values: kept up to date by each commit from the
 //! lengths that its rows had before, in a row of its own table, since the engine could only tell by walking all pages.
 
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,16 +23,18 @@ use redb::{
     Database, DatabaseError, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, StorageError,
     TableDefinition, WriteTransaction,
 };
+use rustix::fs::FlockOperation;
 
 use super::inspect::Glass;
 use super::{Backend, Batch, Bucket, Reader};
-use crate::storage::disk::{Disk, RealDisk};
+use crate::storage::disk::{Disk, DiskFile, RealDisk};
+use crate::storage::seal::{self, Keys};
 use crate::storage::{Error, Result};
 
 type RowTable = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// What the engine may hold of the file in memory where nobody says. Scans of history go through it; the system keeps pages, too.
-const CACHE_BYTES: usize = 24 << 20;
+pub const CACHE_BYTES: usize = 24 << 20;
 /// Beside the buckets: the sum of the lengths of all keys and values, under an empty key.
 const ROW_BYTES: TableDefinition<'static, &'static [u8], u64> = TableDefinition::new("row_bytes");
 
@@ -53,22 +57,37 @@ pub struct DiskBackend {
     database: Database,
     row_bytes: AtomicU64,
     poisoned: AtomicBool,
+    /// Of a sealed file. The engine holds one that is not.
+    _held: Option<File>,
 }
 
 impl DiskBackend {
-    /// Opens the store at `path`, or creates an empty one.
+    /// Opens the store at `path`, which is not sealed, or creates an empty one.
     pub fn open(path: impl Into<PathBuf>) -> Result<DiskBackend> {
-        DiskBackend::open_with(path, CACHE_BYTES)
+        DiskBackend::open_with(path, None, CACHE_BYTES)
     }
 
-    /// The same with so many bytes of the file in memory, at the most.
-    pub fn open_with(path: impl Into<PathBuf>, cache_bytes: usize) -> Result<DiskBackend> {
+    /// The same with a file that is sealed if there are keys, and so many bytes of it in memory, at the most.
+    pub fn open_with(path: impl Into<PathBuf>, keys: Option<&Keys>, cache_bytes: usize) -> Result<DiskBackend> {
         let path = path.into();
         if !path.exists() {
-            create(&path)?;
+            create(&path, keys)?;
         }
-        let database = engine().set_cache_size(cache_bytes).open(&path).map_err(|e| refused(&path, e))?;
-        DiskBackend::over(path, database)
+        let mut engine = engine();
+        engine.set_cache_size(cache_bytes);
+        let Some(keys) = keys else {
+            drop(seal::look(&path, None)?);
+            let database = engine.open(&path).map_err(|e| refused(&path, e))?;
+            return DiskBackend::over(path, database);
+        };
+        let held = hold(&path)?;
+        let file = seal::open(&path, keys).map_err(|e| Error::of_call("opening", &path, e))?;
+        if file.is_empty().map_err(|e| Error::of_call("measuring", &path, e))? {
+            // The engine would take it for one to begin with.
+            return Err(Error::Corrupt { path, offset: 0, what: "the file is empty".to_owned() });
+        }
+        let database = engine.create_with_backend(file).map_err(|e| refused(&path, e))?;
+        Ok(DiskBackend { _held: Some(held), ..DiskBackend::over(path, database)? })
     }
 
     /// Opens a file that stays as it is.
@@ -82,7 +101,8 @@ impl DiskBackend {
         if lacks_tables(&database).map_err(|e| failed(&path, e))? {
             make_tables(&database).map_err(|e| failed(&path, e))?;
         }
-        let backend = DiskBackend { path, database, row_bytes: AtomicU64::new(0), poisoned: AtomicBool::new(false) };
+        let backend =
+            DiskBackend { path, database, row_bytes: AtomicU64::new(0), poisoned: AtomicBool::new(false), _held: None };
         let sum = backend.row_bytes_recorded().map_err(|e| failed(&backend.path, e))?;
         backend.row_bytes.store(sum, Ordering::Relaxed);
         Ok(backend)
@@ -255,20 +275,40 @@ impl Rows {
 }
 
 /// Makes a complete empty store, then gives it its name: a crash in between leaves a file that is of no value.
-fn create(path: &Path) -> Result<()> {
+fn create(path: &Path, keys: Option<&Keys>) -> Result<()> {
     let made = path.with_extension("new");
     let io = |doing: &'static str| {
-        let path = made.clone();
-        move |source| Error::Io { doing, path, source }
+        let made = &made;
+        move |source| Error::of_call(doing, made, source)
     };
     let dir = path.parent().unwrap_or(Path::new("."));
     // Left from such a crash, perhaps. Created as a file for this user alone.
-    drop(RealDisk.create(&made).map_err(io("creating"))?);
-    let database = Database::create(&made).map_err(|e| refused(&made, e))?;
+    let database = match keys {
+        None => {
+            drop(RealDisk.create(&made).map_err(io("creating"))?);
+            Database::create(&made)
+        }
+        Some(keys) => engine().create_with_backend(seal::create_pages(&made, keys).map_err(io("creating"))?),
+    };
+    let database = database.map_err(|e| refused(&made, e))?;
     make_tables(&database).map_err(|e| failed(&made, e))?;
     drop(database);
     RealDisk.open(&made).and_then(|file| file.sync()).map_err(io("syncing"))?;
     RealDisk.rename(&made, path).and_then(|()| RealDisk.sync_dir(dir)).map_err(io("renaming"))
+}
+
+/// Keeps other processes from the file, as the engine does with one that it opens itself.
+fn hold(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|e| Error::of_call("opening", path, e))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use(path)),
+        Err(errno) => Err(Error::of_call("locking", path, errno.into())),
+    }
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::Refused { path: path.to_owned(), what: "is in use by another process".to_owned() }
 }
 
 fn lacks_tables(database: &Database) -> std::result::Result<bool, redb::Error> {
@@ -301,11 +341,13 @@ fn begin(database: &Database) -> std::result::Result<WriteTransaction, redb::Err
 /// Why the file could not be opened.
 fn refused(path: &Path, error: DatabaseError) -> Error {
     match error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            Error::Refused { path: path.to_owned(), what: "is in use by another process".to_owned() }
-        }
+        DatabaseError::DatabaseAlreadyOpen => in_use(path),
         DatabaseError::Storage(StorageError::Io(source)) if source.kind() == std::io::ErrorKind::InvalidData => {
-            Error::Corrupt { path: path.to_owned(), offset: 0, what: source.to_string() }
+            match Error::of_call("opening", path, source) {
+                // The engine's own word for a file that is none of its.
+                Error::Io { path, source, .. } => Error::Corrupt { path, offset: 0, what: source.to_string() },
+                error => error,
+            }
         }
         other => failed(path, other.into()),
     }
@@ -315,7 +357,7 @@ fn refused(path: &Path, error: DatabaseError) -> Error {
 fn failed(path: &Path, error: redb::Error) -> Error {
     match error {
         redb::Error::Corrupted(what) => Error::Corrupt { path: path.to_owned(), offset: 0, what },
-        redb::Error::Io(source) => Error::Io { doing: "using", path: path.to_owned(), source },
+        redb::Error::Io(source) => Error::of_call("using", path, source),
         redb::Error::PreviousIo => Error::Poisoned,
         other => Error::Engine(format!("{}: {other}", path.display())),
     }
@@ -324,7 +366,7 @@ fn failed(path: &Path, error: redb::Error) -> Error {
 /// The engine over a file that fails and forgets: every call of a script of commits fails once, with the power lost right after.
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::io::{self, IoSlice};
     use std::sync::{Mutex, MutexGuard};
 
     use super::*;
@@ -381,16 +423,21 @@ mod tests {
         }
     }
 
-    impl redb::StorageBackend for TornFile {
+    impl DiskFile for TornFile {
         fn len(&self) -> io::Result<u64> {
             Ok(self.call()?.now.len() as u64)
         }
 
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
             let image = self.call()?;
-            let bytes = image.now.get(offset as usize..offset as usize + out.len());
-            out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-            Ok(())
+            let bytes = image.now.get(offset as usize..).unwrap_or_default();
+            let read = bytes.len().min(into.len());
+            into[..read].copy_from_slice(&bytes[..read]);
+            Ok(read)
+        }
+
+        fn preallocate(&self, _: u64) -> io::Result<()> {
+            unreachable!("the engine does not ask for it")
         }
 
         fn set_len(&self, len: u64) -> io::Result<()> {
@@ -400,16 +447,18 @@ mod tests {
             Ok(())
         }
 
-        fn sync_data(&self) -> io::Result<()> {
+        fn sync(&self) -> io::Result<()> {
             let image = &mut *self.call()?;
             image.durable = image.now.clone();
             image.pending.clear();
             Ok(())
         }
 
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        fn write_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> io::Result<()> {
             let image = &mut *self.call()?;
-            let (mut at, mut rest) = (offset as usize, data);
+            let [data] = pieces else { unreachable!("the engine writes one piece at a time") };
+            let (mut at, mut rest) = (offset as usize, &data[..]);
+            image.now.resize(image.now.len().max(at + rest.len()), 0);
             while !rest.is_empty() {
                 let (sector, more) = rest.split_at((SECTOR - at % SECTOR).min(rest.len()));
                 image.now[at..at + sector.len()].copy_from_slice(sector);
@@ -420,9 +469,40 @@ mod tests {
         }
     }
 
-    fn open(file: &TornFile) -> Result<DiskBackend> {
+    impl redb::StorageBackend for TornFile {
+        fn len(&self) -> io::Result<u64> {
+            DiskFile::len(self)
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let read = self.read_at(offset, out)?;
+            if read == out.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            DiskFile::set_len(self, len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.sync()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            assert!(offset as usize + data.len() <= self.0.lock().unwrap().now.len(), "a write behind the end");
+            self.write_at(offset, &[IoSlice::new(data)])
+        }
+    }
+
+    fn database(file: &TornFile, keys: Option<&Keys>) -> std::result::Result<Database, DatabaseError> {
+        match keys {
+            Some(keys) => engine().create_with_backend(seal::pages_over(Box::new(file.clone()), keys)?),
+            None => engine().create_with_backend(file.clone()),
+        }
+    }
+
+    fn open(file: &TornFile, keys: Option<&Keys>) -> Result<DiskBackend> {
         let path = PathBuf::from("state.redb");
-        let database = engine().create_with_backend(file.clone()).map_err(|e| refused(&path, e))?;
+        let database = database(file, keys).map_err(|e| refused(&path, e))?;
         DiskBackend::over(path, database)
     }
 
@@ -451,14 +531,19 @@ mod tests {
 
     #[test]
     fn a_commit_that_failed_is_there_or_not_and_nothing_is_committed_after_it() {
+        every_call_fails_once(None);
+        every_call_fails_once(Some(&Keys::parse(Path::new("keys"), &"5c".repeat(32)).unwrap()));
+    }
+
+    fn every_call_fails_once(keys: Option<&Keys>) {
         let empty = TornFile::default();
-        make_tables(&engine().create_with_backend(empty.clone()).unwrap()).unwrap();
+        make_tables(&database(&empty, keys).unwrap()).unwrap();
         let (mut random, mut failures) = (1u64, 0);
         for calls in 0.. {
             let file = empty.crash(|| true);
             file.0.lock().unwrap().fuse = Some(calls);
             let mut durable = 0;
-            if let Ok(backend) = open(&file) {
+            if let Ok(backend) = open(&file, keys) {
                 let outcome = (1..=4).try_for_each(|number| {
                     commit(&backend, number)?;
                     durable = number;
@@ -482,7 +567,7 @@ mod tests {
                     random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                     mode == 0 || (mode > 1 && random >> 63 == 1)
                 });
-                let backend = open(&after).unwrap_or_else(|e| panic!("call {calls}, mode {mode}: {e}"));
+                let backend = open(&after, keys).unwrap_or_else(|e| panic!("call {calls}, mode {mode}: {e}"));
                 let found = state(&backend);
                 assert!(found == durable || found == durable + 1, "call {calls}, mode {mode}: {found} of {durable}");
                 commit(&backend, 7).unwrap();

@@ -4,20 +4,20 @@
 //! is given the file with a sheet of glass over it: what it writes lies on the glass, in pages, and is read from there.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fmt;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::disk::DiskBackend;
+use crate::storage::disk::DiskFile;
+use crate::storage::seal::{self, Keys};
 use crate::storage::{Error, Result};
 
-/// Opens the file at `path`, every page of which is verified meanwhile.
-pub fn inspect(path: &Path) -> Result<DiskBackend> {
-    let io = |source| Error::Io { doing: "opening", path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let len = file.metadata().map_err(io)?.len();
+/// Opens the file at `path`, sealed with one of the keys if there are any. Every page of it is verified meanwhile.
+pub fn inspect(path: &Path, keys: Option<&Keys>) -> Result<DiskBackend> {
+    let file = seal::look(path, keys)?;
+    let len = file.len().map_err(|source| Error::of_call("measuring", path, source))?;
     if len == 0 {
         // The engine would take it for one to begin with.
         return Err(Error::Corrupt { path: path.to_owned(), offset: 0, what: "the file is empty".to_owned() });
@@ -31,9 +31,8 @@ pub fn inspect(path: &Path) -> Result<DiskBackend> {
 const PAGE: u64 = 4096;
 
 /// The file and what lies over it.
-#[derive(Debug)]
 pub(super) struct Glass {
-    file: File,
+    file: Box<dyn DiskFile>,
     sheet: Mutex<Sheet>,
 }
 
@@ -43,6 +42,12 @@ struct Sheet {
     /// How much of the file is still seen. Behind a cut there are zeros.
     file_len: u64,
     pages: BTreeMap<u64, Box<[u8; PAGE as usize]>>,
+}
+
+impl fmt::Debug for Glass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Glass").field("sheet", &self.sheet).finish_non_exhaustive()
+    }
 }
 
 impl Glass {
@@ -55,8 +60,13 @@ impl Glass {
         let mut page = Box::new([0; PAGE as usize]);
         let at = number * PAGE;
         let there = file_len.saturating_sub(at).min(PAGE) as usize;
-        self.file.read_exact_at(&mut page[..there], at)?;
+        self.read_below(at, &mut page[..there])?;
         Ok(page)
+    }
+
+    fn read_below(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+        let read = self.file.read_at(at, out)?;
+        if read == out.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 }
 
@@ -88,7 +98,7 @@ impl redb::StorageBackend for Glass {
                 None => {
                     let at = number * PAGE + from as u64;
                     let there = sheet.file_len.saturating_sub(at).min(len as u64) as usize;
-                    self.file.read_exact_at(&mut piece[..there], at)?;
+                    self.read_below(at, &mut piece[..there])?;
                     piece[there..].fill(0);
                 }
             }
@@ -149,7 +159,7 @@ mod tests {
         }
         DiskBackend::open(&path).unwrap().commit(&batch).unwrap();
         let before = std::fs::read(&path).unwrap();
-        let over = inspect(&path).unwrap();
+        let over = inspect(&path, None).unwrap();
         let get = |key: &str| over.reader().unwrap().get(Bucket::Key, key.as_bytes()).unwrap();
         assert_eq!(get("key 499").unwrap(), vec![243; 300]);
         let mut more = Batch::default();
@@ -167,9 +177,9 @@ mod tests {
         let mut hurt = before;
         hurt[at] ^= 1;
         std::fs::write(&path, &hurt).unwrap();
-        assert!(matches!(inspect(&path), Err(Error::Corrupt { .. })));
+        assert!(matches!(inspect(&path, None), Err(Error::Corrupt { .. })));
         assert!(std::fs::read(&path).unwrap() == hurt);
         std::fs::write(&path, b"").unwrap();
-        assert!(matches!(inspect(&path), Err(Error::Corrupt { .. })));
+        assert!(matches!(inspect(&path, None), Err(Error::Corrupt { .. })));
     }
 }

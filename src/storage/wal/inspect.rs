@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::segment::{self, SegmentHeader, io};
 use super::{Replayed, next, replay};
-use crate::storage::{Error, Result};
+use crate::storage::seal::{self, Keys};
+use crate::storage::{Error, Result, disk};
 use crate::types::{ClusterId, MemberId};
 
 /// What was found.
@@ -37,8 +38,8 @@ pub struct Torn {
     pub bytes: u64,
 }
 
-/// Looks at the log in `dir`. An error says that it could not even be begun.
-pub fn inspect(dir: &Path) -> Result<Inspected> {
+/// Looks at the log in `dir`, sealed with one of the keys if there are any. An error says that it could not even be begun.
+pub fn inspect(dir: &Path, keys: Option<&Keys>) -> Result<Inspected> {
     let names = fs::read_dir(dir).and_then(|names| names.collect::<std::io::Result<Vec<_>>>());
     let names = names.map_err(|e| io("listing", dir, e))?;
     let mut sequences: Vec<u64> =
@@ -46,7 +47,7 @@ pub fn inspect(dir: &Path) -> Result<Inspected> {
     sequences.sort_unstable();
     let mut found = Inspected { segments: sequences.len(), ..Inspected::default() };
     let mut state = replay::State::default();
-    found.damage = read(dir, &sequences, &mut found, &mut state).err();
+    found.damage = read(dir, keys, &sequences, &mut found, &mut state).err();
     if found.damage.is_none() && state.floor > state.base.index {
         let what = format!("entries {} to {} are missing before it", next(state.base.index), state.floor);
         found.damage = Some(Error::Corrupt { path: dir.join(segment::name(sequences[0])), offset: 0, what });
@@ -55,10 +56,18 @@ pub fn inspect(dir: &Path) -> Result<Inspected> {
     Ok(found)
 }
 
-fn read(dir: &Path, sequences: &[u64], found: &mut Inspected, state: &mut replay::State) -> Result<()> {
+fn read(
+    dir: &Path,
+    keys: Option<&Keys>,
+    sequences: &[u64],
+    found: &mut Inspected,
+    state: &mut replay::State,
+) -> Result<()> {
+    let sector = seal::sector_bytes(keys);
     let segment = |sequence: u64| -> Result<(PathBuf, Vec<u8>, SegmentHeader)> {
         let path = dir.join(segment::name(sequence));
-        let data = fs::read(&path).map_err(|e| io("reading", &path, e))?;
+        let file = seal::look(&path, keys)?;
+        let data = disk::read_all(&*file).map_err(|e| io("reading", &path, e))?;
         match SegmentHeader::decode(&data) {
             Ok(header) if header.sequence == sequence => Ok((path, data, header)),
             Ok(header) => {
@@ -89,7 +98,7 @@ fn read(dir: &Path, sequences: &[u64], found: &mut Inspected, state: &mut replay
             // Read as the last one it is shown to its end; what is wrong with the next one is said afterwards.
             Some(Err(_)) | None => None,
         };
-        let end = replay::read_segment(&path, &data, &header, until, state);
+        let end = replay::read_segment(&path, &data, &header, until, sector, state);
         let following = following.transpose()?;
         let end = end?;
         match &following {

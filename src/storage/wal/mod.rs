@@ -38,9 +38,9 @@
 //!
 //! # How a log ends
 //!
-//! A crash during an append may leave any sectors of the records written since the last sync, and not others. These were
-//! never acknowledged and are cut off. Everything before was durable: if it does not read back, it must be refused, for an
-//! acknowledged entry or vote may be in it. To tell one from the other at a place where no valid record stands:
+//! A crash during an append may leave any sectors ([`Disk::sector_bytes`]) of the records written since the last sync, and not
+//! others. These were never acknowledged and are cut off. Everything before was durable: if it does not read back, it must be
+//! refused, for an acknowledged entry or vote may be in it. To tell one from the other at a place where no valid record stands:
 //!
 //!   1. In every segment but the last: damage. A segment is synced to its end before the next one exists, and the next
 //!      one's header says where that end is. The first record of a segment is durable before the file gets its name.
@@ -400,7 +400,9 @@ impl Wal {
         {
             let path = self.dir.join(segment::name(front.sequence));
             let free = segment::free_name(front.sequence);
-            let keep = self.spares.len() < SPARES_MAX && front.len == self.options.segment_bytes;
+            // (A disk may round lengths up to a sector.)
+            let usual = front.len.abs_diff(self.options.segment_bytes) < self.disk.sector_bytes();
+            let keep = self.spares.len() < SPARES_MAX && usual;
             let done = if keep { self.disk.rename(&path, &self.dir.join(&free)) } else { self.disk.remove(&path) };
             // One after the other: a gap in the row of segments would be damage.
             let done = done.and_then(|()| self.disk.sync_dir(&self.dir));
@@ -449,7 +451,8 @@ impl Wal {
         for ((path, file, header), next) in headers.into_iter().zip(untils) {
             let data = disk::read_all(&*file).map_err(|e| io("reading", &path, e))?;
             let len = data.len() as u64;
-            let end = replay::read_segment(&path, &data, &header, next.map(|next| next.previous_end), state)?;
+            let until = next.map(|next| next.previous_end);
+            let end = replay::read_segment(&path, &data, &header, until, disk.sector_bytes(), state)?;
             if let Some(next) = next {
                 if next.chain != end.chain {
                     let path = dir.join(segment::name(next.sequence));

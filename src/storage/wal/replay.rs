@@ -13,9 +13,6 @@ use super::{Base, HardState, LogEntry};
 use crate::storage::{Error, Result};
 use crate::types::Index;
 
-/// The unit in which a disk writes all or nothing. Disks with larger units keep the same promise for this one.
-const SECTOR: u64 = 512;
-
 /// What the records read so far add up to.
 ///
 /// Invariant: `entries` are contiguous and start right after `floor`; `base.index <= floor`. Entries between the two
@@ -112,12 +109,14 @@ impl End {
     }
 }
 
-/// Reads the records of a segment into `state`. `until` is where the next segment says that this one ends.
+/// Reads the records of a segment into `state`. `until` is where the next segment says that this one ends; `sector`, in what portions
+/// a power cut leaves bytes out.
 pub(super) fn read_segment(
     path: &Path,
     data: &[u8],
     header: &SegmentHeader,
     until: Option<u64>,
+    sector: u64,
     state: &mut State,
 ) -> Result<End> {
     let place = header.place();
@@ -165,7 +164,7 @@ pub(super) fn read_segment(
             let what = format!("no valid record, but the one at byte {proof} says that this had been durable");
             return Err(damaged(at, &what));
         }
-        judge_end(data.get(at as usize..).unwrap_or_default(), at, chain, header, &place)
+        judge_end(data.get(at as usize..).unwrap_or_default(), at, chain, header, sector)
             .map_err(|what| damaged(at, what))?;
         end.traces_to = if header.recycled { later.reach } else { last_nonzero(data).max(at) };
     }
@@ -210,15 +209,16 @@ fn judge_end(
     at: u64,
     chain: u32,
     segment: &SegmentHeader,
-    place: &Place,
+    sector: u64,
 ) -> std::result::Result<(), &'static str> {
-    match Header::decode(bytes, at, place) {
+    let place = segment.place();
+    match Header::decode(bytes, at, &place) {
         Some(header) => match header.kind {
             Kind::Seal => Ok(()),
             Kind::End => Err("the next segment is missing"),
             Kind::Record if header.record_bytes() > bytes.len() as u64 => Err("the file ends inside a record"),
             Kind::Record => match record::check(bytes, &header, chain) {
-                Found::Broken { ended: true } if !sector_may_be_missing(bytes, &header, segment.recycled) => {
+                Found::Broken { ended: true } if !sector_may_be_missing(bytes, &header, segment.recycled, sector) => {
                     Err("a record's checksum does not match, and both its ends were written")
                 }
                 Found::Broken { ended: true } if record::body_is_one_bit_off(bytes, &header, chain) => {
@@ -228,21 +228,21 @@ fn judge_end(
             },
         },
         None if bytes.len() < HEADER_BYTES => Err("the file ends where the log goes on"),
-        None if one_bit_off(bytes, at, chain, place) => Err("a record's header has a wrong bit, the rest was written"),
+        None if one_bit_off(bytes, at, chain, &place) => Err("a record's header has a wrong bit, the rest was written"),
         None => Ok(()),
     }
 }
 
 /// Whether a sector between those that hold the header and the trailer, which were written, can have been left out.
-fn sector_may_be_missing(bytes: &[u8], header: &Header, recycled: bool) -> bool {
+fn sector_may_be_missing(bytes: &[u8], header: &Header, recycled: bool, sector: u64) -> bool {
     let header_end = header.offset + HEADER_BYTES as u64;
     let trailer_start = header.offset + header.record_bytes() - TRAILER_BYTES as u64;
-    let between = header_end.next_multiple_of(SECTOR)..trailer_start / SECTOR * SECTOR;
+    let between = header_end.next_multiple_of(sector)..trailer_start / sector * sector;
     if recycled {
         return !between.is_empty(); // What stood there before could be anything.
     }
-    let start = |sector: u64| (sector - header.offset) as usize;
-    between.step_by(SECTOR as usize).any(|s| bytes[start(s)..start(s + SECTOR)].iter().all(|byte| *byte == 0))
+    let start = |at: u64| (at - header.offset) as usize;
+    between.step_by(sector as usize).any(|at| bytes[start(at)..start(at + sector)].iter().all(|byte| *byte == 0))
 }
 
 /// Whether turning one bit of the header makes the whole record valid.

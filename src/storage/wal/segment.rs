@@ -132,7 +132,7 @@ pub(super) fn create(
     header.recycled = spare.is_some_and(|name| name != ZEROED);
     let made = dir.join(spare.unwrap_or(UNFINISHED));
     let file = match spare {
-        Some(_) => disk.open(&made),
+        Some(_) => disk.reuse(&made),
         None => disk.create(&made),
     };
     let file = file.map_err(|e| io("creating", &made, e))?;
@@ -157,5 +157,5 @@ pub(super) fn create(
 
 /// The error of a refused call.
 pub(super) fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Error {
-    Error::Io { doing, path: path.to_owned(), source }
+    Error::of_call(doing, path, source)
 }
