@@ -591,7 +591,8 @@ fn leases_with_keys_that_he_may_not_have_are_nobodys_to_touch() {
 fn keys_that_go_with_a_lease_for_no_reason_are_found() {
     let place = |story: &Story, is: fn(&Asked) -> bool| story.rights.log.iter().position(|logged| is(&logged.what));
     let expiry = |story: &Story| place(story, |what| matches!(what, Asked::Expire { .. })).expect("one runs out");
-    let changed: [(&str, &dyn Fn(&mut Story)); 5] = [
+    type Wrong<'a> = &'a dyn Fn(&mut Story);
+    let changed: [(&str, Wrong<'_>); 5] = [
         ("of a leader that is none any more", &|story| {
             let at = expiry(story);
             story.rights.log[at].term = 2;
