@@ -167,8 +167,8 @@ pub(crate) struct Members {
 impl Members {
     fn founded() -> Members {
         let mut places = Cluster::new(4);
-        // Whether a change of members is wise is not asked: that takes seconds.
-        places.flags = &["--strict-reconfig-check=false"];
+        // Whether a change of members is wise is not asked, and passwords are cheap: either takes seconds.
+        places.flags = &["--strict-reconfig-check=false", "--bcrypt-cost=4"];
         if let Some(program) = std::env::var_os("RUST_CLIENT_SERVER") {
             places.program = program.into();
         }
