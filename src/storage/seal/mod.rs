@@ -2,7 +2,7 @@
 //!
 //! Log, backend and snapshots then consist of *units*, each of which is encrypted and vouched for by itself (AES-256-GCM). A unit is
 //! opened only where it was written, in the file it was written to, and whole: a changed bit, a unit in another's place, or one of
-//! another file is damage, and is refused (but for a segment that is used again, see below). The file under it is [`SealedFile`], its disk [`disk()`].
+//! another file is damage, and is refused (but for a segment that is used again, see below). The disk of such files is [`disk()`].
 //!
 //! ```text
 //! head             0        8    12   16        24           36                             84           512

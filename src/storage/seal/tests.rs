@@ -171,6 +171,7 @@ fn a_segment_that_is_used_again_has_another_key() {
     first.write_at(0, &[IoSlice::new(&SECRET.repeat(100))]).unwrap();
     let again = SealedFile::create(Box::new(below.clone()), Shape::Log, &keys(&[2])).unwrap();
     below.0.lock().unwrap()[1100] ^= 1;
+    below.0.lock().unwrap()[1536..1560].fill(0);
     again.write_at(100, &[IoSlice::new(SECRET)]).unwrap();
     let (mut read, mut expected) = (vec![1; 1700], vec![0; 1700]);
     expected[100..100 + SECRET.len()].copy_from_slice(SECRET);
