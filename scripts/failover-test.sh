@@ -31,7 +31,7 @@ containers)
     ;;
 --local)
     export EVERWATCH_FLAGS="--snapshot-count=200 --snapshot-catchup-entries=100 --watch-progress-notify-interval=300ms \
---max-request-bytes=65536"
+--max-request-bytes=65536 --grpc-keepalive-min-time=100ms"
     CLUSTER_DIR=$(mktemp -d)
     export CLUSTER_DIR FAILOVER_HOOK=$PWD/tests/failover/process.sh FAILOVER_ONLY=${FAILOVER_ONLY:-stop,kill,pause,rolling}
     up() { scripts/cluster.sh start; }

@@ -32,6 +32,7 @@ use tower::Service;
 
 use self::calls::Calls;
 use self::gathered::Gathered;
+use self::pings::{Counted, Open, Patience, Pulse};
 use self::turns::Turns;
 use crate::audit::Auditor;
 use crate::config::{Config, Scheme, Url};
@@ -40,6 +41,7 @@ use crate::tls::{Accepted, Acceptor, CommonName};
 mod begun;
 mod calls;
 mod gathered;
+mod pings;
 mod places;
 mod turns;
 mod unix;
@@ -80,6 +82,8 @@ pub struct Limits {
     pub keepalive_interval: Option<Duration>,
     /// How long a ping may stay unanswered.
     pub keepalive_timeout: Duration,
+    /// How soon a client's ping may follow another where there is no TLS; none: at once.
+    pub keepalive_min_time: Option<Duration>,
     /// How many connections there may be; none: as many as come.
     pub places: Option<Places>,
 }
@@ -91,6 +95,7 @@ impl Limits {
             concurrent_streams_max: config.concurrent_streams_max,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
+            keepalive_min_time: Some(config.keepalive_min_time),
             places,
         }
     }
@@ -101,6 +106,7 @@ impl Limits {
             concurrent_streams_max: u32::MAX,
             keepalive_interval: Some(Duration::from_secs(5)),
             keepalive_timeout: Duration::from_secs(10),
+            keepalive_min_time: None,
             places: None,
         }
     }
@@ -449,7 +455,7 @@ async fn exchange<S, G: Answer, H: Answer>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Served { grpc, http, limits, audit, turns, .. } = served;
+    let Served { grpc, http, limits, audit, turns, tls } = served;
     let audit: Option<(Auditor, Arc<str>)> = audit.map(|audit| (audit, remote.to_string().into()));
     let calls = Calls::default();
     let mut builder = auto::Builder::new(calls.clone());
@@ -467,7 +473,12 @@ async fn exchange<S, G: Answer, H: Answer>(
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout);
     // Each request goes to the service it is for.
+    // With TLS nobody counts, as in etcd.
+    let min_time = limits.keepalive_min_time.filter(|_| tls.is_none());
+    let patience = min_time.map(|time| (Patience(time), Arc::<Pulse>::default()));
+    let pulse = patience.as_ref().map(|(_, pulse)| pulse.clone());
     let dispatch = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        let open = pulse.as_ref().map(Pulse::open);
         if let Some((audit, remote)) = &audit {
             let origin = audit.origin(remote, request.uri());
             request.extensions_mut().insert(origin);
@@ -484,10 +495,14 @@ async fn exchange<S, G: Answer, H: Answer>(
         async move {
             Ok::<_, Infallible>(match answer {
                 Either::Left(grpc) => {
-                    grpc.await.map(|body| Either::Left(body.map_frame(|frame| frame.map_data(Of::Grpc))))
+                    let answer = grpc.await;
+                    let sends = sending(open);
+                    answer.map(|body| Either::Left(body.map_frame(move |frame| sends(frame).map_data(Of::Grpc))))
                 }
                 Either::Right(http) => {
-                    http.await.map(|body| Either::Right(body.map_frame(|frame| frame.map_data(Of::Http))))
+                    let answer = http.await;
+                    let sends = sending(open);
+                    answer.map(|body| Either::Right(body.map_frame(move |frame| sends(frame).map_data(Of::Http))))
                 }
             })
         }
@@ -502,7 +517,7 @@ async fn exchange<S, G: Answer, H: Answer>(
         Err(error) => return slog::debug!(logger, "connection ended"; "error" => %error),
     };
     let serving = pin!(async {
-        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), dispatch));
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(Counted::new(stream, patience)), dispatch));
         tokio::select! {
             ended = serving.as_mut() => ended,
             () = stopped(&mut stop) => {
@@ -515,6 +530,16 @@ async fn exchange<S, G: Answer, H: Answer>(
     if let Err(error) = ended {
         // Clients vanish all the time; only someone looking for trouble wants to read it.
         slog::debug!(logger, "connection ended"; "error" => %error);
+    }
+}
+
+/// Notes for a call that its answer is being sent, with each part of it.
+fn sending<F>(open: Option<Open>) -> impl Fn(F) -> F {
+    let sends = move || open.iter().for_each(Open::sends);
+    sends();
+    move |frame| {
+        sends();
+        frame
     }
 }
 

@@ -159,3 +159,61 @@ fn whoever_finds_no_room_among_what_waits_for_a_leader_is_refused_at_once() {
         assert_eq!((late.code(), late.message()), (Code::Unavailable, "etcdserver: request timed out"));
     });
 }
+
+/// A connection that pings, with a call `open` on it, or one that is answered `between` every two pings. How many
+/// pings were answered, and what the member said when it hung up.
+fn ping(member: &Process, times: usize, open: bool, between: bool) -> (usize, Option<String>) {
+    let address = member.client.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(&address).await.expect("it listens");
+        let (mut send, mut connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
+        let mut pings = connection.ping_pong().expect("nobody else pings");
+        let mut connection = tokio::spawn(connection);
+        let request = |path: &str| {
+            let uri = format!("http://{address}/etcdserverpb.{path}");
+            http::Request::post(uri)
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(())
+                .unwrap()
+        };
+        let watch = open.then(|| send.send_request(request("Watch/Watch"), false).expect("it goes on"));
+        let mut answered = 0;
+        for _ in 0..times {
+            if between {
+                let (answer, mut body) = send.send_request(request("KV/Put"), false).expect("it goes on");
+                body.send_data(vec![0; 5].into(), true).expect("it goes on");
+                answer.await.expect("an answer");
+            }
+            if pings.ping(h2::Ping::opaque()).await.is_err() {
+                break;
+            }
+            answered += 1;
+        }
+        drop(watch);
+        let said = match answered == times {
+            true => None,
+            false => Some((&mut connection).await.unwrap().expect_err("it was told why").to_string()),
+        };
+        connection.abort();
+        (answered, said)
+    })
+}
+
+#[test]
+fn a_client_that_pings_too_often_is_hung_up_on() {
+    let (_cluster, member) = alone(&[], Vec::new());
+    for open in [false, true] {
+        let (answered, said) = ping(&member, 50, open, false);
+        let said = said.expect("it hung up");
+        // The answer to the last may be on its way.
+        assert!((3..=4).contains(&answered), "{answered} pings were answered");
+        assert!(said.contains("too_many_pings"), "{said}");
+    }
+    assert_eq!(ping(&member, 50, false, true), (50, None), "answers are sent between them");
+
+    let (_cluster, member) = alone(&["--grpc-keepalive-min-time=1ns"], Vec::new());
+    assert_eq!(ping(&member, 50, true, false), (50, None), "they may come as fast as they can");
+    assert!(ping(&member, 50, false, false).1.is_some(), "not where there is no call");
+}

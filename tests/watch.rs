@@ -49,7 +49,8 @@ fn founded() -> (Cluster, Vec<Process>, Runtime, Client) {
     founded_as(Cluster::new(3))
 }
 
-fn founded_as(cluster: Cluster) -> (Cluster, Vec<Process>, Runtime, Client) {
+fn founded_as(mut cluster: Cluster) -> (Cluster, Vec<Process>, Runtime, Client) {
+    cluster.more.push("--grpc-keepalive-min-time=100ms".to_owned());
     let members: Vec<Process> = (0..3).map(|n| cluster.start(n)).collect();
     members.iter().for_each(|member| drop(member.says(READY)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

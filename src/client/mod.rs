@@ -42,11 +42,15 @@ pub use watch::{Heard, Watch};
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Members hang up on who asks them for signs of life more than once in five seconds, in which questions that were later on their way than
+/// others may come.
+pub const SOONEST: Duration = Duration::from_secs(6);
+
 /// How a member that went silent is noticed: one that was paused, or cut off without a word, is noticed in no other way.
 #[derive(Clone, Copy, Debug)]
 pub struct Keepalive {
-    /// How often a connection is asked for a sign of life while something is expected of it. etcd ends connections that ask more
-    /// than once in 5 seconds, unless it was told otherwise (`--grpc-keepalive-min-time`); Everwatch does not.
+    /// How often a connection is asked for a sign of life while something is expected of it: not oftener than [`SOONEST`], unless the
+    /// members were told otherwise (`--grpc-keepalive-min-time`).
     pub interval: Duration,
     /// After that long without one the connection is given up, and its watches go on elsewhere.
     pub timeout: Duration,
@@ -54,7 +58,7 @@ pub struct Keepalive {
 
 impl Default for Keepalive {
     fn default() -> Keepalive {
-        Keepalive { interval: Duration::from_secs(5), timeout: Duration::from_secs(3) }
+        Keepalive { interval: SOONEST, timeout: Duration::from_secs(3) }
     }
 }
 

@@ -145,7 +145,7 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
             flag("max-txn-ops", Unsigned, "128", Works, "Most operations in one txn."),
             flag("max-request-bytes", Unsigned, "1572864", Works, "Largest request a client may send."),
             flag("max-concurrent-streams", Unsigned, "4294967295", Works, "Most open calls on one client connection."),
-            flag("grpc-keepalive-min-time", Time, "5s", NoEffect, "Shortest time between pings of a client."),
+            flag("grpc-keepalive-min-time", Time, "5s", Works, "Shortest time between pings of a client, without TLS."),
             flag(
                 "max-client-connections",
                 Unsigned,

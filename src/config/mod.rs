@@ -99,6 +99,8 @@ pub struct Config {
     pub keepalive_interval: Option<Duration>,
     /// How long a client may leave a ping unanswered.
     pub keepalive_timeout: Duration,
+    /// How soon a client's ping may follow another.
+    pub keepalive_min_time: Duration,
     /// Time between two progress notices of an idle watcher that asked for them.
     pub watch_progress_notify_interval: Duration,
     /// Application of an entry that takes longer is logged.
@@ -360,6 +362,8 @@ impl Config {
             concurrent_streams_max: u32::try_from(values.unsigned("max-concurrent-streams")).unwrap_or(u32::MAX),
             keepalive_interval: Some(values.duration("grpc-keepalive-interval")).filter(|time| !time.is_zero()),
             keepalive_timeout: duration_or(values, "grpc-keepalive-timeout", Duration::from_secs(20)),
+            // etcd then leaves it to gRPC, which has this for a default.
+            keepalive_min_time: duration_or(values, "grpc-keepalive-min-time", Duration::from_secs(300)),
             watch_progress_notify_interval: duration_or(
                 values,
                 "watch-progress-notify-interval",

@@ -15,7 +15,7 @@ use crate::backup::read::Source;
 use crate::server::restore::Plan;
 
 pub(super) fn migrate_command() -> Command {
-    let migrate = command("migrate", "", "Makes the data directory of a member from that of an etcd that was stopped");
+    let migrate = command("migrate", "", "Makes the data directory of a member from that of an etcd that does not run");
     with_plan(migrate)
         .arg(value("from", "", "etcd's data directory, which stays as it is, or a snapshot of it"))
         .arg(value("from-wal-dir", "", "etcd's log, if not inside its data directory"))

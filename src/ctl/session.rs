@@ -9,14 +9,13 @@ use super::arguments::{Global, unknown_variables};
 use super::failure::Failure;
 use super::print::Format;
 use crate::client::ask::Ask;
-use crate::client::{self, Client, Keepalive, Login, Settings, Tls};
+use crate::client::{self, Client, Keepalive, Login, SOONEST, Settings, Tls};
 use crate::discovery::endpoints;
 
 /// What is said when time is up.
 pub(super) const LATE: &str = "context deadline exceeded";
 
-/// etcd hangs up on whoever asks it for signs of life more than once in five seconds. Go's gRPC, and with it etcdctl, asks no more often
-/// than this, whatever it is told.
+/// Go's gRPC, and with it etcdctl, asks for signs of life no more often than this, whatever it is told.
 const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
 
 /// One run of the tool.
@@ -84,15 +83,20 @@ impl Session {
 
     /// A client of some endpoints.
     pub(super) fn client_of(&self, endpoints: &[String]) -> Result<Client, Failure> {
+        self.asking(endpoints, KEEPALIVE_MIN)
+    }
+
+    /// One that asks for signs of life no sooner than that.
+    fn asking(&self, endpoints: &[String], soonest: Duration) -> Result<Client, Failure> {
         let Keepalive { interval, timeout } = self.settings.keepalive;
-        let keepalive = Keepalive { interval: interval.max(KEEPALIVE_MIN), timeout };
+        let keepalive = Keepalive { interval: interval.max(soonest), timeout };
         self.connected(endpoints, &Settings { keepalive, ..self.settings.clone() })
     }
 
-    /// A client of all endpoints, which asks for a token with each stream: for what lasts. It asks for signs of life as often as it was
-    /// told: whatever lasts goes on elsewhere as soon as there are none, and with nothing lost if etcd hangs up for that.
+    /// A client of all endpoints, which asks for a token with each stream: for what lasts. It asks for signs of life as often as members
+    /// allow, if it was told so: whatever lasts goes on elsewhere as soon as there are none.
     pub(super) fn lasting_client(&self) -> Result<Client, Failure> {
-        self.connected(&self.endpoints, &self.settings)
+        self.asking(&self.endpoints, SOONEST)
     }
 
     /// A client of all endpoints, whose user is known to them.

@@ -41,6 +41,8 @@ FLAGS = [
     # Small, so that a member that was away needs a snapshot.
     "--snapshot-count", "1000", "--snapshot-catchup-entries", "500",
     "--watch-progress-notify-interval", "1s", "--initial-cluster-token", "torture",
+    # Clients soon ask whether a member is still there.
+    "--grpc-keepalive-min-time", "100ms",
 ]
 
 
