@@ -581,7 +581,7 @@ enum Waits {
     /// As a read: then the password counts that is the last one.
     Password(oneshot::Receiver<Result<(), Error>>),
     /// As a read; the leader has said the rest.
-    Keys(oneshot::Receiver<Result<(), Error>>, CheckedReply),
+    Keys(oneshot::Receiver<Result<(), Error>>, CheckedReply, Caller),
 }
 
 impl Waits {
@@ -592,7 +592,7 @@ impl Waits {
             Waits::Read(confirmed, _)
             | Waits::Token(confirmed, ..)
             | Waits::Password(confirmed)
-            | Waits::Keys(confirmed, _) => confirmed.try_recv().map(|outcome| outcome.map(|()| None)),
+            | Waits::Keys(confirmed, ..) => confirmed.try_recv().map(|outcome| outcome.map(|()| None)),
         };
         match heard {
             Ok(outcome) => Some(outcome.map_err(|error| clients::failure(&error))),
@@ -1820,6 +1820,8 @@ impl Running {
         now: Duration,
         cx: &mut Context<'_>,
     ) {
+        // An answer may come twice, or for who asked before a restart.
+        let Some(caller) = self.lease_callers.remove(&call) else { return };
         match answer {
             Some(reply @ CheckedReply::TimeToLive { ttl_s: 0.., .. })
                 if matches!(request, Request::TimeToLive { keys: true, .. }) =>
@@ -1827,26 +1829,29 @@ impl Running {
                 // What is attached is replicated, as soon as this member is as far.
                 let (reader, confirmed) = oneshot::channel();
                 self.with_core(now, cx, |core, out| core.linearize(reader, out));
-                self.calls.push(Call { call, request, waits: Waits::Keys(confirmed, reply) });
+                self.calls.push(Call { call, request, waits: Waits::Keys(confirmed, reply, caller) });
             }
             Some(reply) => {
-                self.lease_callers.remove(&call);
                 let revision = self.state().kv.revision().0;
                 cx.effects.push(Effect::Answer { call, outcome: Outcome::Ok { revision, reply } });
             }
             None if cx.now < deadline => {
+                self.lease_callers.insert(call, caller);
                 cx.later(100 * MILLI, MemberEvent::AskLeader { call, request, deadline });
             }
-            None => {
-                self.lease_callers.remove(&call);
-                cx.effects.push(Effect::Answer { call, outcome: Outcome::Unknown });
-            }
+            None => cx.effects.push(Effect::Answer { call, outcome: Outcome::Unknown }),
         }
     }
 
     /// The keys of a lease, for what the leader has said of its time.
-    fn with_keys(&mut self, call: u64, request: &Request, mut reply: CheckedReply, cx: &mut Context<'_>) -> Outcome {
-        let caller = self.lease_callers.remove(&call).expect("he waits");
+    fn with_keys(
+        &mut self,
+        call: u64,
+        request: &Request,
+        mut reply: CheckedReply,
+        caller: &Caller,
+        cx: &mut Context<'_>,
+    ) -> Outcome {
         let state = self.state();
         if let (Request::TimeToLive { id, .. }, CheckedReply::TimeToLive { keys, .. }) = (request, &mut reply) {
             let (by, applied) = (users::asker(caller.asker()), state.applied().0);
@@ -1887,7 +1892,7 @@ impl Running {
                     self.log_in(call.call, call.request, now, cx);
                     continue;
                 }
-                (Ok(_), Waits::Keys(_, reply)) => self.with_keys(call.call, &call.request, reply, cx),
+                (Ok(_), Waits::Keys(_, reply, caller)) => self.with_keys(call.call, &call.request, reply, &caller, cx),
             };
             cx.effects.push(Effect::Answer { call: call.call, outcome });
         }
