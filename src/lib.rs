@@ -90,7 +90,7 @@
 //! | `peer`            | `types` `pb` `tls` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
 //! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` `tls` | no |
 //! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` `audit` | no |
-//! | `http`            | `version` `pb` `server::handle` `state` `api` `tls` `audit`                                | no   |
+//! | `http`            | `version` `pb` `server::handle` `state` `api` `tls` `audit` `listen::Afterwards`           | no   |
 //! | `listen`          | `config` `tls` `audit` `metrics`                                                           | no   |
 //! | `discovery`       | `pb` `config` `cluster` `client` `tls`                                                     | no   |
 //! | `member`          | `config` `version` `discovery` `server` `api` `http` `listen` `tls` `audit`                | no   |

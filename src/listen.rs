@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::{Request, Response, Version, header};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Either, Empty};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -38,6 +38,7 @@ use crate::audit::Auditor;
 use crate::config::{Config, Scheme, Url};
 use crate::tls::{Accepted, Acceptor, CommonName};
 
+mod afterwards;
 mod begun;
 mod calls;
 mod gathered;
@@ -46,6 +47,7 @@ mod places;
 mod turns;
 mod unix;
 
+pub use afterwards::Afterwards;
 pub use places::Places;
 
 /// How long calls may go on after the stop. Watches are ended by their owner before that.
@@ -238,14 +240,14 @@ impl<B> Service<Request<B>> for Nothing {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         std::future::ready(Ok(match self {
-            Nothing::Ever => refusal(&request, "12", http::StatusCode::NOT_FOUND),
-            Nothing::Yet => refusal(&request, "14", http::StatusCode::SERVICE_UNAVAILABLE),
+            Nothing::Ever => refusal(&request, "12", StatusCode::NOT_FOUND),
+            Nothing::Yet => refusal(&request, "14", StatusCode::SERVICE_UNAVAILABLE),
         }))
     }
 }
 
 /// How gRPC says its status (12: UNIMPLEMENTED, 14: UNAVAILABLE) without a body, or HTTP its own.
-fn refusal<B>(request: &Request<B>, grpc_status: &'static str, status: http::StatusCode) -> Response<Empty<Bytes>> {
+fn refusal<B>(request: &Request<B>, grpc_status: &'static str, status: StatusCode) -> Response<Empty<Bytes>> {
     let mut response = Response::new(Empty::new());
     if is_grpc(request) {
         let headers = response.headers_mut();
@@ -472,11 +474,13 @@ async fn exchange<S, G: Answer, H: Answer>(
         .max_pending_accept_reset_streams(CANCELLED_UNSEEN_MAX)
         .keep_alive_interval(limits.keepalive_interval)
         .keep_alive_timeout(limits.keepalive_timeout);
-    // Each request goes to the service it is for.
+    let afterwards = Afterwards::default();
+    let leaving = afterwards.clone();
     // With TLS nobody counts, as in etcd.
     let min_time = limits.keepalive_min_time.filter(|_| tls.is_none());
     let patience = min_time.map(|time| (Patience(time), Arc::<Pulse>::default()));
     let pulse = patience.as_ref().map(|(_, pulse)| pulse.clone());
+    // Each request goes to the service it is for.
     let dispatch = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         let open = pulse.as_ref().map(Pulse::open);
         if let Some((audit, remote)) = &audit {
@@ -490,7 +494,7 @@ async fn exchange<S, G: Answer, H: Answer>(
             }
             Either::Left(grpc.answer(request))
         } else {
-            Either::Right(http.answer(request))
+            Either::Right((http.answer(request), leaving.clone()))
         };
         async move {
             Ok::<_, Infallible>(match answer {
@@ -499,8 +503,13 @@ async fn exchange<S, G: Answer, H: Answer>(
                     let sends = sending(open);
                     answer.map(|body| Either::Left(body.map_frame(move |frame| sends(frame).map_data(Of::Grpc))))
                 }
-                Either::Right(http) => {
-                    let answer = http.await;
+                Either::Right((http, leaving)) => {
+                    let mut answer = http.await;
+                    if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+                        && let Some(afterwards) = answer.extensions_mut().remove()
+                    {
+                        leaving.put(&afterwards);
+                    }
                     let sends = sending(open);
                     answer.map(|body| Either::Right(body.map_frame(move |frame| sends(frame).map_data(Of::Http))))
                 }
@@ -516,20 +525,33 @@ async fn exchange<S, G: Answer, H: Answer>(
         Ok(stream) => stream,
         Err(error) => return slog::debug!(logger, "connection ended"; "error" => %error),
     };
-    let serving = pin!(async {
-        let mut serving = pin!(builder.serve_connection(TokioIo::new(Counted::new(stream, patience)), dispatch));
-        tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = stopped(&mut stop) => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
+    let patience = patience.filter(|_| stream.is_http_2());
+    let stream = Counted::new(stream, patience);
+    let ended = {
+        let serving = pin!(async {
+            let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), dispatch));
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = stopped(&mut stop) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
             }
-        }
-    });
-    let ended = socket.around(pin!(calls.with(serving, turns.turn()))).await;
+        });
+        socket.around(pin!(calls.with(serving, turns.turn()))).await
+    };
     if let Err(error) = ended {
         // Clients vanish all the time; only someone looking for trouble wants to read it.
         slog::debug!(logger, "connection ended"; "error" => %error);
+    }
+    if let Some(afterwards) = afterwards.take() {
+        let until_stopped = pin!(async {
+            tokio::select! {
+                () = afterwards => {}
+                () = stopped(&mut stop) => {}
+            }
+        });
+        socket.around(until_stopped).await;
     }
 }
 

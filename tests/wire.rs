@@ -569,6 +569,8 @@ mod progress;
 mod proxy;
 #[path = "wire/recipes.rs"]
 mod recipes;
+#[path = "wire/socket.rs"]
+mod socket;
 #[path = "wire/stream.rs"]
 mod stream;
 #[path = "wire/txn.rs"]

@@ -37,6 +37,13 @@ pub(super) async fn begun<S: AsyncRead + Unpin>(mut stream: S, patience: Duratio
     Ok(Begun { first, stream })
 }
 
+impl<S> Begun<S> {
+    /// Whether it is HTTP/2. To be asked before anything is read.
+    pub(super) fn is_http_2(&self) -> bool {
+        self.first == PREFACE
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
@@ -98,7 +105,9 @@ mod tests {
             };
             let hearing = async {
                 let mut heard = Vec::new();
-                begun(far, PATIENCE).await.unwrap().read_to_end(&mut heard).await.unwrap();
+                let mut begun = begun(far, PATIENCE).await.unwrap();
+                assert_eq!(begun.is_http_2(), said.starts_with(PREFACE));
+                begun.read_to_end(&mut heard).await.unwrap();
                 heard
             };
             assert_eq!(tokio::join!(saying, hearing).1, said);

@@ -68,7 +68,7 @@ impl Drop for Open {
     }
 }
 
-/// A connection whose pings are counted, if it is of HTTP/2 and they are to be.
+/// A connection whose pings are counted, if they are to be; then it is of HTTP/2.
 #[derive(Debug)]
 pub(super) struct Counted<S> {
     stream: S,

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use super::*;
 
-const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
+pub(super) const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
 
 /// A request whose answer is read line by line.
 struct Asked {
@@ -49,7 +49,7 @@ impl Asked {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     use base64::Engine;
     base64::prelude::BASE64_STANDARD.encode(bytes)
 }

@@ -12,13 +12,14 @@
 //!
 //! A method that streams answers in lines, `{"result":{...}}`, and at last, if it failed, `{"error":{...}}`. A body may hold
 //! several requests to a method that takes a stream, one JSON object after the other, and more may come while answers go out.
-//! Closing the connection ends the call.
+//! Closing the connection ends the call. All this can be had over WebSocket, too (`socket`).
 //!
 //! Words and codes are those of etcd 3.5, whose gateway this was compared with (`tests/compat/gateway.py`, which also lists what
-//! is meant to differ). Not there: calls over WebSocket, and the form fields that etcd's gateway would take from a query.
+//! is meant to differ). Not there: the form fields that etcd's gateway would take from a query.
 
 mod call;
 mod json;
+mod socket;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -28,7 +29,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method as HttpMethod, Response, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method as HttpMethod, Response, StatusCode, Uri, header};
 use axum::routing::any;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
@@ -177,27 +179,32 @@ impl<S: Services> Gateway<S> {
     }
 
     async fn answer(self, request: Request) -> Response<Body> {
-        let path = request.uri().path();
-        let route = path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/"));
-        let Some(method) = route.and_then(|route| self.methods.get(route)) else {
+        if socket::wanted(request.headers()) {
+            return socket::open(self, request);
+        }
+        let Some(method) = self.method(request.uri().path()) else {
             return super::error(StatusCode::NOT_FOUND, "Not Found");
         };
         if request.method() != HttpMethod::POST {
             return super::error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
         }
         let (head, body) = request.into_parts();
-        let objects = Objects { body, scan: Scan::default(), rest: BytesMut::new(), bytes_max: self.json_bytes_max };
-        let origin = head.extensions.get::<Origin>().map(|origin| origin.for_method(&method.path));
-        self.call(method, &head.headers, origin, objects).await.unwrap_or_else(|failure| failed(&failure))
+        let objects = self.objects(body, Extent::Whole);
+        self.call(method, &head, objects).await.unwrap_or_else(|failure| failed(&failure))
     }
 
-    async fn call(
-        &self,
-        method: &Method,
-        headers: &HeaderMap,
-        origin: Option<Origin>,
-        mut objects: Objects,
-    ) -> Result<Response<Body>, Failure> {
+    fn method(&self, path: &str) -> Option<&Method> {
+        let route = path.strip_prefix("/v3/").or_else(|| path.strip_prefix("/v3beta/"))?;
+        self.methods.get(route)
+    }
+
+    fn objects(&self, body: Body, extent: Extent) -> Objects {
+        Objects { body, extent, scan: Scan::default(), rest: BytesMut::new(), bytes_max: self.json_bytes_max }
+    }
+
+    async fn call(&self, method: &Method, head: &Parts, mut objects: Objects) -> Result<Response<Body>, Failure> {
+        let headers = &head.headers;
+        let origin = head.extensions.get::<Origin>().map(|origin| origin.for_method(&method.path));
         let deadline = call::deadline(headers)?;
         let body = if method.takes_stream {
             let kind = method.request.clone();
@@ -213,8 +220,7 @@ impl<S: Services> Gateway<S> {
                 }
             }
         } else {
-            let (kind, json) = (method.request.clone(), objects.all().await?);
-            Body::from(translated(json.len(), move || read(&kind, &json)).await??)
+            Body::from(objects.only(&method.request).await?)
         };
         let mut request = Request::new(body);
         *request.method_mut() = HttpMethod::POST;
@@ -267,9 +273,18 @@ fn described(pool: &DescriptorPool, path: &str) -> Option<Method> {
     })
 }
 
+/// How much of a body is the request to a method that takes one.
+enum Extent {
+    /// All of it, though only its first object is read.
+    Whole,
+    /// Its first object. It has no end before the client's.
+    First,
+}
+
 /// The body of a request, object by object or as one.
 struct Objects {
     body: Body,
+    extent: Extent,
     scan: Scan,
     /// What has come and is not a whole object yet.
     rest: BytesMut,
@@ -291,10 +306,16 @@ impl Objects {
         }
     }
 
-    /// Everything.
-    async fn all(mut self) -> Result<BytesMut, Failure> {
-        while self.more().await? {}
-        Ok(self.rest)
+    /// The only message, in its frame.
+    async fn only(mut self, kind: &MessageDescriptor) -> Result<Bytes, Failure> {
+        match self.extent {
+            Extent::First => Ok(self.next(kind).await?.unwrap_or_default()),
+            Extent::Whole => {
+                while self.more().await? {}
+                let (kind, json) = (kind.clone(), self.rest);
+                translated(json.len(), move || read(&kind, &json)).await?
+            }
+        }
     }
 
     /// Waits for more of the body. False: there is none.

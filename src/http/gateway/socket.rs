@@ -1,0 +1,213 @@
+//! Calls over WebSocket: for pages in a browser above all, which can ask for more there while answers come.
+//!
+//! Every path of the gateway can be asked by WebSocket, too, and always as if by POST. What comes in messages, text or binary, is the
+//! body of the request, with a line's end after each; each line of the answer goes out as a text message. When the answer has
+//! ended the connection is closed, without a frame that says so. All this is what etcd 3.5 does, and so is that a path which leads
+//! nowhere is found out only then. A page has no say in headers: its token comes as a subprotocol, `Bearer, TOKEN`, and is taken as one
+//! from `Authorization`. Pages of any origin may come, as in etcd: nothing here is granted for a cookie.
+//!
+//! Unlike etcd, where such calls are never answered, a method that takes one request takes the first object; the header
+//! `Authorization` counts here, too; and of tokens those that are not signed work as well.
+//!
+//! ```text
+//!  client ─── messages ──▶ listen ──▶ a channel ──▶ Gateway::call ──▶ answer ─── messages ──▶ client
+//! ```
+//!
+//! Promises: nothing is kept beyond the message that comes, one that waits, one that is read and one that goes out; a client that
+//! does not take its answers is not read from for long, and its stream waits; a client that has gone, or breaks the protocol, ends
+//! its call at once, since somebody always reads.
+
+use std::convert::Infallible;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method as HttpMethod, Response, StatusCode, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt, stream};
+use http_body_util::BodyExt;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use sha1::{Digest, Sha1};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+
+use super::{Extent, Gateway, Services, failed};
+use crate::http::error;
+use crate::listen::Afterwards;
+
+type Stream = WebSocketStream<TokioIo<Upgraded>>;
+
+/// What a server's answer to a key is made with (RFC 6455, section 1.3).
+const SEAL: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+const VERSION: &str = "13";
+/// Room for what is read at once, which every open socket has.
+const READ_BYTES: usize = 4 << 10;
+/// Messages between the socket and the call. Beyond it nothing is read until the call takes one.
+const WAITING_MAX: usize = 1;
+
+/// Whether the request is to become a WebSocket.
+pub(super) fn wanted(headers: &HeaderMap) -> bool {
+    names(headers, header::CONNECTION, "upgrade") && names(headers, header::UPGRADE, "websocket")
+}
+
+/// Agrees to one, and says what is to be done with it.
+pub(super) fn open<S: Services>(gateway: Gateway<S>, request: Request) -> Response<Body> {
+    let (mut head, _) = request.into_parts();
+    let (Some(seal), Some(upgrade)) = (sealed(&head), head.extensions.remove::<OnUpgrade>()) else {
+        return error(StatusCode::BAD_REQUEST, "Bad Request");
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, seal);
+    if let Some(authorization) = authorization(&head.headers) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("Bearer"));
+        head.headers.insert(header::AUTHORIZATION, authorization);
+    }
+    response.extensions_mut().insert(Afterwards::new(carry(gateway, head, upgrade)));
+    response
+}
+
+/// What answers the key of a well-formed request.
+fn sealed(head: &Parts) -> Option<HeaderValue> {
+    let key = head.headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| !key.is_empty())?;
+    if head.method != HttpMethod::GET || !names(&head.headers, header::SEC_WEBSOCKET_VERSION, VERSION) {
+        return None;
+    }
+    let digest = Sha1::new().chain_update(key).chain_update(SEAL).finalize();
+    HeaderValue::from_str(&BASE64_STANDARD.encode(digest)).ok()
+}
+
+/// A token that came as a subprotocol.
+fn authorization(headers: &HeaderMap) -> Option<HeaderValue> {
+    let offered = headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    let (scheme, token) = offered.split_once(',')?;
+    let token = token.trim();
+    if scheme.trim() != "Bearer" || token.is_empty() {
+        return None;
+    }
+    HeaderValue::from_str(&format!("Bearer {token}")).ok()
+}
+
+fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|named| named.trim().eq_ignore_ascii_case(word))
+}
+
+/// The call, from the moment that the connection speaks WebSocket to its end.
+async fn carry<S: Services>(gateway: Gateway<S>, head: Parts, upgrade: OnUpgrade) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
+        // Below it is gathered anyway.
+        .write_buffer_size(0)
+        .max_message_size(Some(gateway.json_bytes_max))
+        .max_frame_size(Some(gateway.json_bytes_max));
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+    let (mut sink, mut source) = socket.split();
+    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    tokio::select! {
+        biased;
+        () = answer(&gateway, &head, receiver, &mut sink) => {}
+        () = listen(&mut source, sender) => {}
+    }
+    if let Ok(socket) = sink.reunite(source) {
+        // TLS has a last word, too.
+        let _ = socket.into_inner().shutdown().await;
+    }
+}
+
+/// Passes on what the client says, until it has gone. What the call does not want is dropped.
+async fn listen(source: &mut SplitStream<Stream>, sender: mpsc::Sender<Bytes>) {
+    while let Some(Ok(message)) = source.next().await {
+        let data = match message {
+            Message::Text(text) => text.into(),
+            Message::Binary(data) => data,
+            // The library answers, when it is asked for the next.
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => continue,
+        };
+        for part in [data, Bytes::from_static(b"\n")] {
+            if sender.send(part).await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+async fn answer<S: Services>(
+    gateway: &Gateway<S>,
+    head: &Parts,
+    receiver: mpsc::Receiver<Bytes>,
+    sink: &mut SplitSink<Stream, Message>,
+) {
+    let Some(method) = gateway.method(head.uri.path()) else { return };
+    let parts = stream::unfold(receiver, |mut receiver| async {
+        let part = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(part), receiver))
+    });
+    let objects = gateway.objects(Body::from_stream(parts), Extent::First);
+    let response = gateway.call(method, head, objects).await.unwrap_or_else(|failure| failed(&failure));
+    let mut body = response.into_body();
+    // Each frame of it is a line: so it was made.
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(mut line) = frame.into_data() else { continue };
+        if line.ends_with(b"\n") {
+            line.truncate(line.len() - 1);
+        }
+        let Ok(text) = line.try_into() else { return };
+        if sink.send(Message::Text(text)).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(fields: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = axum::http::Request::new(());
+        for (name, value) in fields {
+            request.headers_mut().append(*name, HeaderValue::from_static(value));
+        }
+        request.into_parts().0
+    }
+
+    #[test]
+    fn requests_for_a_socket_are_known_by_their_headers() {
+        let keyed = [("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="), ("sec-websocket-version", "13")];
+        // The example of RFC 6455.
+        assert_eq!(sealed(&head(&keyed)).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(sealed(&head(&keyed[..1])), None);
+        assert_eq!(sealed(&head(&keyed[1..])), None);
+        let mut posted = head(&keyed);
+        posted.method = HttpMethod::POST;
+        assert_eq!(sealed(&posted), None);
+
+        assert!(wanted(&head(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")]).headers));
+        assert!(wanted(
+            &head(&[("connection", "a"), ("connection", "upgrade"), ("upgrade", "h2c, websocket")]).headers
+        ));
+        for others in [&[("connection", "upgrade"), ("upgrade", "h2c")][..], &[("upgrade", "websocket")], &[]] {
+            assert!(!wanted(&head(others).headers), "{others:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_may_be_a_subprotocol() {
+        let token = |offered| authorization(&head(&[("sec-websocket-protocol", offered)]).headers);
+        assert_eq!(token("Bearer, tok.1").unwrap(), "Bearer tok.1");
+        assert_eq!(token("Bearer,tok").unwrap(), "Bearer tok");
+        for others in ["Bearer", "Bearer, ", "x, Bearer, tok", "tok", ""] {
+            assert_eq!(token(others), None, "{others}");
+        }
+    }
+}

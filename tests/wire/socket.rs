@@ -1,0 +1,194 @@
+//! W: the JSON gateway by WebSocket, with a client that is not ours.
+
+use futures_util::SinkExt;
+use http::{HeaderValue, header};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use super::gateway::{WATCHERS, base64};
+use super::*;
+
+struct Socket(WebSocketStream<TcpStream>);
+
+impl Socket {
+    async fn open(server: &Server, path: &str) -> Socket {
+        Socket::open_as(server, path, None).await
+    }
+
+    /// With what is to stand in `Sec-WebSocket-Protocol`.
+    async fn open_as(server: &Server, path: &str, protocol: Option<&str>) -> Socket {
+        let address = server.url.strip_prefix("http://").expect("our own url");
+        let stream = TcpStream::connect(address).await.expect("the server listens");
+        let mut request = format!("ws://{address}{path}").into_client_request().expect("a request");
+        if let Some(protocol) = protocol {
+            let value = HeaderValue::from_str(protocol).expect("visible text");
+            request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+        }
+        let (socket, response) = tokio_tungstenite::client_async(request, stream).await.expect("an upgrade");
+        let agreed = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+        assert_eq!(agreed.map(HeaderValue::as_bytes), protocol.map(|_| &b"Bearer"[..]));
+        Socket(socket)
+    }
+
+    async fn say(&mut self, json: &str) {
+        self.0.send(Message::text(json)).await.expect("an open socket");
+    }
+
+    /// The next message. None: the server has closed the connection.
+    async fn try_line(&mut self) -> Option<serde_json::Value> {
+        match tokio::time::timeout(PATIENCE, self.0.next()).await.expect("an answer in time") {
+            Some(Ok(Message::Text(text))) => Some(serde_json::from_str(&text).expect("JSON")),
+            None | Some(Err(_)) => None,
+            Some(Ok(other)) => panic!("{other:?}"),
+        }
+    }
+
+    async fn line(&mut self) -> serde_json::Value {
+        self.try_line().await.expect("the socket is open")
+    }
+}
+
+fn create(key: &[u8], more: &str) -> String {
+    format!(r#"{{"create_request":{{"key":"{}"{more}}}}}"#, base64(key))
+}
+
+wire!(watches_share_a_socket, |c| {
+    let mut socket = Socket::open(&c.server, "/v3/watch").await;
+    // Two requests in one message, one of them as bytes, and the first spread over two messages.
+    let (first, second) = (create(&c.key("a"), r#","watch_id":1"#), create(&c.key("b"), r#","watch_id":2"#));
+    let (begin, end) = first.split_at("{\"create_request\":".len());
+    socket.say(begin).await;
+    socket.0.send(Message::binary(format!("{end}{second}").into_bytes())).await.expect("an open socket");
+    for id in ["1", "2"] {
+        let created = &socket.line().await["result"];
+        assert_eq!((&created["created"], &created["watch_id"]), (&true.into(), &id.into()));
+    }
+    for (key, id) in [("a", "1"), ("b", "2"), ("a", "1")] {
+        let at = c.put(key, "x").await.to_string();
+        let told = &socket.line().await["result"];
+        assert_eq!((&told["watch_id"], &told["events"][0]["kv"]["mod_revision"]), (&id.into(), &at.into()));
+        assert_eq!(told["events"][0]["kv"]["key"], base64(&c.key(key)));
+    }
+    // Nonsense ends the requests, and not the answers.
+    socket.say("x").await;
+    c.put("b", "y").await;
+    assert_eq!(socket.line().await["result"]["events"][0]["kv"]["value"], base64(b"y"));
+});
+
+wire!(nonsense_is_answered_with_an_error_and_the_end, |c| {
+    let mut socket = Socket::open(&c.server, "/v3/watch").await;
+    socket.say("x").await;
+    assert_eq!(socket.line().await["code"], 2);
+    assert!(socket.try_line().await.is_none());
+    // A message ends with its line: no string goes on in the next.
+    let mut socket = Socket::open(&c.server, "/v3/watch").await;
+    let request = create(&c.key("k"), "");
+    let (begin, end) = request.split_at(request.len() - 5);
+    socket.say(begin).await;
+    socket.say(end).await;
+    assert_eq!(socket.line().await["code"], 2);
+    // Nothing is there.
+    assert!(Socket::open(&c.server, "/v3/nothing").await.try_line().await.is_none());
+});
+
+wire!(frames_against_the_rules_end_the_socket_and_nothing_else, |c| {
+    let address = c.server.url.strip_prefix("http://").expect("our own url").to_owned();
+    let unmasked = b"\x81\x02{}".to_vec();
+    let endless = b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0".to_vec();
+    let reserved = b"\xf1\x80\0\0\0\0".to_vec();
+    let unbegun = b"\x80\x80\0\0\0\0".to_vec();
+    let long_ping = [b"\x89\xfe\x01\x00\0\0\0\0", &[0; 256][..]].concat();
+    let no_text = b"\x81\x81\0\0\0\0\xff".to_vec();
+    for frame in [unmasked, endless, reserved, unbegun, long_ping, no_text] {
+        let mut stream = TcpStream::connect(&address).await.expect("the server listens");
+        let head = "GET /v3/watch HTTP/1.1\r\nHost: m0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n";
+        // With the request, before it is answered.
+        stream.write_all(&[head.as_bytes(), &frame].concat()).await.expect("a request");
+        let mut said = Vec::new();
+        // It may be reset, for what was not read.
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the end in time");
+        assert!(said.starts_with(b"HTTP/1.1 101 "), "{frame:?}: {}", String::from_utf8_lossy(&said));
+    }
+    let mut socket = Socket::open(&c.server, "/v3/watch").await;
+    for _ in 0..10_000 {
+        socket.0.feed(Message::Ping(bytes::Bytes::from_static(&[7; 125]))).await.expect("an open socket");
+    }
+    socket.say(&create(&c.key("k"), "")).await;
+    while !matches!(socket.0.next().await, Some(Ok(Message::Text(_)))) {}
+});
+
+wire!(alone a_client_that_vanishes_ends_its_watches, |c| {
+    let before = c.server.metric(WATCHERS);
+    // One whose requests are at their end already, by nonsense.
+    let mut sockets = Vec::new();
+    for more in ["", "x"] {
+        let mut socket = Socket::open(&c.server, "/v3/watch").await;
+        socket.say(&(create(&c.key("k"), "") + more)).await;
+        assert_eq!(socket.line().await["result"]["created"], true);
+        sockets.push(socket);
+    }
+    assert_eq!(c.server.metric(WATCHERS), before + 2.0);
+    drop(sockets);
+    let deadline = Instant::now() + PATIENCE;
+    while c.server.metric(WATCHERS) > before {
+        assert!(Instant::now() < deadline, "watchers of closed sockets are still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+});
+
+wire!(alone a_stopping_member_closes_sockets, |c| {
+    let mut socket = Socket::open(&c.server, "/v3/watch").await;
+    socket.say(&create(&c.key("k"), "")).await;
+    assert_eq!(socket.line().await["result"]["created"], true);
+    let process = c.server.child.lock().expect("no test panicked in here").id();
+    let process = rustix::process::Pid::from_raw(process.cast_signed()).expect("a process");
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("the process is ours");
+    // It may say why first.
+    while socket.try_line().await.is_some() {}
+});
+
+wire!(leases_are_kept_alive_and_methods_with_one_request_are_answered, |c| {
+    let lease = c.grant(60).await;
+    let mut socket = Socket::open(&c.server, "/v3/lease/keepalive").await;
+    for _ in 0..2 {
+        socket.say(&format!(r#"{{"ID":"{lease}"}}"#)).await;
+        let kept = &socket.line().await["result"];
+        assert_eq!((&kept["ID"], &kept["TTL"]), (&lease.to_string().into(), &"60".into()));
+    }
+    // etcd waits for an end that does not come.
+    if !is_etcd() {
+        c.put("k", "1").await;
+        let mut socket = Socket::open(&c.server, "/v3beta/kv/range").await;
+        socket.say(&format!(r#"{{"key":"{}"}}"#, base64(&c.key("k")))).await;
+        assert_eq!(socket.line().await["count"], "1");
+        assert!(socket.try_line().await.is_none());
+        let mut socket = Socket::open(&c.server, "/v3/maintenance/snapshot").await;
+        socket.say("{}").await;
+        assert!(socket.line().await["result"]["blob"].is_string());
+    }
+});
+
+wire!(with ["--bcrypt-cost", "4"] a_token_comes_as_a_subprotocol, |c| {
+    // etcd does not know the token behind the word.
+    if is_etcd() {
+        return;
+    }
+    let mut auth = pb::auth_client::AuthClient::new(c.channel.clone());
+    let (name, password) = ("root".to_owned(), "secret".to_owned());
+    let user = pb::AuthUserAddRequest { name: name.clone(), password: password.clone(), ..Default::default() };
+    auth.user_add(user).await.expect("a user");
+    let role = pb::AuthUserGrantRoleRequest { user: name.clone(), role: name.clone() };
+    auth.user_grant_role(role).await.expect("a role");
+    auth.auth_enable(pb::AuthEnableRequest {}).await.expect("auth is on");
+    let login = auth.authenticate(pb::AuthenticateRequest { name, password }).await.expect("a token");
+    let token = format!("Bearer, {}", login.into_inner().token);
+    for (protocol, refused) in [(Some(token.as_str()), serde_json::Value::Null), (None, true.into())] {
+        let mut socket = Socket::open_as(&c.server, "/v3/watch", protocol).await;
+        socket.say(&create(&c.key("k"), "")).await;
+        assert_eq!(socket.line().await["result"]["canceled"], refused);
+    }
+});
