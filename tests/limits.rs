@@ -207,8 +207,8 @@ fn a_client_that_pings_too_often_is_hung_up_on() {
     for open in [false, true] {
         let (answered, said) = ping(&member, 50, open, false);
         let said = said.expect("it hung up");
-        // The answer to the last may be on its way.
-        assert!((3..=4).contains(&answered), "{answered} pings were answered");
+        // The answer to the last may be on its way, and that to the call has come between two of them.
+        assert!((3..=6).contains(&answered), "{answered} pings were answered");
         assert!(said.contains("too_many_pings"), "{said}");
     }
     assert_eq!(ping(&member, 50, false, true), (50, None), "answers are sent between them");
