@@ -249,7 +249,7 @@ impl Core {
         self.waiters.add(id, deadline, reply);
         let (proposer, boot) = (self.node.id().0, self.config.boot);
         let command = Reconfiguration { proposer, boot, id, change: Some(change) };
-        self.changes.push(AskedChange { command, due: Duration::ZERO, proposals: 0 });
+        self.changes.push(AskedChange { command, due: Duration::ZERO, overtaken: false });
     }
 
     /// Somebody wants to read what is committed by now.
@@ -360,6 +360,7 @@ impl Core {
         }
         let old = std::mem::replace(&mut *self.shared.state.write().unwrap_or_else(PoisonError::into_inner), new);
         self.graces.clear();
+        self.changes.iter_mut().for_each(|asked| asked.overtaken = asked.due > Duration::ZERO);
         self.shared.feeds.tell(&[Notice::Restored { revision, compacted }]);
         self.installing = false;
         self.offered = None;
@@ -648,8 +649,7 @@ impl Core {
                 // Raft lets everybody in and out, but for the last voter.
                 Err(Rejected::Invalid(_)) => Error::Refused(Refusal::LastVoter),
                 Ok(()) | Err(Rejected::ReadDropped) => {
-                    let asked = &mut self.changes[at];
-                    (asked.due, asked.proposals) = (now + self.config.election, asked.proposals + 1);
+                    self.changes[at].due = now + self.config.election;
                     at += 1;
                     continue;
                 }
@@ -661,7 +661,7 @@ impl Core {
     /// The reply to a change that was refused, if that is because it was carried out before, and this member did not see it: it
     /// got past that with a snapshot.
     fn change_done_before(&self, id: u64) -> Option<Reply> {
-        let asked = self.changes.iter().find(|asked| asked.command.id == id && asked.proposals > 1)?;
+        let asked = self.changes.iter().find(|asked| asked.command.id == id && asked.overtaken)?;
         let members = &self.state().members;
         asked.is_done(members).then(|| Reply::Members(members.list()))
     }
@@ -834,10 +834,10 @@ impl Core {
 /// A change of members on its way.
 struct AskedChange {
     command: Reconfiguration,
-    /// It is to be proposed from then on: what was proposed before has got lost, for all that is known.
+    /// It is to be proposed from then on: what was proposed before has got lost, for all that is known. Zero until it was.
     due: Duration,
-    /// How often it was.
-    proposals: u64,
+    /// A snapshot was adopted since, which may have it.
+    overtaken: bool,
 }
 
 impl AskedChange {

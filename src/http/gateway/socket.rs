@@ -148,13 +148,15 @@ async fn answer<S: Services>(
     receiver: mpsc::Receiver<Bytes>,
     sink: &mut SplitSink<Stream, Message>,
 ) {
-    let Some(method) = gateway.method(head.uri.path()) else { return };
     let parts = stream::unfold(receiver, |mut receiver| async {
         let part = receiver.recv().await?;
         Some((Ok::<_, Infallible>(part), receiver))
     });
     let objects = gateway.objects(Body::from_stream(parts), Extent::First);
-    let response = gateway.call(method, head, objects).await.unwrap_or_else(|failure| failed(&failure));
+    let response = match gateway.method(head.uri.path()) {
+        Some(method) => gateway.call(method, head, objects).await.unwrap_or_else(|failure| failed(&failure)),
+        None => error(StatusCode::NOT_FOUND, "Not Found"),
+    };
     let mut body = response.into_body();
     // Each frame of it is a line: so it was made.
     while let Some(Ok(frame)) = body.frame().await {
