@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Either, Empty};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use slog::Logger;
@@ -478,7 +478,7 @@ async fn exchange<S, G: Answer, H: Answer>(
     let leaving = afterwards.clone();
     // With TLS nobody counts, as in etcd.
     let min_time = limits.keepalive_min_time.filter(|_| tls.is_none());
-    let patience = min_time.map(|time| (Patience(time), Arc::<Pulse>::default()));
+    let patience = min_time.map(|time| (Patience(time), Pulse::default()));
     let pulse = patience.as_ref().map(|(_, pulse)| pulse.clone());
     // Each request goes to the service it is for.
     let dispatch = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -499,9 +499,8 @@ async fn exchange<S, G: Answer, H: Answer>(
         async move {
             Ok::<_, Infallible>(match answer {
                 Either::Left(grpc) => {
-                    let answer = grpc.await;
-                    let sends = sending(open);
-                    answer.map(|body| Either::Left(body.map_frame(move |frame| sends(frame).map_data(Of::Grpc))))
+                    let part = until_the_end(open, Of::Grpc);
+                    grpc.await.map(|body| Either::Left(body.map_frame(part)))
                 }
                 Either::Right((http, leaving)) => {
                     let mut answer = http.await;
@@ -510,8 +509,8 @@ async fn exchange<S, G: Answer, H: Answer>(
                     {
                         leaving.put(&afterwards);
                     }
-                    let sends = sending(open);
-                    answer.map(|body| Either::Right(body.map_frame(move |frame| sends(frame).map_data(Of::Http))))
+                    let part = until_the_end(open, Of::Http);
+                    answer.map(|body| Either::Right(body.map_frame(part)))
                 }
             })
         }
@@ -555,13 +554,11 @@ async fn exchange<S, G: Answer, H: Answer>(
     }
 }
 
-/// Notes for a call that its answer is being sent, with each part of it.
-fn sending<F>(open: Option<Open>) -> impl Fn(F) -> F {
-    let sends = move || open.iter().for_each(Open::sends);
-    sends();
+/// What is done with each part of an answer; the call is under way as long as there may be more.
+fn until_the_end<D, T>(open: Option<Open>, map: impl Fn(D) -> T) -> impl FnMut(Frame<D>) -> Frame<T> {
     move |frame| {
-        sends();
-        frame
+        let _under_way = &open;
+        frame.map_data(&map)
     }
 }
 
