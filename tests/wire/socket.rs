@@ -143,7 +143,7 @@ wire!(alone a_client_that_vanishes_ends_its_watches, |c| {
     let deadline = Instant::now() + PATIENCE;
     while c.server.metric(WATCHERS) > before {
         assert!(Instant::now() < deadline, "watchers of closed sockets are still there");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::task::yield_now().await;
     }
 });
 
@@ -164,7 +164,7 @@ wire!(alone a_stopping_member_closes_sockets, |c| {
     let deadline = Instant::now() + PATIENCE;
     while child().try_wait().expect("the process is ours").is_none() {
         assert!(Instant::now() < deadline, "the server does not stop");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::task::yield_now().await;
     }
     let log = std::fs::read_to_string(c.server.data.path().join("log")).expect("a file");
     assert!(!log.contains("cutting off"), "{log}");
