@@ -2,7 +2,6 @@
 
 mod processes;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use everwatch::pb::etcdserverpb::auth_client::AuthClient;
 use everwatch::pb::etcdserverpb::kv_client::KvClient;
 use everwatch::pb::etcdserverpb::lease_client::LeaseClient;
 use everwatch::pb::etcdserverpb::{AuthUserAddRequest, LeaseGrantRequest, PutRequest};
-use processes::{Cluster, Process, READY};
+use processes::{Cluster, Process, READY, files};
 
 const SECRET: &str = "what nobody may read";
 /// In a form that no other file has by chance.
@@ -26,19 +25,6 @@ fn write_keys(path: &Path, keys: &[u8]) {
     let lines: Vec<String> = keys.iter().map(|of| key(*of)).collect();
     fs::write(path, lines.join("\n")).expect("a file");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
-}
-
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            found.append(&mut files(&path));
-        } else {
-            found.insert(path.clone(), fs::read(&path).expect("a file"));
-        }
-    }
-    found
 }
 
 /// Where something of it can be read.

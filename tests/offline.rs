@@ -3,7 +3,6 @@
 
 mod processes;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use everwatch::pb::etcdserverpb::{
 };
 use everwatch::storage::backend::disk::DiskBackend;
 use everwatch::storage::backend::{Backend, Batch, Bucket};
-use processes::{Cluster, Process, READY};
+use processes::{Cluster, Process, READY, files};
 use prost::Message;
 
 const HASHED: &str = "password of nobody";
@@ -35,20 +34,6 @@ fn ctl(words: &[&str], dir: &Path) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// All files of a directory.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            found.append(&mut files(&path));
-        } else {
-            found.insert(path.clone(), fs::read(&path).expect("a file"));
-        }
-    }
-    found
 }
 
 fn copy(from: &Path) -> tempfile::TempDir {
