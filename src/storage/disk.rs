@@ -196,6 +196,8 @@ impl DiskFile for RealFile {
         while at < len {
             let step = (len - at).min(STEP as u64);
             self.0.write_all_at(&zeros[..step as usize], at)?;
+            // A bit at a time, for whoever else syncs on this disk meanwhile has to wait for it.
+            self.0.sync_data()?;
             at += step;
         }
         Ok(())
