@@ -294,3 +294,34 @@ fn members_that_make_their_certificates_find_each_other() {
     assert!(get(&cluster.clients[1], "/health").unwrap().contains("\"true\""));
     assert!(cluster.dir(0).join("fixtures/peer/cert.pem").exists());
 }
+
+#[test]
+fn a_founder_asks_a_cluster_that_wants_certificates() {
+    let authority = Authority::new();
+    authority.sign("jane", "jane", &[]);
+    let place = cluster(&authority, 1);
+    let registry = place.start_with(0, &place.list(1), "new");
+    registry.says(READY);
+    let size = PutRequest { key: "/_etcd/registry/t/_config/size".into(), value: "1".into(), ..Default::default() };
+    let jane = settings(&authority, "jane");
+    ask(&place.clients[0], jane, async |channel| KvClient::new(channel).put(size).await).expect("written");
+
+    let mut founders = Cluster::new(1);
+    let file = |name: &str| authority.path(name).display().to_string();
+    founders.more = vec![
+        "--discovery-token=t".to_owned(),
+        format!("--discovery-endpoints=https://{}", place.clients[0]),
+        "--discovery-insecure-transport=false".to_owned(),
+        format!("--discovery-cacert={}", file("ca.pem")),
+    ];
+    let nobody = founders.start_with(0, "", "new");
+    nobody.says("retry connecting to discovery service");
+    drop(nobody);
+    founders
+        .more
+        .extend([format!("--discovery-cert={}", file("jane.pem")), format!("--discovery-key={}", file("jane.key"))]);
+    let founder = founders.start_with(0, "", "new");
+    founder.says(READY);
+    founder.put("key");
+    assert!(founder.has("key"));
+}
