@@ -1,7 +1,7 @@
 //! A whole state on its way from one member to another, on a stream of its own.
 //!
 //! ```text
-//! offer (cluster id, MsgSnapshot whose metadata is that of the rows) · rows, about 256 KiB a chunk · end (count, CRC-32C)
+//! offer (cluster id, MsgSnapshot whose metadata is that of the rows) · rows, about 64 KiB a chunk · end (count, CRC-32C)
 //! ```
 //!
 //! Promises, sending: one `SnapshotSent` per MsgSnapshot, on every path; the metadata names exactly the rows that follow,
@@ -9,19 +9,28 @@
 //! Receiving: `SnapshotReceived` only for a complete, checked and durable file; anything else leaves nothing behind; one
 //! at a time, until it is settled, for there is one state to replace.
 //!
+//! Whoever joins can wait better than a put. So large states are read and written by threads that get a processor only while
+//! nobody else wants it. Where there is none to spare that would not end, and the log behind the snapshot is not kept for ever:
+//! what comes at less than [`LEISURELY_BYTES_PER_SECOND`] is given up, and whoever was sent a snapshot and needs another one soon
+//! gets it as fast as it goes, *hurried*.
+//!
 //! The rows are those of every bucket, in the order of [`Bucket::ALL`], but for the row that names the member itself.
 //! What to do with a received file is the business of the raft node's owner.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use ::raft::eraftpb::{Message, MessageType};
 use bytes::Bytes;
 use slog::{info, warn};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::time::timeout;
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
@@ -35,15 +44,35 @@ use crate::storage::snapshot::{Folder, SnapshotWriter};
 use crate::types::{Index, MemberId};
 
 /// A chunk is closed when its rows have grown to this.
-const CHUNK_BYTES: usize = 256 << 10;
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// Chunks read and not yet sent, or received and not yet written. Beyond this the reading side waits.
 const CHUNKS_WAITING_MAX: usize = 4;
 
+/// Bytes of rows that are read or written before a thread makes way for others: with less it is not worth while.
+const AT_ONCE_BYTES: usize = 8 << 20;
+
+/// How fast a snapshot has to come that is not hurried, on the average, and from when on. Slower, it is given up: there is no time
+/// to spare, and the next one is hurried.
+const LEISURELY_BYTES_PER_SECOND: u64 = 2 << 20;
+const LEISURELY_FROM: Duration = Duration::from_secs(10);
+
+/// How many times as long a thread rests as others kept it waiting, and at most.
+const RESTS: u32 = 1;
+const REST_MAX: Duration = Duration::from_millis(100);
+
+/// For how long after a part of a snapshot has gone the next one for the same peer is hurried.
+const HURRIED_WITHIN: Duration = Duration::from_secs(600);
+
 /// The one place for a received snapshot. Who got it with [`FromPeer::SnapshotReceived`] drops it when the file has
 /// been adopted or discarded; until then no other snapshot is received, which might be one of the same name.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
+pub struct Place {
+    #[expect(dead_code, reason = "it is held, not used")]
+    permit: OwnedSemaphorePermit,
+    /// The snapshot should not wait for others.
+    pub hurried: bool,
+}
 
 /// Starts to send the reader's state in place of what `message` offers. Returns at once.
 pub(super) fn send(shared: &Arc<Shared>, peer: &Arc<Peer>, message: Message) {
@@ -102,12 +131,14 @@ async fn send_rows(shared: &Arc<Shared>, peer: &Arc<Peer>, message: Message) -> 
     let connection = connection?;
     let mut client = connection.client.clone();
 
+    let before = *peer.snapshot_moved.lock().unwrap_or_else(PoisonError::into_inner);
+    let hurried = before.is_some_and(|moved| moved.elapsed() < HURRIED_WITHIN);
     let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
-    let reading = tokio::task::spawn_blocking({
+    let mut reading = on_thread("snapshot-read", {
         let shared = shared.clone();
-        move || read(&shared, message, &chunks)
-    });
-    let (progress, moved) = watch::channel(());
+        move || read(&shared, message, hurried, &chunks)
+    })?;
+    let (progress, moved) = watch::channel(0);
     let outgoing = Outgoing { waiting, peer: peer.clone(), progress };
     tokio::select! {
         answer = client.snapshot(outgoing) => match answer {
@@ -115,17 +146,18 @@ async fn send_rows(shared: &Arc<Shared>, peer: &Arc<Peer>, message: Message) -> 
             Err(status) => {
                 let why = format!("{:?}: {}", status.code(), status.message());
                 // If reading failed, that is why the peer refused what it got.
-                let cause = if reading.is_finished() { reading.await.ok().and_then(Result::err) } else { None };
+                let cause = reading.try_recv().ok().and_then(Result::err);
                 return Err(cause.unwrap_or(why));
             }
         },
-        () = standstill(moved, shared.snapshot_stall) => return Err("it stood still for too long".to_owned()),
+        () = standstill(moved.clone(), shared.snapshot_stall) => return Err("it stood still for too long".to_owned()),
+        () = without_time_to_spare(moved), if !hurried => return Err("there is no time to spare for it".to_owned()),
     }
     reading.await.map_err(|_| "reading was ended".to_owned())?
 }
 
 /// Returns when nothing has moved for `stall`.
-async fn standstill(mut moved: watch::Receiver<()>, stall: Duration) {
+async fn standstill(mut moved: watch::Receiver<u64>, stall: Duration) {
     while let Ok(Ok(())) = timeout(stall, moved.changed()).await {}
     // The last chunk has gone, or nothing went in time. The first is not yet an answer.
     if moved.has_changed().is_err() {
@@ -133,8 +165,82 @@ async fn standstill(mut moved: watch::Receiver<()>, stall: Duration) {
     }
 }
 
+/// Returns when too few bytes have gone to go on like this. What the receiver does after the last of them may take its time.
+async fn without_time_to_spare(mut moved: watch::Receiver<u64>) {
+    let began = Instant::now();
+    while began.elapsed() < LEISURELY_FROM
+        || *moved.borrow_and_update() >= began.elapsed().as_secs() * LEISURELY_BYTES_PER_SECOND
+    {
+        if let Ok(Err(_)) = timeout(Duration::from_secs(1), moved.changed()).await {
+            // All have.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A thread for one piece of work, which may make way for others, and then cannot take that back.
+fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, String> {
+    let (done, outcome) = oneshot::channel();
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Who waited may have gone away.
+        let _ = done.send(work());
+    });
+    thread.map(|_| outcome).map_err(|error| format!("no thread for it: {error}"))
+}
+
+/// Makes the present thread one that makes way for others when it has worked on so much, unless it is hurried.
+struct Way {
+    bytes: usize,
+    hurried: bool,
+    /// When the work began that is not done yet, by the clock and by what the thread has had of a processor.
+    began: (Instant, Duration),
+}
+
+impl Way {
+    fn new(hurried: bool) -> Way {
+        Way { bytes: 0, hurried, began: (Instant::now(), cpu_time()) }
+    }
+
+    /// What it waited for is there.
+    fn begin(&mut self) {
+        self.began = (Instant::now(), cpu_time());
+    }
+
+    /// So much more was done since. Where others wanted the processors and the disk, they get still more of them now.
+    fn done(&mut self, bytes: usize) {
+        if self.hurried {
+            return;
+        }
+        let before = self.bytes;
+        self.bytes += bytes;
+        if before >= AT_ONCE_BYTES {
+            let kept_waiting = self.began.0.elapsed().saturating_sub(cpu_time() - self.began.1);
+            thread::sleep((kept_waiting * RESTS).min(REST_MAX));
+        } else if self.bytes >= AT_ONCE_BYTES {
+            // It has a processor while nobody else wants it, and is interrupted at once when somebody does; a thread that is only
+            // nicer than others is not. Where that is not allowed, it is as the others are.
+            let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+            let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
+        }
+    }
+}
+
+/// What the present thread has had of a processor.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 /// Reads the state and feeds it to the stream. Says why not, when it cannot; the index, when it came to the end.
-fn read(shared: &Shared, message: Message, chunks: &mpsc::Sender<SnapshotChunk>) -> Result<Index, String> {
+fn read(
+    shared: &Shared,
+    message: Message,
+    hurried: bool,
+    chunks: &mpsc::Sender<SnapshotChunk>,
+) -> Result<Index, String> {
     let failed = |error: storage::Error| {
         let why = error.to_string();
         (shared.deliver)(FromPeer::StorageFailed(error));
@@ -148,13 +254,15 @@ fn read(shared: &Shared, message: Message, chunks: &mpsc::Sender<SnapshotChunk>)
     let index = Index(meta.index);
     let mut message = codec::to_wire(message);
     message.snapshot = Some(meta);
-    let offer = SnapshotOffer { cluster_id: shared.cluster.0, message: Some(message), peer_urls: shared.own_urls() };
+    let peer_urls = shared.own_urls();
+    let offer = SnapshotOffer { cluster_id: shared.cluster.0, message: Some(message), peer_urls, hurried };
     let gone = || "the stream broke".to_owned();
     chunks.blocking_send(SnapshotChunk { offer: Some(offer), ..SnapshotChunk::default() }).map_err(|_| gone())?;
 
     let mut end = SnapshotEnd::default();
     let mut rows = Vec::new();
     let mut bytes = 0;
+    let mut way = Way::new(hurried);
     let mut open = true;
     for bucket in Bucket::ALL {
         let mut visit = |key: &[u8], value: &[u8]| {
@@ -169,9 +277,10 @@ fn read(shared: &Shared, message: Message, chunks: &mpsc::Sender<SnapshotChunk>)
                 value: Bytes::copy_from_slice(value),
             });
             if bytes >= CHUNK_BYTES {
-                bytes = 0;
+                way.done(std::mem::take(&mut bytes));
                 let chunk = SnapshotChunk { rows: std::mem::take(&mut rows), ..SnapshotChunk::default() };
                 open = chunks.blocking_send(chunk).is_ok();
+                way.begin();
             }
             open
         };
@@ -206,7 +315,8 @@ fn count(end: &mut SnapshotEnd, bucket: u32, key: &[u8], value: &[u8]) {
 struct Outgoing {
     waiting: mpsc::Receiver<SnapshotChunk>,
     peer: Arc<Peer>,
-    progress: watch::Sender<()>,
+    /// Bytes that have gone.
+    progress: watch::Sender<u64>,
 }
 
 impl Stream for Outgoing {
@@ -215,8 +325,10 @@ impl Stream for Outgoing {
     fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SnapshotChunk>> {
         let next = self.waiting.poll_recv(cx);
         if let Poll::Ready(Some(chunk)) = &next {
-            self.peer.counters.sent_bytes.fetch_add(size(chunk), Relaxed);
-            self.progress.send_replace(());
+            let bytes = size(chunk);
+            self.peer.counters.sent_bytes.fetch_add(bytes, Relaxed);
+            self.progress.send_modify(|gone| *gone += bytes);
+            *self.peer.snapshot_moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         next
     }
@@ -234,15 +346,17 @@ pub(super) async fn receive(
     stream: &mut Streaming<SnapshotChunk>,
 ) -> Result<(), Status> {
     let offer = next(shared, stream).await?.offer.ok_or_else(|| Status::invalid_argument("no offer"))?;
+    let hurried = offer.hurried;
     let (peer, message, index) = accept(shared, offer)?;
-    info!(shared.logger, "receiving snapshot"; "peer" => %peer.id, "index" => %index);
+    info!(shared.logger, "receiving snapshot"; "peer" => %peer.id, "index" => %index, "hurried" => hurried);
 
     let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
-    let writing = tokio::task::spawn_blocking({
+    let writing = on_thread("snapshot-write", {
         let (shared, folder) = (shared.clone(), folder.clone());
         // The place is taken until the file is whole and settled, or gone, whatever becomes of the stream meanwhile.
-        move || write(&shared, &folder, message, index, waiting, Place(permit))
+        move || write(&shared, &folder, message, index, waiting, Place { permit, hurried })
     });
+    let writing = writing.map_err(Status::resource_exhausted)?;
     let streamed = forward(shared, &peer, stream, chunks).await;
     let written = writing.await.unwrap_or_else(|_| Err("writing was ended".to_owned()));
     let result = match (streamed, written) {
@@ -323,7 +437,7 @@ fn write(
         (shared.deliver)(FromPeer::StorageFailed(error));
         why
     };
-    match write_rows(shared, folder, index, chunks) {
+    match write_rows(shared, folder, index, place.hurried, chunks) {
         Ok(()) => {
             // From this thread, so that no break of the stream comes between the file and its news.
             (shared.deliver)(FromPeer::SnapshotReceived { message, index, place });
@@ -364,12 +478,16 @@ fn write_rows(
     shared: &Shared,
     folder: &Folder,
     index: Index,
+    hurried: bool,
     mut chunks: mpsc::Receiver<SnapshotChunk>,
 ) -> Result<(), Broken> {
     let mut writer = SnapshotWriter::create(&folder.dir, index, folder.keys.as_ref())?;
     let mut seen = SnapshotEnd::default();
+    let mut way = Way::new(hurried);
     let promised = loop {
         let chunk = chunks.blocking_recv().ok_or("the snapshot ended early")?;
+        let bytes = size(&chunk) as usize;
+        way.begin();
         for row in chunk.rows {
             let bucket = Bucket::from_number(row.bucket).filter(|bucket| belongs(*bucket, &row.key));
             let bucket = bucket.ok_or("a row that does not belong into a snapshot")?;
@@ -379,6 +497,7 @@ fn write_rows(
         if let Some(end) = chunk.end {
             break end;
         }
+        way.done(bytes);
     };
     if promised != seen {
         let (rows, crc) = (promised.rows, promised.crc);
@@ -390,4 +509,36 @@ fn write_rows(
     writer.row(Bucket::Meta, Bytes::from_static(schema::IDENTITY), identity.into())?;
     writer.finish()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When a snapshot is given up of which so many bytes go every second, up to a last one.
+    async fn given_up_after(bytes: u64, seconds: u64) -> Option<u64> {
+        let began = Instant::now();
+        let (progress, moved) = watch::channel(0);
+        let going = async move {
+            for _ in 0..seconds {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                progress.send_modify(|gone| *gone += bytes);
+            }
+            drop(progress);
+            // The receiver is busy with it.
+            tokio::time::sleep(Duration::from_secs(1000)).await;
+        };
+        tokio::select! {
+            () = going => None,
+            () = without_time_to_spare(moved) => Some(began.elapsed().as_secs()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_too_slowly_is_given_up_as_long_as_it_comes() {
+        assert_eq!(given_up_after(0, 100).await, Some(LEISURELY_FROM.as_secs()));
+        assert_eq!(given_up_after(LEISURELY_BYTES_PER_SECOND * 3 / 4, 100).await, Some(LEISURELY_FROM.as_secs()));
+        assert_eq!(given_up_after(LEISURELY_BYTES_PER_SECOND * 5 / 4, 100).await, None);
+        assert_eq!(given_up_after(1, LEISURELY_FROM.as_secs() - 1).await, None);
+    }
 }

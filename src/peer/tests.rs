@@ -161,6 +161,16 @@ impl Member {
     }
 
     /// How the next snapshot went; everything else is passed over.
+    fn snapshot_received(&self) -> (Message, Index, Place) {
+        loop {
+            match self.event() {
+                FromPeer::SnapshotReceived { message, index, place } => return (message, index, place),
+                FromPeer::Message(greeting) => assert_eq!(greeting.commit, 0),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     fn snapshot_sent(&self) -> bool {
         loop {
             if let FromPeer::SnapshotSent { ok, .. } = self.event() {
@@ -645,13 +655,7 @@ fn a_snapshot_arrives_as_it_was_read_under_the_name_of_what_was_read() {
     // Raft offers 7; the reader stands at 9.
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(a.snapshot_sent());
-    let (message, index, place) = loop {
-        match b.event() {
-            FromPeer::SnapshotReceived { message, index, place } => break (message, index, place),
-            FromPeer::Message(greeting) => assert_eq!(greeting.commit, 0),
-            other => panic!("{other:?}"),
-        }
-    };
+    let (message, index, place) = b.snapshot_received();
     let meta = message.get_snapshot().get_metadata();
     assert_eq!((index, meta.index, meta.term, &meta.get_conf_state().voters[..]), (Index(9), 9, 3, &[1, 2][..]));
     assert_eq!((message.from, message.to, message.msg_type), (A.0, B.0, MessageType::MsgSnapshot));
@@ -665,9 +669,11 @@ fn a_snapshot_arrives_as_it_was_read_under_the_name_of_what_was_read() {
 
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(!a.snapshot_sent(), "the first is not settled");
+    assert!(!place.hurried);
     drop(place);
     a.transport.send(vec![offer(A, B, 7)]);
     assert!(a.snapshot_sent(), "now it is");
+    assert!(b.snapshot_received().2.hurried, "there was one a moment ago");
 }
 
 #[test]
@@ -752,7 +758,12 @@ fn a_snapshot_is_believed_only_when_its_end_agrees() {
     let mut message = codec::to_wire(offer(A, B, 7));
     message.snapshot = Some(meta(7));
     let first = |cluster_id| wire::SnapshotChunk {
-        offer: Some(wire::SnapshotOffer { cluster_id, message: Some(message.clone()), peer_urls: Vec::new() }),
+        offer: Some(wire::SnapshotOffer {
+            cluster_id,
+            message: Some(message.clone()),
+            peer_urls: Vec::new(),
+            hurried: false,
+        }),
         ..Default::default()
     };
     let rows = |bucket: u32, key: &'static [u8], end: Option<(u64, u32)>| wire::SnapshotChunk {

@@ -310,6 +310,8 @@ pub(super) struct Peer {
     pub(super) renewals: Renewals,
     /// A snapshot is on its way to it.
     pub(super) sending_snapshot: AtomicBool,
+    /// When a part of one last went.
+    pub(super) snapshot_moved: Mutex<Option<tokio::time::Instant>>,
     /// How many streams of messages it has opened towards us; only the newest counts.
     pub(super) inbound: watch::Sender<u64>,
     /// No longer in the table: all its tasks end.
@@ -334,6 +336,7 @@ impl Peer {
             counters: Arc::default(),
             renewals: Renewals::default(),
             sending_snapshot: AtomicBool::new(false),
+            snapshot_moved: Mutex::default(),
             inbound: watch::Sender::new(0),
             gone: watch::Sender::new(false),
             link: Mutex::default(),

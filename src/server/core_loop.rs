@@ -173,6 +173,10 @@ impl Outside for Plumbing {
 
     fn adopting(&mut self, index: Index) {
         self.shared.metrics.snapshot_apply_in_progress.set(1);
+        // Before the log thread has it installed.
+        if self.place.as_ref().is_some_and(|place| place.hurried) {
+            self.backend.send(BackendJob::Hurry);
+        }
         info!(self.logger, "adopting a snapshot"; "index" => index.0);
     }
 

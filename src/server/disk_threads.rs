@@ -13,9 +13,11 @@
 //! Both end when their queue does. An error on either stops the member: see [`Failure`].
 
 use std::fmt;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::gathering::{self, Gathering};
@@ -47,6 +49,8 @@ pub(crate) enum BackendJob {
         /// What keeps the next one from being received.
         place: Place,
     },
+    /// The next snapshot should not wait for others.
+    Hurry,
     /// The snapshot of this index takes the place of the backend; the log has recorded that durably.
     Install {
         /// The output of raft that brought it.
@@ -69,6 +73,10 @@ pub(crate) struct Backlog {
     bytes: Mutex<usize>,
     less: Condvar,
 }
+
+/// How nice a thread is, of 19, that makes a received snapshot the state of this member: where every processor is busy it gets a tenth
+/// of one. No less: the member is of no use until it is done.
+const NICENESS: i32 = 10;
 
 /// Bytes of rows that may wait for the backend. Beyond this nothing more is written to the log.
 const BACKLOG_BYTES_MAX: usize = 256 << 20;
@@ -216,6 +224,7 @@ impl BackendThread {
         self.report_sizes();
         let started = Instant::now();
         let mut gathering = Gathering::new(self.interval, self.rows_max);
+        let mut hurried = false;
         loop {
             let job = match gathering.due() {
                 None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -228,7 +237,11 @@ impl BackendThread {
                 Ok(BackendJob::Install { number, index }) => {
                     // What has gathered is older than the snapshot.
                     self.backlog.done(gathering.take().1);
-                    self.install(number, index)?;
+                    self.install(number, index, mem::take(&mut hurried))?;
+                    false
+                }
+                Ok(BackendJob::Hurry) => {
+                    hurried = true;
                     false
                 }
                 Ok(BackendJob::Discard { index, place }) => {
@@ -262,14 +275,18 @@ impl BackendThread {
         Ok(())
     }
 
-    fn install(&mut self, number: u64, index: Index) -> storage::Result<()> {
+    fn install(&mut self, number: u64, index: Index, hurried: bool) -> storage::Result<()> {
         // Readers of the old file go on with it until they are dropped.
         self.backend = None;
-        let backend = adopt(&self.dir, self.keys.as_ref(), index, &self.identity, self.cache_bytes)?;
-        let reader = backend.reader()?;
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = reader.clone();
-        let state = Box::new(StateMachine::open(reader)?);
+        let opening = || {
+            let backend = adopt(&self.dir, self.keys.as_ref(), index, &self.identity, self.cache_bytes)?;
+            let reader = backend.reader()?;
+            Ok((backend, reader.clone(), StateMachine::open(reader)?))
+        };
+        let (backend, reader, state) = if hurried { opening() } else { nicely(opening) }?;
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = reader;
         self.backend = Some(backend);
+        let state = Box::new(state);
         self.report_sizes();
         self.inbox.put(Event::Installed { number, state, index });
         Ok(())
@@ -280,6 +297,19 @@ impl BackendThread {
         self.sizes.total.store(self.backend().size(), Relaxed);
         self.sizes.in_use.store(self.backend().size_in_use(), Relaxed);
     }
+}
+
+/// Has it done by a thread that is nicer than others, as are those that it starts.
+fn nicely<T: Send>(work: impl FnOnce() -> storage::Result<T> + Send) -> storage::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("install".to_owned()).spawn_scoped(scope, || {
+            // Of this thread alone, on Linux. Where it is not allowed, it is as the others are.
+            let _ = rustix::process::nice(NICENESS);
+            work()
+        });
+        let thread = thread.map_err(|error| storage::Error::Engine(format!("no thread to open it: {error}")))?;
+        thread.join().expect("opening a state does not panic")
+    })
 }
 
 /// Puts a received snapshot in the place of the backend. The snapshot is another member's state: whose this is, is written anew.
