@@ -44,6 +44,11 @@ pub struct Lessor {
     // Looked up, never iterated. A table of hashes would be a little quicker and, half empty, twice as large.
     clocks: BTreeMap<LeaseId, Clock>,
     expiries: Timers,
+    /// Those that ran out and were not offered yet, with when they did. Offered in the order of ids, and round: what goes together from
+    /// the leases' rows then lies together there, and few pages are written for it.
+    overdue: BTreeMap<LeaseId, u64>,
+    /// The last that was taken from them.
+    swept: LeaseId,
     /// Those that were offered, with when they are offered again: first the one that was first. Among the timers those of leases that
     /// have ended since would have to be swept out, thousands at once, while writes wait.
     offers: VecDeque<(u64, LeaseId)>,
@@ -184,16 +189,21 @@ impl Lessor {
         }
     }
 
-    /// Up to `max` leases that have run out, those longest overdue chosen first, given by id. Propose to expire them.
+    /// Up to `max` leases that have run out, given by id. Propose to expire them. None waits for longer than it takes to come round to
+    /// it among the others that ran out.
     pub fn expired(&mut self, now: Duration, max: usize) -> Vec<LeaseId> {
         let now = millis_down(now);
+        for _ in 0..visits(max) {
+            let Some((at, id)) = self.expiries.due(now) else { break };
+            self.overdue.insert(id, at);
+        }
         let mut ids = Vec::new();
         for _ in 0..visits(max) {
             if ids.len() == max {
                 break;
             }
             let offered = self.offers.pop_front_if(|(at, _)| *at <= now);
-            let Some((at, id)) = offered.or_else(|| self.expiries.due(now)) else { break };
+            let Some((at, id)) = offered.or_else(|| self.next_overdue()) else { break };
             let Some(clock) = self.clocks.get_mut(&id).filter(|clock| clock.timer == Stand::at(at)) else { continue };
             if clock.deadline <= now {
                 self.ending += usize::from(!clock.is_offered());
@@ -210,6 +220,13 @@ impl Lessor {
         ids
     }
 
+    fn next_overdue(&mut self) -> Option<(u64, LeaseId)> {
+        let behind = (Bound::Excluded(self.swept), Bound::Unbounded);
+        let id = *self.overdue.range(behind).next().or_else(|| self.overdue.first_key_value())?.0;
+        self.swept = id;
+        self.overdue.remove(&id).map(|at| (at, id))
+    }
+
     /// How many leases were offered for expiry and have not come to their end yet.
     pub fn ending(&self) -> usize {
         self.ending
@@ -217,6 +234,9 @@ impl Lessor {
 
     /// Whether a lease may have run out.
     pub fn is_due(&self, now: Duration) -> bool {
+        if !self.overdue.is_empty() {
+            return true;
+        }
         let offered = self.offers.front().map(|(at, _)| *at);
         let first = offered.into_iter().chain(self.expiries.first()).min();
         first.is_some_and(|at| at <= millis_down(now))
@@ -413,8 +433,31 @@ mod tests {
         for id in 1..=5 {
             lessor.granted(LeaseId(id), 10 - id, Duration::ZERO);
         }
-        assert_eq!(lessor.expired(secs(20.0), 2), [LeaseId(4), LeaseId(5)], "the longest overdue");
-        assert_eq!(lessor.expired(secs(20.0), 9), [1, 2, 3].map(LeaseId));
+        assert_eq!(lessor.expired(secs(6.0), 1), [LeaseId(4)]);
+        assert_eq!(lessor.expired(secs(7.5), 1), [LeaseId(5)], "it goes on behind the last");
+        assert!(lessor.is_due(secs(7.5)));
+        assert_eq!(lessor.renew(LeaseId(3), secs(7.5)), Renewed::Ttl(7), "not offered yet");
+        assert_eq!(lessor.expired(secs(7.5), 9), []);
+        assert!(!lessor.is_due(secs(7.5)));
+        assert_eq!(lessor.expired(secs(9.0), 2), [1, 4].map(LeaseId), "one that nothing came of; and round");
+        assert_eq!(lessor.expired(secs(9.0), 9), [LeaseId(2)]);
+        assert_eq!(lessor.expired(secs(14.5), 9), [1, 2, 3, 4, 5].map(LeaseId));
+    }
+
+    #[test]
+    fn an_overdue_lease_that_is_gone_or_another_is_not_offered() {
+        let mut lessor = leader();
+        for id in 1..=4 {
+            lessor.granted(LeaseId(id), 10, Duration::ZERO);
+        }
+        assert_eq!(lessor.expired(secs(10.0), 1), [A]);
+        lessor.revoked(B);
+        lessor.revoked(LeaseId(3));
+        lessor.granted(LeaseId(3), 10, secs(10.0));
+        assert_eq!(lessor.expired(secs(11.0), 9), [LeaseId(4)]);
+        lessor.revoked(A);
+        lessor.revoked(LeaseId(4));
+        assert_eq!(lessor.expired(secs(20.0), 9), [LeaseId(3)]);
     }
 
     #[test]
@@ -540,7 +583,8 @@ mod tests {
             let ended = lessor.expired(secs(7.0), 100);
             assert_eq!(ended.len(), 100);
             ended.into_iter().rev().for_each(|id| lessor.revoked(id));
-            assert_eq!((lessor.expiries.0.len(), lessor.offers.len()), (lessor.clocks.len(), 0));
+            let waiting = lessor.expiries.0.len() + lessor.overdue.len();
+            assert_eq!((waiting, lessor.offers.len()), (lessor.clocks.len(), 0));
         }
         assert!(lessor.clocks.is_empty());
     }
