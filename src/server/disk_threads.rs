@@ -81,6 +81,9 @@ const NICENESS: i32 = 10;
 /// Bytes of rows that may wait for the backend. Beyond this nothing more is written to the log.
 const BACKLOG_BYTES_MAX: usize = 256 << 20;
 
+/// With more than that it lets nobody go first any more: it would fall ever further behind where every processor is always busy.
+const HURRY_BYTES: usize = 8 << 20;
+
 impl ToBackend {
     pub(crate) fn new(jobs: Sender<BackendJob>) -> ToBackend {
         ToBackend { jobs, backlog: Arc::default() }
@@ -118,6 +121,10 @@ impl Backlog {
     fn done(&self, bytes: usize) {
         *self.lock() -= bytes;
         self.less.notify_all();
+    }
+
+    fn bytes(&self) -> usize {
+        *self.lock()
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
@@ -265,6 +272,7 @@ impl BackendThread {
     fn commit(&mut self, batch: &Batch) -> storage::Result<()> {
         if !batch.is_empty() {
             let began = Instant::now();
+            self.backend().hurry(self.backlog.bytes() > HURRY_BYTES);
             self.backend().commit(batch)?;
             self.metrics.backend_commit_seconds.observe(began.elapsed());
             self.report_sizes();
