@@ -17,6 +17,7 @@
 //! | auto-compaction | `compact_loop` | the main runtime            | [`Tasks::stop`]                              |
 //! | taking NOSPACE back | `space_loop`   | the main runtime        | [`Tasks::stop`]                              |
 //! | counting prefixes | `extent_loop` | the main runtime           | [`Tasks::stop`]                              |
+//! | giving memory back | `memory_loop` | the main runtime, threads that end at once | [`Tasks::stop`]    |
 //! | comparing histories | `corrupt_loop` | the main runtime        | [`Tasks::stop`]                              |
 //! | giving up a place in a queue for a lock | `api::recipe` | a runtime that serves clients | its txn is answered, or with that runtime |
 //!
@@ -79,6 +80,7 @@ mod leaving;
 pub mod log_writer;
 pub mod logins;
 mod members;
+pub mod memory_loop;
 mod pending;
 pub mod raft_loop;
 mod reads;
@@ -243,6 +245,7 @@ pub fn start(
     if !config.metrics_key_prefixes.is_empty() {
         upkeep.spawn(extent_loop::run(handle.clone(), config.metrics_key_prefixes.clone()));
     }
+    upkeep.spawn(memory_loop::run());
     upkeep.spawn(corrupt_loop::run(handle.clone(), config.corrupt_checks, logger.clone()));
 
     let tasks = Tasks {
