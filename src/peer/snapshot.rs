@@ -58,7 +58,7 @@ const LEISURELY_BYTES_PER_SECOND: u64 = 2 << 20;
 const LEISURELY_FROM: Duration = Duration::from_secs(10);
 
 /// How many times as long a thread rests as others kept it waiting, and at most.
-const RESTS: u32 = 1;
+const RESTS: u32 = 2;
 const REST_MAX: Duration = Duration::from_millis(100);
 
 /// For how long after a part of a snapshot has gone the next one for the same peer is hurried.
