@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones, JSON over HTTP,
-# and every call of three foreign Python clients; and everwatchctl against real etcdctl.
+# Holds Everwatch against real etcd 3.5.1: the scripted conversation, the one about users, random ones, JSON over HTTP and
+# WebSocket, and every call of three foreign Python clients; and everwatchctl against real etcdctl.
 #
 #   scripts/compat.sh                          etcd against target/debug/everwatch
 #   RIGHT=target/release/everwatch scripts/compat.sh
@@ -43,7 +43,9 @@ jwt="--auth-token=jwt,pub-key=$keys/pub,priv-key=$keys/key,sign-method=RS256,ttl
 for seed in $(seq 1 "$seeds"); do
     "$python" tests/compat/differential.py --left "$left" --right "$right" --seed "$seed" --count 1500 || failed=1
 done
-"$python" tests/compat/gateway.py --left "$left" --right "$right" "${same[@]}" || failed=1
+for front in gateway websocket; do
+    "$python" "tests/compat/$front.py" --left "$left" --right "$right" "${same[@]}" || failed=1
+done
 PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python "$python" tests/compat/etcd3_calls.py --left "$left" --right "$right" || failed=1
 for client in etcd3gw aetcd; do
     "$python" "tests/compat/${client}_calls.py" --left "$left" --right "$right" || failed=1
