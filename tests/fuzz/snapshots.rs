@@ -59,7 +59,7 @@ fn offer(index: u64) -> wire::SnapshotOffer {
         snapshot: Some(wire::SnapshotMeta { index, term: 3, conf_state: Some(conf_state) }),
         ..Default::default()
     };
-    wire::SnapshotOffer { cluster_id: CLUSTER.0, message: Some(message), peer_urls: Vec::new() }
+    wire::SnapshotOffer { cluster_id: CLUSTER.0, message: Some(message), peer_urls: Vec::new(), hurried: false }
 }
 
 fn chunks(feed: &mut Feed<'_>, index: u64) -> Vec<wire::SnapshotChunk> {
