@@ -12,6 +12,8 @@
 //! | pieces of long ranges | `aside` | threads, as many as serve clients | the last handle is gone                |
 //! | a backup being sent | `backups`  | a blocking thread           | the client has it, or goes away              |
 //! | transport       | `peer`         | the main runtime            | [`Transport::stop`]                          |
+//! | reading and writing a snapshot | `peer` | a thread each         | it is done, or its stream is gone            |
+//! | opening a received snapshot | `disk_threads` | a thread         | it is done; the backend thread waits for it  |
 //! | questions to the other members | `founding` | the main runtime     | it is known what a member without data may start as |
 //! | and of one that was removed    | `leaving`  | the main runtime     | it may go, or [`Tasks::stop`]                |
 //! | auto-compaction | `compact_loop` | the main runtime            | [`Tasks::stop`]                              |
