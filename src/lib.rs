@@ -69,7 +69,7 @@
 //! | files of ours | [`offline`], for who looks at a member's directory while it does not run |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`discovery`], who founds the cluster, and where it is · [`member`], all of it put together |
-//! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`audit`], who changed what · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
+//! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`throttle`], who has to wait · [`audit`], who changed what · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |
 //!
 //! # Who may import whom
 //!
@@ -87,16 +87,17 @@
 //! | `state`           | `types` `pb` `mvcc` `lease` `auth` `cluster` `storage::backend` `storage::schema` `storage::Result` `storage::Error` | yes |
 //! | `backup`          | `types` `pb` `cluster::Version` `mvcc::revision` `storage`                                 | no   |
 //! | `raft`            | `types`                                                                                    | yes  |
-//! | `peer`            | `types` `pb` `tls` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
-//! | `server`          | `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` `tls` | no |
+//! | `peer`            | `throttle` `types` `pb` `tls` `storage::backend` `storage::schema` `storage::snapshot` `storage::Result` `storage::Error` | no |
+//! | `server`          | `throttle` `types` `pb` `version` `storage` `mvcc` `lease` `auth` `cluster` `watch` `state` `raft` `peer` `backup` `config` `metrics` `tls` | no |
 //! | `api`             | `types` `pb` `version` `backup` `cluster::Version` `server` `state` `auth` `watch` `mvcc` `config` `metrics` `tls` `audit` | no |
 //! | `http`            | `version` `pb` `server::handle` `state` `api` `tls` `audit` `listen::Afterwards`           | no   |
-//! | `listen`          | `config` `tls` `audit` `metrics`                                                           | no   |
+//! | `listen`          | `throttle` `config` `tls` `audit` `metrics`                                               | no   |
 //! | `discovery`       | `pb` `config` `cluster` `client` `tls`                                                     | no   |
 //! | `member`          | `config` `version` `discovery` `server` `api` `http` `listen` `tls` `audit`                | no   |
 //! | `config`          | `tls`                                                                                      | no   |
 //! | `tls`             | –                                                                                          | no   |
 //! | `logging`         | `config`                                                                                   | no   |
+//! | `throttle`       | –                                                                                          | no   |
 //! | `audit`           | `config` `logging` `metrics`                                                               | no   |
 //! | `metrics`         | `types` `version`                                                                          | no   |
 //! | `main`            | `config` `logging` `version` `http` `member`                                               | no   |
@@ -144,4 +145,5 @@ pub mod ctl;
 pub mod discovery;
 pub mod logging;
 pub mod metrics;
+pub mod throttle;
 pub mod tls;

@@ -36,6 +36,7 @@ use self::pings::{Counted, Open, Patience, Pulse};
 use self::turns::Turns;
 use crate::audit::Auditor;
 use crate::config::{Config, Scheme, Url};
+use crate::throttle::Throttle;
 use crate::tls::{Accepted, Acceptor, CommonName};
 
 mod afterwards;
@@ -88,17 +89,20 @@ pub struct Limits {
     pub keepalive_min_time: Option<Duration>,
     /// How many connections there may be; none: as many as come.
     pub places: Option<Places>,
+    /// Whether there is room for more writes of those that begin many.
+    pub throttle: Arc<Throttle>,
 }
 
 impl Limits {
     /// For clients, as configured.
-    pub fn of_clients(config: &Config, places: Option<Places>) -> Limits {
+    pub fn of_clients(config: &Config, places: Option<Places>, throttle: Arc<Throttle>) -> Limits {
         Limits {
             concurrent_streams_max: config.concurrent_streams_max,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
             keepalive_min_time: Some(config.keepalive_min_time),
             places,
+            throttle,
         }
     }
 
@@ -110,6 +114,7 @@ impl Limits {
             keepalive_timeout: Duration::from_secs(10),
             keepalive_min_time: None,
             places: None,
+            throttle: Arc::new(Throttle::new(false)),
         }
     }
 }
@@ -294,7 +299,7 @@ pub async fn serve<G: Answer, H: Answer>(
     stop: watch::Receiver<bool>,
     logger: Logger,
 ) -> io::Result<()> {
-    let (mut accepting, turns) = (JoinSet::new(), Arc::new(Turns::default()));
+    let (mut accepting, turns) = (JoinSet::new(), Arc::new(Turns::new(limits.throttle.clone())));
     for socket in sockets {
         let (audit, limits, turns) = (audit.clone(), limits.clone(), turns.clone());
         let served = Served { grpc: grpc.clone(), http: http.clone(), limits, audit, turns, tls: socket.tls };

@@ -107,7 +107,7 @@ async fn serve(config: &Config, logger: &Logger) -> Result<(), Box<dyn std::erro
     let mut edge = Edge {
         listeners: JoinSet::new(),
         threads: config.edge_threads.unwrap_or(1),
-        limits: listen::Limits::of_clients(config, places),
+        limits: listen::Limits::of_clients(config, places, handle.throttle()),
         audit: audit_log.as_ref().map(AuditLog::auditor),
         stopped,
         logger: logger.clone(),

@@ -279,6 +279,8 @@ table! {
     db_open_reads: Gauge, "etcd_mvcc_db_open_read_transactions", "Open read transactions of the backend.";
     connections_refused: Counter, "everwatch_client_connections_refused_total",
         "Connections of clients that found no place.";
+    throttle_waits: Counter, "everwatch_throttle_waits_total",
+        "Times that clients with many writes had to wait for the sake of others.";
     audit_lines: Counter, "everwatch_audit_lines_total", "Lines written to the audit log.";
     audit_lost: Counter, "everwatch_audit_lost_total", "Lines that the audit log has lost.";
     puts: Counter, "etcd_mvcc_put_total", "Puts applied by this member.";

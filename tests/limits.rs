@@ -4,6 +4,8 @@ mod processes;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use everwatch::pb::etcdserverpb::PutRequest;
@@ -158,6 +160,64 @@ fn whoever_finds_no_room_among_what_waits_for_a_leader_is_refused_at_once() {
         let late = puts.join_next().await.unwrap().unwrap().expect_err("nobody leads");
         assert_eq!((late.code(), late.message()), (Code::Unavailable, "etcdserver: request timed out"));
     });
+}
+
+/// How often a client that floods the member with puts had to wait for one that puts now and then: until it had to, or for so many puts.
+/// Before that, there is nobody to wait for.
+fn waits_beside_a_flood(member: &Process, puts_max: usize) -> u64 {
+    const CONNECTIONS: usize = 20;
+    const PUTS_EACH: usize = 25;
+    let waits = || {
+        let metrics = member.get("/metrics");
+        let (_, count) = metrics.split_once("\neverwatch_throttle_waits_total ").expect("it is counted");
+        count.lines().next().unwrap().parse::<u64>().unwrap()
+    };
+    let put = async |kv: &mut KvClient<Channel>| kv.put(PutRequest { key: "k".into(), ..Default::default() }).await;
+    member.ask(async |channel| {
+        let (mut flood, answered) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..CONNECTIONS {
+            let connection =
+                Channel::from_shared(format!("http://{}", member.client)).unwrap().connect().await.unwrap();
+            for _ in 0..PUTS_EACH {
+                let (mut kv, answered) = (KvClient::new(connection.clone()), answered.clone());
+                flood.spawn(async move {
+                    loop {
+                        put(&mut kv).await.expect("it may take its time");
+                        answered.fetch_add(1, Relaxed);
+                    }
+                });
+            }
+        }
+        let goes_on = async |puts: usize| {
+            let to = answered.load(Relaxed) + puts;
+            while answered.load(Relaxed) < to {
+                tokio::task::yield_now().await;
+            }
+        };
+        goes_on(20 * CONNECTIONS * PUTS_EACH).await;
+        assert_eq!(waits(), 0, "among equals");
+        let mut kv = KvClient::new(channel);
+        for _ in 0..puts_max {
+            put(&mut kv).await.expect("a put");
+            if waits() > 0 {
+                // It is held, not stopped.
+                goes_on(20 * CONNECTIONS * PUTS_EACH).await;
+                break;
+            }
+        }
+        flood.abort_all();
+        while flood.join_next().await.is_some_and(|ended| ended.is_err_and(|error| error.is_cancelled())) {}
+        assert!(flood.is_empty(), "one of its puts failed");
+        waits()
+    })
+}
+
+#[test]
+fn who_floods_a_member_waits_where_others_would_have_to() {
+    let (_cluster, member) = alone(&["--edge-threads=1"], Vec::new());
+    assert!(waits_beside_a_flood(&member, 10_000) > 0);
+    let (_cluster, member) = alone(&["--hold-busy-clients=false"], Vec::new());
+    assert_eq!(waits_beside_a_flood(&member, 300), 0);
 }
 
 /// What a connection pings beside.

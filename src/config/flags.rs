@@ -154,6 +154,13 @@ pub const FLAGS: &[(&str, &[Flag])] = &[
                 "Most connections of clients at once, 0 for no limit: what comes beyond is closed. Not in etcd.",
             ),
             flag(
+                "hold-busy-clients",
+                Switch,
+                "true",
+                Works,
+                "Make clients with many writes at a time wait where those with few would have to. Not in etcd.",
+            ),
+            flag(
                 "max-watchers-per-stream",
                 Unsigned,
                 "0",

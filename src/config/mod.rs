@@ -89,6 +89,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Most connections of clients; none: no limit.
     pub client_connections_max: Option<usize>,
+    /// Whether connections that begin many writes at a time may be held for the sake of others.
+    pub hold_busy_clients: bool,
     /// Most watchers of one stream, and of all; none: no limit.
     pub watchers_per_stream_max: Option<usize>,
     /// See above.
@@ -357,6 +359,7 @@ impl Config {
             txn_ops_max: usize::try_from(values.unsigned("max-txn-ops")).unwrap_or(usize::MAX),
             request_bytes_max: usize::try_from(values.unsigned("max-request-bytes")).unwrap_or(usize::MAX),
             client_connections_max: some_of(values, "max-client-connections"),
+            hold_busy_clients: values.switch("hold-busy-clients"),
             watchers_per_stream_max: some_of(values, "max-watchers-per-stream"),
             watchers_max: some_of(values, "max-watchers"),
             concurrent_streams_max: u32::try_from(values.unsigned("max-concurrent-streams")).unwrap_or(u32::MAX),

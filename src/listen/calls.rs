@@ -18,6 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use hyper::rt::Executor;
 
 use super::turns::Turn;
+use crate::throttle::Writes;
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -47,8 +48,9 @@ impl Calls {
         parts.push(Part::Connection(connection));
         poll_fn(|cx| {
             ready!(turn.poll(cx));
+            let before = Writes::here();
             let (outcome, calls) = self.go_on(&mut parts, cx);
-            turn.over(calls);
+            turn.over(calls, Writes::here() - before);
             outcome
         })
         .await
@@ -110,6 +112,7 @@ mod tests {
 
     use super::*;
     use crate::listen::turns::Turns;
+    use crate::throttle::Throttle;
 
     #[tokio::test]
     async fn a_connection_with_a_thousand_calls_lets_others_have_their_turn() {
@@ -128,7 +131,7 @@ mod tests {
                 ended.notified().await;
             }
         };
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns::new(Arc::new(Throttle::new(true))));
         let turn = turns.turn();
         let calling = tokio::spawn(async move { turns.call().await });
         let serving = tokio::spawn(async move { calls.with(pin!(connection), turn).await });
@@ -166,7 +169,7 @@ mod tests {
             }
             Arc::strong_count(&held)
         };
-        let turn = Arc::new(Turns::default()).turn();
+        let turn = Arc::new(Turns::new(Arc::new(Throttle::new(true)))).turn();
         assert_eq!(calls.with(pin!(connection), turn).await, 2);
         assert_eq!(Arc::strong_count(&held), 1);
     }

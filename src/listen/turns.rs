@@ -5,27 +5,56 @@
 //! last turn waits until it is called. A few of those that wait are called at a time, when everybody else who is ready has had a
 //! turn and the system was asked who has become so. Whoever has little to do is never behind more than these few.
 //!
+//! A connection that has many writes under way waits longer, where [`Throttle`] has no room for more: it is *held*. How many it has
+//! after that says little, since they have gathered meanwhile, whoever it is: little by little it is taken for one with few again, until
+//! its next turn shows what it is.
+//!
 //! Nobody starves: a runtime comes back to whoever made way after a few dozen tasks, and a turn is as long as it would be without this.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 
+use crate::throttle::{Throttle, Writes};
+
 /// Calls that a connection may begin and end in a turn without having to wait for its next.
 const FEW_CALLS: usize = 4;
+/// Writes that a connection may have under way, on the average of its turns with any, without ever being held; and with how many it
+/// counts as one to be protected, when so many turns of it were seen. In between it is neither: among equals nobody is to be one or the
+/// other for a moment.
+const MANY_WRITES: f32 = 8.0;
+const FEW_WRITES: f32 = 5.0;
+const TURNS_KNOWN: u32 = 32;
+/// The average does not rise above this, so that it is not long in coming down.
+const AVERAGE_MAX: f32 = 10.0;
+/// Of the average, what the last turn is, and what is taken off it after a turn that was long waited for.
+const TURN_PART: f32 = 1.0 / 8.0;
+const HELD_PART: f32 = 1.0 / 32.0;
+/// In so long much may gather.
+const LONG: Duration = Duration::from_millis(10);
 /// Calls for which connections are called at a time, going by their last turns. With fewer at a time a turn of the core would be
 /// about fewer of them, and cost as much.
 const CALLS_AT_A_TIME: usize = 64;
 
 /// Those that wait, on one runtime.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Turns {
-    waiting: Mutex<VecDeque<Waiting>>,
+    queues: Mutex<Queues>,
+    throttle: Arc<Throttle>,
     came: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    /// For everybody else to have had a turn.
+    turn: VecDeque<Waiting>,
+    /// For room, too.
+    held: VecDeque<Waiting>,
 }
 
 #[derive(Debug)]
@@ -37,35 +66,58 @@ struct Waiting {
 }
 
 impl Turns {
+    pub(super) fn new(throttle: Arc<Throttle>) -> Turns {
+        Turns { queues: Mutex::default(), throttle, came: Notify::new() }
+    }
+
     /// Calls a few at a time, for ever.
     pub(super) async fn call(&self) {
         loop {
-            let mut calls = 0;
-            while calls < CALLS_AT_A_TIME
-                && let Some(next) = self.next()
-            {
-                calls += next.calls;
-                next.called.store(true, Relaxed);
-                next.waker.wake();
+            let others = self.call_some(CALLS_AT_A_TIME, |queues| &mut queues.turn);
+            let room = self.throttle.room();
+            let held = self.call_some(CALLS_AT_A_TIME.min(room), |queues| &mut queues.held);
+            if others || held {
+                yield_now().await;
+                continue;
             }
-            match calls {
-                0 => self.came.notified().await,
-                _ => yield_now().await,
+            let holds = !self.lock().held.is_empty();
+            tokio::select! {
+                () = self.came.notified() => {}
+                came = self.throttle.wait(), if holds => if !came {
+                    self.call_some(CALLS_AT_A_TIME, |queues| &mut queues.held);
+                }
             }
         }
     }
 
-    fn next(&self) -> Option<Waiting> {
-        self.lock().pop_front()
+    /// Calls those that are first in a queue, for about so many calls. Whether there were any.
+    fn call_some(&self, calls_max: usize, queue: impl Fn(&mut Queues) -> &mut VecDeque<Waiting>) -> bool {
+        let mut calls = 0;
+        while calls < calls_max
+            && let Some(next) = queue(&mut self.lock()).pop_front()
+        {
+            calls += next.calls;
+            next.called.store(true, Relaxed);
+            next.waker.wake();
+        }
+        calls > 0
     }
 
     /// For a connection.
     pub(super) fn turn(self: &Arc<Turns>) -> Turn {
-        Turn { turns: self.clone(), called: Arc::default(), next: Next::AtOnce }
+        Turn {
+            turns: self.clone(),
+            called: Arc::default(),
+            next: Next::AtOnce,
+            writes: 0,
+            average: 0.0,
+            turns_seen: 0,
+            held_since: None,
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,6 +127,13 @@ pub(super) struct Turn {
     turns: Arc<Turns>,
     called: Arc<AtomicBool>,
     next: Next,
+    /// Writes under way.
+    writes: usize,
+    /// The most in a turn with any, on the average.
+    average: f32,
+    /// So many such turns, since it is there.
+    turns_seen: u32,
+    held_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,9 +154,12 @@ impl Turn {
             Next::Waiting => {}
             Next::WhenCalled(calls) => {
                 self.next = Next::Waiting;
-                let mut waiting = self.turns.lock();
-                waiting.push_back(Waiting { called: self.called.clone(), waker: cx.waker().clone(), calls });
-                if waiting.len() == 1 {
+                let held = self.has_many();
+                self.held_since = held.then(Instant::now);
+                let mut queues = self.turns.lock();
+                let queue = if held { &mut queues.held } else { &mut queues.turn };
+                queue.push_back(Waiting { called: self.called.clone(), waker: cx.waker().clone(), calls });
+                if queue.len() == 1 {
                     self.turns.came.notify_one();
                 }
             }
@@ -105,9 +167,28 @@ impl Turn {
         Poll::Pending
     }
 
-    /// It has gone on, and so many calls began or ended.
-    pub(super) fn over(&mut self, calls: usize) {
-        self.next = if calls > FEW_CALLS { Next::WhenCalled(calls) } else { Next::AtOnce };
+    /// It has gone on, and so many calls began or ended, and these writes.
+    pub(super) fn over(&mut self, calls: usize, writes: Writes) {
+        let most = self.writes + writes.begun;
+        self.writes = most.saturating_sub(writes.ended);
+        if self.held_since.take().is_some_and(|since| since.elapsed() > LONG) {
+            self.average -= self.average * HELD_PART;
+        } else if writes.begun + writes.ended > 0 {
+            self.average = (self.average + (most as f32 - self.average) * TURN_PART).min(AVERAGE_MAX);
+            self.turns_seen = self.turns_seen.saturating_add(1);
+        }
+        let many = self.has_many();
+        if many {
+            self.turns.throttle.began_by_many(writes.begun);
+        } else if self.average <= FEW_WRITES && self.turns_seen >= TURNS_KNOWN {
+            self.turns.throttle.began_by_few(writes.begun);
+        }
+        // Who waits counts as one call at least, or all could be called at once.
+        self.next = if many || calls > FEW_CALLS { Next::WhenCalled(calls.max(1)) } else { Next::AtOnce };
+    }
+
+    fn has_many(&self) -> bool {
+        self.average > MANY_WRITES
     }
 }
 
@@ -115,14 +196,20 @@ impl Turn {
 mod tests {
     use std::future::poll_fn;
 
+    use futures_util::FutureExt;
+
     use super::*;
+
+    fn turns(throttle: &Arc<Throttle>) -> Arc<Turns> {
+        Arc::new(Turns::new(throttle.clone()))
+    }
 
     /// A connection with so many calls in each of its turns, which notes in whose turn something was done.
     async fn connection(name: char, mut turn: Turn, calls: usize, turns: usize, notes: Arc<Mutex<String>>) {
         for _ in 0..turns {
             poll_fn(|cx| turn.poll(cx)).await;
             notes.lock().unwrap().push(name);
-            turn.over(calls);
+            turn.over(calls, Writes::default());
             // What it wrote is answered at once.
             yield_now().await;
         }
@@ -130,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_little_to_do_is_behind_few_of_those_that_have_much() {
-        let (turns, notes) = (Arc::new(Turns::default()), Arc::new(Mutex::default()));
+        let (turns, notes) = (turns(&Arc::new(Throttle::new(true))), Arc::new(Mutex::default()));
         let serving = {
             let turns = turns.clone();
             tokio::spawn(async move { turns.call().await })
@@ -148,5 +235,80 @@ mod tests {
         assert_eq!(notes.len(), 26 * 20 + 50);
         // After their first turns, which they have as anybody else.
         assert!(quiet.windows(2).skip(2).all(|pair| pair[1] - pair[0] <= 9), "{notes}");
+    }
+
+    /// Turns in which so many writes begin, each followed by one in which they end; whether the connection counts as one with many then.
+    fn after(turn: &mut Turn, turns: usize, writes: usize) -> bool {
+        for _ in 0..turns {
+            turn.over(writes, Writes { begun: writes, ended: 0 });
+            turn.over(writes, Writes { begun: 0, ended: writes });
+        }
+        turn.has_many()
+    }
+
+    #[tokio::test]
+    async fn who_has_many_writes_under_way_is_known_by_most_of_its_turns() {
+        let turns = turns(&Arc::new(Throttle::new(true)));
+        let mut turn = turns.turn();
+        assert!(!after(&mut turn, 100, 4));
+        // What came during a pause.
+        assert!(!after(&mut turn, 1, 16));
+        assert!(!after(&mut turn, 100, 4));
+        assert!(after(&mut turn, 10, 10));
+        assert!(!after(&mut turn, 10, 1));
+        // However few begin in each.
+        (0..20).for_each(|_| turn.over(1, Writes { begun: 1, ended: 0 }));
+        (0..20).for_each(|_| turn.over(2, Writes { begun: 1, ended: 1 }));
+        assert!(turn.has_many());
+        // Turns without a write say nothing.
+        (0..100).for_each(|_| turn.over(2, Writes::default()));
+        assert!(turn.has_many());
+    }
+
+    #[tokio::test]
+    async fn who_has_many_writes_is_held_without_room_and_others_are_not() {
+        let throttle = Arc::new(Throttle::new(true));
+        let turns = turns(&throttle);
+        let (mut many, mut few) = (turns.turn(), turns.turn());
+        after(&mut many, 10, 10);
+        few.over(FEW_CALLS + 1, Writes::default());
+        let bounded = |waiting| {
+            throttle.began_by_few(1);
+            throttle.began_by_many(1000);
+            throttle.proposed(1, || Duration::ZERO);
+            throttle.turned(waiting);
+            throttle.answered(1, Duration::from_secs(1));
+        };
+        bounded(100);
+        let calling = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.call().await }
+        });
+        let mut goes_on = || poll_fn(|cx| many.poll(cx)).now_or_never().is_some();
+        for _ in 0..3 {
+            assert!(!goes_on());
+            poll_fn(|cx| few.poll(cx)).await;
+            few.over(FEW_CALLS + 1, Writes::default());
+        }
+        throttle.turned(10);
+        while !goes_on() {
+            yield_now().await;
+        }
+        calling.abort();
+    }
+
+    #[test]
+    fn who_was_held_for_long_is_taken_for_one_with_few_in_the_end() {
+        let turns = turns(&Arc::new(Throttle::new(true)));
+        let mut turn = turns.turn();
+        assert!(after(&mut turn, 100, 50));
+        let mut held = 0;
+        while turn.has_many() {
+            turn.held_since = Instant::now().checked_sub(2 * LONG);
+            turn.over(50, Writes { begun: 50, ended: 50 });
+            held += 1;
+        }
+        assert!((5..15).contains(&held), "{held}");
+        assert!(after(&mut turn, 1, 50), "it is one with many");
     }
 }

@@ -226,7 +226,11 @@ impl PeerService {
                 Some(sender) if !Arc::ptr_eq(&sender.peer, &peer) => return Err(Status::aborted(DROPPED)),
                 Some(_) => {}
             }
+            let protects = batch.protects;
             let messages = checked(batch)?;
+            if protects {
+                self.shared.throttle.heard();
+            }
             let bytes: usize = messages.iter().map(codec::size).sum();
             peer.counters.received_bytes.fetch_add(bytes as u64, Relaxed);
             for message in messages {

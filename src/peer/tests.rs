@@ -26,6 +26,7 @@ use crate::pb::everwatchpb::peer_client::PeerClient;
 use crate::storage::backend::disk::DiskBackend;
 use crate::storage::backend::{Backend, Bucket};
 use crate::storage::schema;
+use crate::throttle::Throttle;
 use crate::tls::Dialer;
 use crate::types::{ClusterId, LeaseId};
 
@@ -53,6 +54,7 @@ struct Parts {
     dir: PathBuf,
     renew: Arc<dyn Fn(Vec<LeaseId>) -> BoxFuture<Vec<Renewal>> + Send + Sync>,
     removed: Vec<MemberId>,
+    throttle: Arc<Throttle>,
     remote_patience: Duration,
     stall: Duration,
 }
@@ -64,6 +66,7 @@ impl Default for Parts {
             dir: PathBuf::from("/nowhere"),
             renew: Arc::new(|ids| Box::pin(async move { ids.iter().map(|id| Renewal::Ttl(id.0)).collect() })),
             removed: Vec::new(),
+            throttle: Arc::new(Throttle::new(true)),
             remote_patience: PATIENCE,
             stall: PATIENCE,
         }
@@ -225,6 +228,7 @@ fn transport(local: MemberId, events: Sender<FromPeer>, parts: &Parts) -> Transp
             let removed = parts.removed.clone();
             Arc::new(move |id| removed.contains(&id))
         },
+        throttle: parts.throttle.clone(),
         remote_patience: parts.remote_patience,
         snapshot_stall: parts.stall,
     })
@@ -488,6 +492,7 @@ fn what_is_not_from_a_member_to_this_member_is_refused() {
         to: B.0,
         messages: vec![codec::to_wire(heartbeat(A, B, 1)), codec::to_wire(message)],
         peer_urls: Vec::new(),
+        protects: false,
     };
     let good = || batch(heartbeat(A, B, 2));
     let unknown = wire::RaftMessage { kind: 42, from: A.0, to: B.0, ..Default::default() };
@@ -526,7 +531,14 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// What a sender says first on a stream of messages.
 fn greeting(from: MemberId, peer_urls: &[String]) -> wire::MessageBatch {
     let messages = vec![codec::to_wire(heartbeat(from, B, 5))];
-    wire::MessageBatch { cluster_id: CLUSTER.0, from: from.0, to: B.0, messages, peer_urls: peer_urls.to_vec() }
+    wire::MessageBatch {
+        cluster_id: CLUSTER.0,
+        from: from.0,
+        to: B.0,
+        messages,
+        peer_urls: peer_urls.to_vec(),
+        protects: false,
+    }
 }
 
 #[test]
@@ -563,6 +575,30 @@ fn a_sender_that_is_not_in_the_table_yet_is_answered_where_it_says() {
     b.transport.set_peers(vec![]);
     until("it comes back", || b.transport.shared.peer(A).is_some_and(|peer| peer.is_remote()));
     assert_eq!(*b.transport.shared.peer(A).expect("it is there").urls.borrow(), [a.url()]);
+}
+
+#[test]
+fn a_member_hears_whether_another_has_clients_to_protect() {
+    let looks = |throttle: &Throttle, second| {
+        throttle.proposed(second, || Duration::from_secs(second));
+        throttle.answered(second, Duration::from_secs(second));
+    };
+    let hears = |protects: bool| {
+        let [ours, theirs] = [(); 2].map(|()| Arc::new(Throttle::new(true)));
+        let a = Member::start(A, "127.0.0.1:0", Parts { throttle: theirs.clone(), ..Parts::default() });
+        let b = Member::start(B, "127.0.0.1:0", Parts { throttle: ours.clone(), ..Parts::default() });
+        theirs.began_by_few(protects.into());
+        theirs.began_by_many(10);
+        looks(&theirs, 1);
+        b.connect(&a);
+        a.reach(&b);
+        // What a leader has heard it passes on.
+        ours.leads(true);
+        looks(&ours, 1);
+        ours.says()
+    };
+    assert!(hears(true));
+    assert!(!hears(false));
 }
 
 #[test]

@@ -27,6 +27,7 @@ use super::queue::{MESSAGE_BYTES_MAX, Queue};
 use super::{Deliver, FromPeer, SnapshotSource, codec, remote, snapshot};
 use crate::pb::everwatchpb::peer_client::PeerClient;
 use crate::pb::everwatchpb::{MessageBatch, RenewRequest};
+use crate::throttle::Throttle;
 use crate::tls::Dialer;
 use crate::types::{ClusterId, MemberId};
 
@@ -66,6 +67,8 @@ pub struct TransportConfig {
     pub was_removed: Arc<dyn Fn(MemberId) -> bool + Send + Sync>,
     /// How long one that is in no table is kept as a peer without a stream from it.
     pub remote_patience: Duration,
+    /// Says whether there are clients to protect, and hears of others'.
+    pub throttle: Arc<Throttle>,
     /// How long a snapshot, in either direction, may stand still before it is given up. Includes the time the receiver
     /// needs to make it durable after the last row.
     pub snapshot_stall: Duration,
@@ -141,6 +144,7 @@ impl Transport {
             deliver,
             snapshot_source: config.snapshot_source,
             was_removed: config.was_removed,
+            throttle: config.throttle,
             remote_patience: config.remote_patience,
             snapshot_stall: config.snapshot_stall,
             runtime: Handle::current(),
@@ -254,6 +258,7 @@ pub(super) struct Shared {
     pub(super) snapshot_source: SnapshotSource,
     pub(super) was_removed: Arc<dyn Fn(MemberId) -> bool + Send + Sync>,
     pub(super) remote_patience: Duration,
+    pub(super) throttle: Arc<Throttle>,
     pub(super) snapshot_stall: Duration,
     runtime: Handle,
     /// This member's own URLs, as the table has them, or had them last.
@@ -601,6 +606,7 @@ impl Stream for Outgoing {
             to: self.peer.id.0,
             messages: messages.into_iter().map(codec::to_wire).collect(),
             peer_urls,
+            protects: self.shared.throttle.says(),
         }))
     }
 }

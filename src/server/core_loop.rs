@@ -213,7 +213,11 @@ impl Outside for Plumbing {
                 LeaseChange::Remaining { .. } => {}
             }
         }
-        let took = self.now().saturating_sub(began);
+        let now = self.now();
+        if let Some((last, _)) = turn.replies.last() {
+            self.shared.throttle.answered(*last, now);
+        }
+        let took = now.saturating_sub(began);
         if took > self.warning_apply_duration {
             metrics.slow_apply.inc();
             warn!(self.logger, "apply request took too long"; "took" => ?took, "last-index" => turn.applied.0);
@@ -237,6 +241,7 @@ impl Outside for Plumbing {
         let progress = &self.shared.progress;
         progress.term.store(role.term.0, Relaxed);
         progress.learner.store(learner, Relaxed);
+        self.shared.throttle.leads(role.leads);
         progress.leader.store(role.leader.map_or(0, |leader| leader.0), Relaxed);
         progress.knew_leader.fetch_or(role.leader.is_some(), Relaxed);
         let metrics = &self.shared.metrics;
@@ -274,6 +279,7 @@ impl Outside for Plumbing {
     fn turned(&mut self, committed: Index, waiting: usize) {
         self.shared.progress.committed.store(committed.0, Relaxed);
         self.shared.progress.pending.store(waiting as u64, Relaxed);
+        self.shared.throttle.turned(waiting);
         if self.farewell.is_some_and(|until| self.now() >= until) {
             self.farewell = None;
             self.set_peers(self.shared.peers().0);

@@ -31,6 +31,7 @@ use crate::storage::backend::{Backend, Batch, Reader};
 use crate::storage::seal::Keys;
 use crate::storage::{self, schema};
 use crate::storage::{datadir, snapshot};
+use crate::throttle::Throttle;
 use crate::types::Index;
 
 /// Takes an error after which this member may not go on. It does not return.
@@ -140,6 +141,7 @@ pub(crate) struct LogThread {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) throttle: Arc<Throttle>,
     pub(crate) fail: Failure,
 }
 
@@ -169,7 +171,9 @@ impl LogThread {
         let Durable { messages, installs, persisted, truncate } = self.log.sync(appended)?;
         if syncs {
             self.metrics.wal_write_seconds.observe(written - began);
-            self.metrics.wal_fsync_seconds.observe(written.elapsed());
+            let took = written.elapsed();
+            self.metrics.wal_fsync_seconds.observe(took);
+            self.throttle.synced(took);
         }
         for (number, index) in installs {
             self.backend.send(BackendJob::Install { number, index });

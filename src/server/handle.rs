@@ -43,6 +43,7 @@ use crate::state::command::{Command, Kind, encode_command};
 use crate::state::permission::Wanted;
 use crate::state::{AlarmKind, StateMachine};
 use crate::storage::backend::Bucket;
+use crate::throttle::{Throttle, UnderWay};
 use crate::tls::Dialer;
 use crate::types::{ClusterId, Index, KeyRange, LeaseId, MemberId, Revision, Term};
 use crate::watch::Cancels;
@@ -122,6 +123,7 @@ pub(crate) struct Shared {
     pub(crate) aside: Aside,
     pub(crate) timeline: Timeline,
     pub(crate) inbox: Arc<Inbox>,
+    pub(crate) throttle: Arc<Throttle>,
     pub(crate) progress: Progress,
     pub(crate) sizes: Arc<Sizes>,
     /// Bytes of the largest write that was refused since NOSPACE was raised; 0: none was.
@@ -231,8 +233,10 @@ impl Handle {
     /// this returns, and goes it although nobody waits. `Error::Timeout` leaves open whether it was or will be carried out.
     pub fn propose(&self, kind: Kind, asker: Asker<'_>) -> impl Future<Output = Result<Reply, Error>> + Send + use<'_> {
         let proposed = self.proposed(kind, asker);
+        let under_way = UnderWay::begin();
         async move {
             let outcome = proposed?.await.unwrap_or(Err(Error::Stopped));
+            drop(under_way);
             if matches!(outcome, Err(Error::Timeout | Error::TimeoutLeaderLost | Error::TooManyRequests)) {
                 self.shared.metrics.proposals_failed.inc();
             }
@@ -251,6 +255,7 @@ impl Handle {
             return Err(Error::TooManyRequests);
         }
         let (reply, outcome) = oneshot::channel();
+        shared.throttle.proposed(id, || shared.now());
         shared.inbox.put(Event::Propose { id, command, reply });
         Ok(outcome)
     }
@@ -599,6 +604,7 @@ impl Handle {
         metrics.proposals_committed.set(status.committed.0 as i64);
         metrics.proposals_applied.set(status.applied.0 as i64);
         metrics.proposals_pending.set(self.shared.progress.pending.load(Ordering::Relaxed) as i64);
+        metrics.throttle_waits.set(self.shared.throttle.waits());
         metrics.is_learner.set_flag(self.is_learner());
         let version = self.view(|state| {
             metrics.current_revision.set(state.kv.revision().0);
@@ -657,6 +663,11 @@ impl Handle {
     /// What bounds requests.
     pub fn limits(&self) -> &Limits {
         &self.shared.limits
+    }
+
+    /// Who is held while there is too much to write.
+    pub fn throttle(&self) -> Arc<Throttle> {
+        self.shared.throttle.clone()
     }
 
     /// What is counted.

@@ -47,6 +47,7 @@ use crate::storage::datadir::DataDir;
 use crate::storage::seal::Keys;
 use crate::storage::snapshot::Folder;
 use crate::storage::wal::Wal;
+use crate::throttle::Throttle;
 use crate::tls::Dialer;
 use crate::types::Index;
 use crate::watch::{Feeds, Hub};
@@ -140,6 +141,7 @@ pub fn start(
         aside: Aside::start(config.edge_threads.unwrap_or(1))?,
         timeline: watch_loop::Timeline::default(),
         inbox: inbox.clone(),
+        throttle: Arc::new(Throttle::new(config.hold_busy_clients)),
         progress: Default::default(),
         sizes: Arc::default(),
         refused_bytes: AtomicU64::new(0),
@@ -172,6 +174,7 @@ pub fn start(
         inbox: inbox.clone(),
         transport: transport.clone(),
         metrics: metrics.clone(),
+        throttle: shared.throttle.clone(),
         fail: fail.clone(),
     };
     let backend = BackendThread {
@@ -453,6 +456,7 @@ fn transport(shared: &Arc<Shared>, newest: Arc<Mutex<Arc<dyn Reader>>>, logger: 
             Ok((reader, meta))
         }),
         was_removed: Arc::new(move |id| state.read().unwrap_or_else(PoisonError::into_inner).members.was_removed(id)),
+        throttle: shared.throttle.clone(),
         remote_patience: TransportConfig::REMOTE_PATIENCE,
         snapshot_stall: TransportConfig::SNAPSHOT_STALL,
     })

@@ -16,6 +16,7 @@ use everwatch::raft::MessageType;
 use everwatch::storage::backend::disk::DiskBackend;
 use everwatch::storage::backend::{Backend, Bucket};
 use everwatch::storage::{self, schema, snapshot};
+use everwatch::throttle::Throttle;
 use everwatch::types::{ClusterId, Index, MemberId};
 use prost::Message;
 
@@ -150,6 +151,7 @@ pub(crate) fn run(input: &[u8]) -> u64 {
             deliver: Arc::new(move |event| drop(deliver.send(event))),
             snapshot_source: Arc::new(|| Err(storage::Error::Poisoned)),
             was_removed: Arc::new(|_| false),
+            throttle: Arc::new(Throttle::new(true)),
             remote_patience: Duration::from_secs(30),
             snapshot_stall: Duration::from_secs(30),
         });

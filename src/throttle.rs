@@ -1,0 +1,432 @@
+//! How many writes of busy clients may be under way, while there are others that have little to do.
+//!
+//! A client that keeps two thousand puts under way has as many of them answered in a second as one that keeps fifty. But whoever comes
+//! with a single put waits for what came before it. So there is a bound on how many may be under way before connections that have
+//! many are held, and it is found as TCP finds how many packets to send: a write that took long makes it smaller by
+//! a part; while somebody is held, each that did not makes it a little larger. What is long goes by the syncs of the log: a slow disk is
+//! nobody's fault.
+//!
+//! Nothing is bounded unless connections with few writes are served beside some with many, and have the lesser part by far: among
+//! equals nobody would gain by it. Members tell each other, since all share one log: followers tell the leader whether they have somebody to
+//! protect, and the leader tells all. Where nothing is answered, without a leader, nobody is held for long.
+//!
+//! (etcd answers in the order in which requests come, and a client that floods it makes all others wait for hundreds of milliseconds.)
+//!
+//! ```text
+//!  listen::turns ── room? ──▶ Throttle ◀── proposed, answered, turned, synced ── server
+//!                                 ▲
+//!                                 └── says, heard ── peer
+//! ```
+//!
+//! Promises: nothing here waits but [`Throttle::wait`], and that not for long; times come from the callers.
+
+use std::cell::Cell;
+use std::ops::Sub;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// As if there were no bound.
+const UNBOUNDED: u64 = u64::MAX;
+/// So many writes may be under way in any case.
+const BOUND_MIN: u64 = 8;
+/// A write may take so long, and as long as so many syncs of the log.
+const SPARE: Duration = Duration::from_millis(1);
+const SYNCS: u32 = 3;
+/// Of the average of syncs, what the last one is.
+const SYNC_PART: u64 = 16;
+/// How often it is looked at who writes how much, and for how many looks somebody is protected after the last that gave a reason.
+const LOOK: Duration = Duration::from_millis(200);
+const LOOKS: u32 = 5;
+/// Connections with few writes are protected while they have one of so many, or less.
+const PROTECTED_PART: u64 = 5;
+/// A write without an answer for so long measures nothing.
+const LOST: Duration = Duration::from_secs(1);
+/// How long somebody is held although nothing is answered.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// See the module. One per member.
+#[derive(Debug)]
+pub struct Throttle {
+    /// Whether there is ever a bound.
+    enabled: bool,
+    bound: AtomicU64,
+    /// Writes that wait in the core since its last turn, and those that came later.
+    waiting: AtomicU64,
+    proposed: AtomicU64,
+    /// Somebody is waiting for room.
+    holding: AtomicBool,
+    /// Somebody has, since the bound was looked at.
+    held: AtomicBool,
+    room: Notify,
+    /// How often somebody had to wait for room.
+    waits: AtomicU64,
+    /// Writes that connections with few, and those with many, began since it was looked at.
+    of_few: AtomicU64,
+    of_many: AtomicU64,
+    /// A peer has said that somebody is to be protected, since it was looked at.
+    heard: AtomicBool,
+    /// Somebody is to be protected here, or at a peer.
+    here: AtomicBool,
+    elsewhere: AtomicBool,
+    leads: AtomicBool,
+    /// What a sync takes on the average, in microseconds.
+    sync_us: AtomicU64,
+    /// No write is being measured.
+    idle: AtomicBool,
+    measured: Mutex<Measured>,
+}
+
+#[derive(Debug, Default)]
+struct Measured {
+    /// The write that is, and when it came.
+    write: Option<(u64, Duration)>,
+    looked: Duration,
+    /// For how many looks somebody is protected yet.
+    here: u32,
+    elsewhere: u32,
+}
+
+impl Throttle {
+    /// Without a bound for the time being; if not `enabled`, for ever.
+    pub fn new(enabled: bool) -> Throttle {
+        Throttle {
+            enabled,
+            bound: AtomicU64::new(UNBOUNDED),
+            waiting: AtomicU64::new(0),
+            proposed: AtomicU64::new(0),
+            holding: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            room: Notify::new(),
+            waits: AtomicU64::new(0),
+            of_few: AtomicU64::new(0),
+            of_many: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
+            here: AtomicBool::new(false),
+            elsewhere: AtomicBool::new(false),
+            leads: AtomicBool::new(false),
+            sync_us: AtomicU64::new(0),
+            idle: AtomicBool::new(true),
+            measured: Mutex::default(),
+        }
+    }
+
+    /// A write is on its way to the core. Numbers rise.
+    pub(crate) fn proposed(&self, number: u64, now: impl FnOnce() -> Duration) {
+        self.proposed.fetch_add(1, Relaxed);
+        // One at a time is measured: a clock that is read for each would cost more than it tells.
+        if self.idle.swap(false, Relaxed) {
+            self.measured().write = Some((number, now()));
+        }
+    }
+
+    /// All writes up to that number are carried out, and about to be answered.
+    pub(crate) fn answered(&self, number: u64, now: Duration) {
+        let mut measured = self.measured();
+        let Some((measures, since)) = measured.write else { return };
+        let took = now.saturating_sub(since);
+        if measures > number && took < LOST {
+            return;
+        }
+        measured.write = None;
+        self.idle.store(true, Relaxed);
+        if self.enabled {
+            let protects = self.look(&mut measured, now);
+            self.adjust(protects, took);
+        }
+    }
+
+    /// Whether somebody is to be protected.
+    fn look(&self, measured: &mut Measured, now: Duration) -> bool {
+        if now.saturating_sub(measured.looked) >= LOOK {
+            measured.looked = now;
+            let (few, many) = (self.of_few.swap(0, Relaxed), self.of_many.swap(0, Relaxed));
+            let heard = self.heard.swap(false, Relaxed);
+            let left = |reason: bool, left: u32| if reason { LOOKS } else { left.saturating_sub(1) };
+            measured.here = left(few > 0 && few * PROTECTED_PART <= many, measured.here);
+            measured.elsewhere = left(heard, measured.elsewhere);
+            self.here.store(measured.here > 0, Relaxed);
+            self.elsewhere.store(measured.elsewhere > 0, Relaxed);
+        }
+        measured.here > 0 || measured.elsewhere > 0
+    }
+
+    fn adjust(&self, protects: bool, took: Duration) {
+        let bound = self.bound.load(Relaxed);
+        let held = self.held.swap(false, Relaxed);
+        let long = SPARE + SYNCS * Duration::from_micros(self.sync_us.load(Relaxed));
+        let bound = if !protects {
+            bound.saturating_mul(2)
+        } else if took > long {
+            // From what is under way: without a bound so far, or far below it, that is where it has to begin.
+            (bound.min(self.under_way()) / 8 * 7).max(BOUND_MIN)
+        } else if held {
+            bound.saturating_add(bound / 16 + 1)
+        } else {
+            bound
+        };
+        self.bound.store(bound, Relaxed);
+    }
+
+    /// The core has had a turn, and so many writes wait in it.
+    pub(crate) fn turned(&self, waiting: usize) {
+        self.waiting.store(waiting as u64, Relaxed);
+        self.proposed.store(0, Relaxed);
+        if self.holding.load(Relaxed) && self.room() > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    /// The log was synced.
+    pub(crate) fn synced(&self, took: Duration) {
+        let before = self.sync_us.load(Relaxed);
+        let after = before - before / SYNC_PART + took.as_micros() as u64 / SYNC_PART;
+        self.sync_us.store(after, Relaxed);
+    }
+
+    /// Whether this member leads now.
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leads.store(leads, Relaxed);
+    }
+
+    /// What peers are to be told: that somebody is to be protected.
+    pub(crate) fn says(&self) -> bool {
+        // Followers do not say what they were told, or it would never end.
+        self.here.load(Relaxed) || (self.leads.load(Relaxed) && self.elsewhere.load(Relaxed))
+    }
+
+    /// A peer has said so.
+    pub(crate) fn heard(&self) {
+        self.heard.store(true, Relaxed);
+    }
+
+    /// So many writes began, on a connection that has few under way.
+    pub(crate) fn began_by_few(&self, writes: usize) {
+        self.of_few.fetch_add(writes as u64, Relaxed);
+    }
+
+    /// On one that has many.
+    pub(crate) fn began_by_many(&self, writes: usize) {
+        self.of_many.fetch_add(writes as u64, Relaxed);
+    }
+
+    fn under_way(&self) -> u64 {
+        self.waiting.load(Relaxed) + self.proposed.load(Relaxed)
+    }
+
+    /// For how many writes more there is room.
+    pub(crate) fn room(&self) -> usize {
+        let room = self.bound.load(Relaxed).saturating_sub(self.under_way());
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// Returns when there is room again: true. Or else after a while: what is held may be no write at all.
+    pub(crate) async fn wait(&self) -> bool {
+        self.waits.fetch_add(1, Relaxed);
+        self.held.store(true, Relaxed);
+        self.holding.store(true, Relaxed);
+        let came = tokio::time::timeout(PATIENCE, self.room.notified()).await.is_ok();
+        self.holding.store(false, Relaxed);
+        came
+    }
+
+    /// How often somebody had to wait.
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits.load(Relaxed)
+    }
+
+    fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+thread_local! {
+    static HERE: Cell<Writes> = const { Cell::new(Writes { begun: 0, ended: 0 }) };
+}
+
+/// Writes that began and ended on a thread. Those between two moments are those of the connection that had its turn there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Writes {
+    pub(crate) begun: usize,
+    pub(crate) ended: usize,
+}
+
+impl Writes {
+    /// Up to now, on this thread.
+    pub(crate) fn here() -> Writes {
+        HERE.get()
+    }
+}
+
+impl Sub for Writes {
+    type Output = Writes;
+
+    fn sub(self, earlier: Writes) -> Writes {
+        Writes { begun: self.begun.wrapping_sub(earlier.begun), ended: self.ended.wrapping_sub(earlier.ended) }
+    }
+}
+
+/// A write, until whoever waits for its answer has it or has gone.
+#[derive(Debug)]
+pub(crate) struct UnderWay(());
+
+impl UnderWay {
+    pub(crate) fn begin() -> UnderWay {
+        let here = HERE.get();
+        HERE.set(Writes { begun: here.begun.wrapping_add(1), ..here });
+        UnderWay(())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let here = HERE.get();
+        HERE.set(Writes { ended: here.ended.wrapping_add(1), ..here });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A member's writes, one after another, and the time.
+    struct Load {
+        throttle: Throttle,
+        now: Duration,
+        number: u64,
+        /// How many of those with few and of those with many began beside each.
+        beside: (usize, usize),
+    }
+
+    impl Load {
+        /// With syncs of a millisecond.
+        fn of(few: usize, many: usize) -> Load {
+            let throttle = Throttle::new(true);
+            (0..200).for_each(|_| throttle.synced(MS));
+            let mut writes = Load { throttle, now: Duration::ZERO, number: 0, beside: (few, many) };
+            writes.look();
+            writes
+        }
+
+        /// A write that is answered after that time, with so many under way.
+        fn write(&mut self, took: Duration, under_way: usize) {
+            self.throttle.began_by_few(self.beside.0);
+            self.throttle.began_by_many(self.beside.1);
+            self.number += 1;
+            self.throttle.proposed(self.number, || self.now);
+            self.throttle.turned(under_way);
+            self.now += took;
+            self.throttle.answered(self.number, self.now);
+        }
+
+        /// A short one, after which it was looked at who writes how much.
+        fn look(&mut self) {
+            self.now += LOOK;
+            self.write(MS, 1);
+        }
+
+        fn bound(&self) -> u64 {
+            self.throttle.bound.load(Relaxed)
+        }
+    }
+
+    #[test]
+    fn among_equals_nothing_is_bounded_however_long_it_takes() {
+        for (few, many) in [(0, 1000), (1000, 0), (500, 500), (0, 0)] {
+            let mut writes = Load::of(few, many);
+            writes.write(100 * MS, 2000);
+            assert_eq!(writes.bound(), UNBOUNDED, "{few} beside {many}");
+        }
+    }
+
+    #[test]
+    fn beside_somebody_with_few_the_bound_follows_what_writes_take() {
+        let mut writes = Load::of(10, 1000);
+        assert_eq!(writes.bound(), UNBOUNDED, "nothing was slow");
+        writes.write(100 * MS, 800);
+        assert_eq!((writes.bound(), writes.throttle.room()), (700, 0));
+        writes.write(100 * MS, 700);
+        assert!(writes.bound() < 700);
+        (0..100).for_each(|_| writes.write(100 * MS, writes.bound() as usize));
+        assert_eq!(writes.bound(), BOUND_MIN);
+        // Three syncs and some are not long.
+        writes.write(3 * MS, 8);
+        assert_eq!(writes.bound(), BOUND_MIN, "nobody wants more");
+        for _ in 0..100 {
+            writes.throttle.held.store(true, Relaxed);
+            writes.write(3 * MS, 8);
+        }
+        assert!(writes.bound() > 10 * BOUND_MIN, "{}", writes.bound());
+        // Beside syncs that take longer nothing is long that was not before.
+        (0..200).for_each(|_| writes.throttle.synced(50 * MS));
+        let before = writes.bound();
+        writes.write(100 * MS, 100);
+        assert_eq!(writes.bound(), before);
+    }
+
+    #[test]
+    fn the_bound_goes_when_nobody_with_few_is_left() {
+        let mut writes = Load::of(10, 1000);
+        writes.write(100 * MS, 64);
+        assert_eq!(writes.bound(), 56);
+        writes.look();
+        writes.beside = (0, 1000);
+        (1..LOOKS).for_each(|_| writes.look());
+        assert_eq!(writes.bound(), 56, "he may be back in a moment");
+        (0..70).for_each(|_| writes.look());
+        assert_eq!(writes.bound(), UNBOUNDED);
+    }
+
+    #[test]
+    fn it_can_be_switched_off() {
+        let mut writes = Load { throttle: Throttle::new(false), ..Load::of(10, 1000) };
+        writes.look();
+        writes.write(100 * MS, 800);
+        assert_eq!((writes.bound(), writes.throttle.says()), (UNBOUNDED, false));
+    }
+
+    #[test]
+    fn members_protect_what_others_have_to_protect_and_only_the_leader_passes_it_on() {
+        let (has, mut leads, mut follows) = (Load::of(10, 1000), Load::of(0, 1000), Load::of(0, 1000));
+        assert!(has.throttle.says() && !leads.throttle.says());
+        leads.throttle.leads(true);
+        leads.throttle.heard();
+        leads.look();
+        assert!(leads.throttle.says());
+        follows.throttle.heard();
+        follows.look();
+        assert!(!follows.throttle.says());
+        follows.write(100 * MS, 800);
+        assert_eq!(follows.bound(), 700);
+        (0..LOOKS).for_each(|_| leads.look());
+        assert!(!leads.throttle.says());
+    }
+
+    #[test]
+    fn a_write_that_gets_lost_is_not_waited_for_for_ever() {
+        let writes = Load::of(10, 1000);
+        writes.throttle.proposed(7, || writes.now);
+        writes.throttle.answered(6, writes.now + 500 * MS);
+        assert!(!writes.throttle.idle.load(Relaxed), "it may come yet");
+        writes.throttle.answered(6, writes.now + LOST);
+        assert!(writes.throttle.idle.load(Relaxed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_held_goes_on_when_there_is_room_or_after_a_while() {
+        let mut writes = Load::of(10, 1000);
+        writes.write(100 * MS, 800);
+        let began = tokio::time::Instant::now();
+        assert!(!writes.throttle.wait().await);
+        assert_eq!(began.elapsed(), PATIENCE);
+        let (came, ()) = tokio::join!(writes.throttle.wait(), async {
+            writes.throttle.turned(700);
+            writes.throttle.turned(699);
+        });
+        assert!(came && began.elapsed() == PATIENCE);
+    }
+}
