@@ -141,6 +141,7 @@ def requests():
             ({"create_request": {"key": b64("c"), "range_end": b64("b")}}, 1),
             ({"create_request": {"key": 5}}, 1), ({"create_request": {"key": "c", "filters": ["NEITHER"]}}, 1)):
         yield post("watch", "/v3/watch", body, lines=lines)
+    yield "watch: more than a request may be", "POST", "/v3/watch", json.dumps({"create_request": {"key": b64("k" * 2_200_000)}}), {}, 1
     several = '{"create_request":{"key":"Yw==","watch_id":3}}{"create_request":{"key":"Yw=="}}\n{"cancel_request":{"watch_id":3}} '
     yield post("watch", "/v3/watch", several, lines=3)
     yield post("watch", "/v3/watch", several + "nonsense", lines=3)

@@ -58,7 +58,6 @@ BEARER = "a token counts behind the word Bearer, too"
 NAMED = "headers with a token count"
 WHY = "a refused watcher has the id -1, and the reason says what is wrong, as in later etcd"
 LEASES = "leases are for users"
-EARLY_END = "a stream that fails before its first answer fails as other calls do"
 #: For all methods that take one request.
 ANSWERED = "methods that take one request are answered"
 
@@ -79,8 +78,6 @@ OTHERWISE = {
     "watch: the future": (PROGRESS_WHEN, "101 created, posted, silence"),
     "watch: much history": (HISTORY, "101 created, 2 events to 32"),
     "watch: nothing, as null": (SCAN, "101 error 2 unexpected EOF"),
-    "message: more than a request may be": (
-        EARLY_END, "101 error 8 grpc: received message larger than max (2200010 vs. 2097152), the end"),
     "message: more than is read": (BOUNDED, "101 the end"),
     "message: then x and a ping": (HEARD, "101 created, pong"),
     "message: then x and a close": (HEARD, "101 created, close 1000, the end"),
@@ -105,7 +102,7 @@ OTHERWISE = {
         ("subprotocol, only the token", (WHY, NOBODY)), ("subprotocol, without a comma", (WHY, NOBODY)),
         ("subprotocol, another's", (WHY, ANOTHER)), ("subprotocol, and a header", (BEARER, WATCHED)), ("header", (NAMED, WATCHED)),
         ("header, Bearer", (NAMED, WATCHED)), ("metadata", (NAMED, WATCHED)), ("cookie", (WHY, NOBODY)),
-        ("keepalive of nobody", (LEASES, "101 error 3 etcdserver: user name is empty")))},
+        ("keepalive of nobody", (LEASES, "101 stream's error 3 etcdserver: user name is empty")))},
 }
 #: Label -> (reason, our headers that are others).
 OTHER_HEADERS = {

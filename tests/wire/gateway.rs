@@ -116,6 +116,17 @@ wire!(requests_may_follow_while_answers_come, |c| {
     assert_eq!(watch.line()["result"]["canceled"], true);
 });
 
+wire!(a_stream_that_fails_at_once_ends_like_others, |c| {
+    let create = format!(r#"{{"create_request":{{"key":"{}"}}}}"#, base64(&[0; 2_200_000]));
+    let mut watch = Asked::post(&c.server, "/v3/watch", &create);
+    let mut status = String::new();
+    watch.answer.read_line(&mut status).expect("an answer");
+    assert!(status.starts_with("HTTP/1.1 429 "), "{status}");
+    let error = &watch.line()["error"];
+    assert_eq!((&error["grpc_code"], &error["http_code"]), (&8.into(), &429.into()));
+    assert_eq!(error["http_status"], "Too Many Requests");
+});
+
 wire!(with ["--enable-grpc-gateway=false"] without_a_gateway_nothing_is_found, |c| {
     let mut answer = String::new();
     let mut asked = Asked::post(&c.server, "/v3/kv/range", "{}");

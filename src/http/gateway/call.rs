@@ -38,6 +38,11 @@ impl Failure {
         Failure { code: 3, message }
     }
 
+    /// What it is when the first request of a stream is wrong: to etcd's gateway not the argument of a call.
+    pub(super) fn of_a_stream(self) -> Failure {
+        if self.code == 3 { Failure::unknown(self.message) } else { self }
+    }
+
     /// RESOURCE_EXHAUSTED.
     pub(super) fn resource_exhausted(message: String) -> Failure {
         Failure { code: 8, message }
@@ -48,7 +53,8 @@ impl Failure {
         Failure { code: 13, message }
     }
 
-    fn too_late() -> Failure {
+    /// DEADLINE_EXCEEDED: the client wants no answer any more.
+    pub(super) fn too_late() -> Failure {
         Failure { code: 4, message: "context deadline exceeded".to_owned() }
     }
 

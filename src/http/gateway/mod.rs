@@ -10,9 +10,9 @@
 //! {"header":{"revision":"2",...}}     ◀───────       0a 06 ...
 //! ```
 //!
-//! A method that streams answers in lines, `{"result":{...}}`, and at last, if it failed, `{"error":{...}}`. A body may hold
-//! several requests to a method that takes a stream, one JSON object after the other, and more may come while answers go out.
-//! Closing the connection ends the call. All this can be had over WebSocket, too (`socket`).
+//! A method that streams answers in lines, `{"result":{...}}`, and at last, or at once, if it failed, `{"error":{...}}`. A body may
+//! hold several requests to a method that takes a stream, one JSON object after the other, and more may come while answers go
+//! out. Closing the connection ends the call. All this can be had over WebSocket, too (`socket`).
 //!
 //! Words and codes are those of etcd 3.5, whose gateway this was compared with (`tests/compat/gateway.py`, which also lists what
 //! is meant to differ). Not there: the form fields that etcd's gateway would take from a query.
@@ -209,7 +209,7 @@ impl<S: Services> Gateway<S> {
         let body = if method.takes_stream {
             let kind = method.request.clone();
             // A stream that begins with nonsense is refused. Nonsense later ends the requests, and not the call.
-            match objects.next(&kind).await.map_err(|error| Failure::unknown(error.message))? {
+            match objects.next(&kind).await.map_err(Failure::of_a_stream)? {
                 None => Body::empty(),
                 Some(first) => {
                     let rest = stream::unfold(objects, move |mut objects| {
@@ -231,9 +231,15 @@ impl<S: Services> Gateway<S> {
         }
         let mut replies = Replies::of(self.services.clone().call(request), deadline).await?;
 
-        let first = replies.next().await?;
+        let first = replies.next().await;
         let body = if method.gives_stream {
-            let Some(first) = first else { return Ok(in_json(Body::empty())) };
+            let first = match first {
+                Ok(Some(first)) => first,
+                Ok(None) => return Ok(in_json(Body::empty())),
+                // Then nothing has come of the answer, not even its head.
+                Err(failure) if failure == Failure::too_late() => return Err(failure),
+                Err(failure) => return Ok(broken(&failure)),
+            };
             let kind = method.reply.clone();
             let first = line(&kind, first).await;
             let rest = stream::unfold(Some(replies), move |replies| {
@@ -249,7 +255,7 @@ impl<S: Services> Gateway<S> {
             });
             Body::from_stream(stream::once(ready(first)).chain(rest).map(Ok::<_, Infallible>))
         } else {
-            let message = first.ok_or_else(|| Failure::internal("the call ended without an answer".to_owned()))?;
+            let message = first?.ok_or_else(|| Failure::internal("the call ended without an answer".to_owned()))?;
             // It may end badly all the same.
             replies.next().await?;
             let kind = method.reply.clone();
@@ -370,6 +376,13 @@ fn last_line(failure: &Failure) -> Bytes {
         "http_status": status.canonical_reason(),
     });
     format!("{}\n", json!({ "error": error })).into()
+}
+
+/// What a stream of answers is that fails before the first: the error that ends others, with the status that it means.
+fn broken(failure: &Failure) -> Response<Body> {
+    let mut response = in_json(Body::from(last_line(failure)));
+    *response.status_mut() = failure.http_status();
+    response
 }
 
 fn answered(body: Body) -> Response<Body> {
