@@ -130,7 +130,8 @@ def requests():
     yield post("lease", "/v3/lease/grant", {"ID": 9007199254740993, "TTL": 60})
     for path in ("/v3/lease/timetolive",):
         yield post("lease", path, {"ID": 9007199254740993})
-    for body in ('{"ID":79}', '{"ID":"79"}{"ID":1}', '{"ID":79} \n {"ID":79}\n', '', 'x', '{"ID":79} x', '{"ID":true}', '{}'):
+    for body in ('{"ID":79}', '{"ID":"79"}{"ID":1}', '{"ID":79} \n {"ID":79}\n', '', 'x', '{"ID":79} x', '{"ID":true}', '{}', 'null',
+                 'null {"ID":79}null', '"x"', 'true', '5 ', '[]'):
         yield post("keepalive", "/v3/lease/keepalive", body, lines=9)
 
     for body, lines in (

@@ -37,7 +37,6 @@ ENDED, SILENCE, NOTHING = "the end", "silence", "nothing in time"
 
 CREATED_ONLY = "101 created"
 PARSER = gateway.PARSER
-SCAN = "what is no object is found to be none at its first letter"
 CLOSE_WORDS = "why a close was wrong is said in the words of our library"
 CLOSE_REASON = "the reason of a close is given back with its code"
 CUT_OFF = "who breaks the protocol is cut off without a word"
@@ -65,7 +64,6 @@ ANSWERED = "methods that take one request are answered"
 OTHER_WORDS = {
     **dict.fromkeys(("keepalive: first x", "message: first x", "message: a string in two", "message: no text, as binary",
                      'message: first {"create_request":{}]', "message: first {]", "unary: kv/range x"), PARSER),
-    **dict.fromkeys(('keepalive: first "x"', 'message: first "x"', "message: first true"), SCAN),
     **{f"end: close {code}": CLOSE_WORDS for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000)},
     **dict.fromkeys(("end: the client's close", "end: close 4000, with a reason"), CLOSE_REASON),
 }
@@ -77,7 +75,6 @@ OTHERWISE = {
     "watch: progress of none": (PROGRESS_WHEN, "101 silence"),
     "watch: the future": (PROGRESS_WHEN, "101 created, posted, silence"),
     "watch: much history": (HISTORY, "101 created, 2 events to 32"),
-    "watch: nothing, as null": (SCAN, "101 error 2 unexpected EOF"),
     "message: more than is read": (BOUNDED, "101 the end"),
     "message: then x and a ping": (HEARD, "101 created, pong"),
     "message: then x and a close": (HEARD, "101 created, close 1000, the end"),

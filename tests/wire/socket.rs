@@ -78,6 +78,14 @@ wire!(watches_share_a_socket, |c| {
     assert_eq!(socket.line().await["result"]["events"][0]["kv"]["value"], base64(b"y"));
 });
 
+wire!(nothing_is_a_request_that_is_none, |c| {
+    let mut socket = Socket::open(&c.server, "/v3/watch").await;
+    for nothing in ["null", "{}", " ", &create(&c.key("k"), "")] {
+        socket.say(nothing).await;
+    }
+    assert_eq!(socket.line().await["result"]["created"], true);
+});
+
 wire!(nonsense_is_answered_with_an_error_and_the_end, |c| {
     let mut socket = Socket::open(&c.server, "/v3/watch").await;
     socket.say("x").await;

@@ -187,26 +187,31 @@ pub(super) struct Scan {
     depth: usize,
     in_string: bool,
     escaped: bool,
+    /// In a number, `true`, `false` or `null` that is a value by itself.
+    in_word: bool,
 }
 
 impl Scan {
     /// Looks at what was added to `bytes`. The length of the first value, with the space before it, once all of it is there: then
-    /// the caller takes that much away. What can be no message is a value as far as it was looked at.
+    /// the caller takes that much away. A word is over with what follows it, and what begins no value is one by itself.
     pub(super) fn end(&mut self, bytes: &[u8]) -> Option<usize> {
         while let Some(byte) = bytes.get(self.at) {
-            self.at += 1;
-            if self.in_string {
-                self.in_string = self.escaped || *byte != b'"';
-                self.escaped = !self.escaped && *byte == b'\\';
-                continue;
+            if self.in_word && !byte.is_ascii_alphanumeric() && !matches!(byte, b'+' | b'-' | b'.') {
+                return Some(std::mem::take(self).at);
             }
+            self.at += 1;
             match byte {
+                _ if self.in_string => {
+                    self.in_string = self.escaped || *byte != b'"';
+                    self.escaped = !self.escaped && *byte == b'\\';
+                }
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => self.depth = self.depth.saturating_sub(1),
                 b'"' => self.in_string = true,
+                b't' | b'f' | b'n' | b'-' | b'0'..=b'9' => self.in_word = self.depth == 0,
                 _ => {}
             }
-            if self.depth == 0 && !byte.is_ascii_whitespace() {
+            if self.depth == 0 && !self.in_string && !self.in_word && !byte.is_ascii_whitespace() {
                 return Some(std::mem::take(self).at);
             }
         }
@@ -308,7 +313,7 @@ mod tests {
 
     #[test]
     fn values_are_found_however_they_are_cut() {
-        let text = br#" {"a":"}\"{\\","b":[{}]}{} x {"c":1"#;
+        let text = br#" {"a":"}\"{\\","b":[{}, 5]}{} x null -1.5e+3"a b\"{"true{}"" nil] {"c":1"#;
         for piece in [1, 2, 5, text.len()] {
             let (mut scan, mut seen, mut rest) = (Scan::default(), Vec::new(), Vec::new());
             for bytes in text.chunks(piece) {
@@ -317,7 +322,10 @@ mod tests {
                     seen.push(String::from_utf8(rest.drain(..end).collect()).unwrap());
                 }
             }
-            assert_eq!(seen, [r#" {"a":"}\"{\\","b":[{}]}"#, "{}", " x"], "in pieces of {piece}");
+            let first = r#" {"a":"}\"{\\","b":[{}, 5]}"#;
+            let others = ["{}", " x", " null", " -1.5e+3", r#""a b\"{""#, "true", "{}", r#""""#, " nil", "]"];
+            assert_eq!(seen[0], first, "in pieces of {piece}");
+            assert_eq!(seen[1..], others, "in pieces of {piece}");
             assert_eq!(rest, br#" {"c":1"#);
         }
     }
