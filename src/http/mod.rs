@@ -89,7 +89,10 @@ async fn at_the_door(State(access): State<Arc<Access>>, request: Request, next: 
         Method::HEAD if strict => method_not_allowed(),
         _ => next.run(request).await,
     };
-    if let Some(origin) = origin {
+    // Where no HTTP follows there is nothing to read.
+    if let Some(origin) = origin
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
         let headers = response.headers_mut();
         let fixed = HeaderValue::from_static;
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, fixed("POST, GET, OPTIONS, PUT, DELETE"));

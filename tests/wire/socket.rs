@@ -213,9 +213,15 @@ wire!(with ["--bcrypt-cost", "4"] a_token_comes_as_a_subprotocol, |c| {
     auth.auth_enable(pb::AuthEnableRequest {}).await.expect("auth is on");
     let login = auth.authenticate(pb::AuthenticateRequest { name, password }).await.expect("a token");
     let token = format!("Bearer, {}", login.into_inner().token);
-    for (protocol, refused) in [(Some(token.as_str()), serde_json::Value::Null), (None, true.into())] {
+    let nobody = serde_json::Value::Bool(true);
+    for (protocol, refused) in [
+        (Some(token.as_str()), &serde_json::Value::Null),
+        (Some("Bearer"), &nobody),
+        (Some("Bearer, "), &nobody),
+        (None, &nobody),
+    ] {
         let mut socket = Socket::open_as(&c.server, "/v3/watch", protocol).await;
         socket.say(&create(&c.key("k"), "")).await;
-        assert_eq!(socket.line().await["result"]["canceled"], refused);
+        assert_eq!(&socket.line().await["result"]["canceled"], refused, "{protocol:?}");
     }
 });

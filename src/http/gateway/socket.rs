@@ -6,8 +6,8 @@
 //! nowhere is found out only then. A page has no say in headers: its token comes as a subprotocol, `Bearer, TOKEN`, and is taken as one
 //! from `Authorization`. Pages of any origin may come, as in etcd: nothing here is granted for a cookie.
 //!
-//! Unlike etcd, where such calls are never answered, a method that takes one request takes the first object; the header
-//! `Authorization` counts here, too; and of tokens those that are not signed work as well.
+//! Unlike etcd, where such calls are never answered, a method that takes one request takes the first object. And tokens count, as a
+//! subprotocol and in the header `Authorization`: etcd 3.5 agrees to the subprotocol and believes neither, signed or not.
 //!
 //! ```text
 //!  client ─── messages ──▶ listen ──▶ a channel ──▶ Gateway::call ──▶ answer ─── messages ──▶ client
@@ -46,6 +46,8 @@ type Stream = WebSocketStream<TokioIo<Upgraded>>;
 /// What a server's answer to a key is made with (RFC 6455, section 1.3).
 const SEAL: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const VERSION: &str = "13";
+/// The subprotocol of who has a token. To etcd it is one whatever follows.
+const BEARER: &str = "Bearer";
 /// Room for what is read at once, which every open socket has.
 const READ_BYTES: usize = 4 << 10;
 /// Messages between the socket and the call. Beyond it nothing is read until the call takes one.
@@ -59,8 +61,11 @@ pub(super) fn wanted(headers: &HeaderMap) -> bool {
 /// Agrees to one, and says what is to be done with it.
 pub(super) fn open<S: Services>(gateway: Gateway<S>, request: Request) -> Response<Body> {
     let (mut head, _) = request.into_parts();
-    let (Some(seal), Some(upgrade)) = (sealed(&head), head.extensions.remove::<OnUpgrade>()) else {
-        return error(StatusCode::BAD_REQUEST, "Bad Request");
+    if head.method != HttpMethod::GET {
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    }
+    let (Some(seal), Some(upgrade)) = (sealed(&head.headers), head.extensions.remove::<OnUpgrade>()) else {
+        return refused(StatusCode::BAD_REQUEST, "Bad Request");
     };
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -68,33 +73,43 @@ pub(super) fn open<S: Services>(gateway: Gateway<S>, request: Request) -> Respon
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, seal);
+    let offered = head.headers.get(header::SEC_WEBSOCKET_PROTOCOL);
+    if offered.is_some_and(|offered| offered.as_bytes().starts_with(BEARER.as_bytes())) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(BEARER));
+    }
     if let Some(authorization) = authorization(&head.headers) {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("Bearer"));
         head.headers.insert(header::AUTHORIZATION, authorization);
     }
     response.extensions_mut().insert(Afterwards::new(carry(gateway, head, upgrade)));
     response
 }
 
+/// Says with a refusal which version is spoken here.
+fn refused(status: StatusCode, message: &str) -> Response<Body> {
+    let mut response = error(status, message);
+    response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
+    response
+}
+
 /// What answers the key of a well-formed request.
-fn sealed(head: &Parts) -> Option<HeaderValue> {
-    let key = head.headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| !key.is_empty())?;
-    if head.method != HttpMethod::GET || !names(&head.headers, header::SEC_WEBSOCKET_VERSION, VERSION) {
+fn sealed(headers: &HeaderMap) -> Option<HeaderValue> {
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| !key.is_empty())?;
+    if !names(headers, header::SEC_WEBSOCKET_VERSION, VERSION) {
         return None;
     }
     let digest = Sha1::new().chain_update(key).chain_update(SEAL).finalize();
     HeaderValue::from_str(&BASE64_STANDARD.encode(digest)).ok()
 }
 
-/// A token that came as a subprotocol.
+/// A token that came as a subprotocol. That one was agreed to does not mean that there is one.
 fn authorization(headers: &HeaderMap) -> Option<HeaderValue> {
     let offered = headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
     let (scheme, token) = offered.split_once(',')?;
     let token = token.trim();
-    if scheme.trim() != "Bearer" || token.is_empty() {
+    if scheme.trim() != BEARER || token.is_empty() {
         return None;
     }
-    HeaderValue::from_str(&format!("Bearer {token}")).ok()
+    HeaderValue::from_str(&format!("{BEARER} {token}")).ok()
 }
 
 fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
@@ -175,40 +190,34 @@ async fn answer<S: Services>(
 mod tests {
     use super::*;
 
-    fn head(fields: &[(&'static str, &'static str)]) -> Parts {
-        let mut request = axum::http::Request::new(());
-        for (name, value) in fields {
-            request.headers_mut().append(*name, HeaderValue::from_static(value));
-        }
-        request.into_parts().0
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let field = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        fields.iter().map(field).collect()
     }
 
     #[test]
     fn requests_for_a_socket_are_known_by_their_headers() {
         let keyed = [("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="), ("sec-websocket-version", "13")];
         // The example of RFC 6455.
-        assert_eq!(sealed(&head(&keyed)).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        assert_eq!(sealed(&head(&keyed[..1])), None);
-        assert_eq!(sealed(&head(&keyed[1..])), None);
-        let mut posted = head(&keyed);
-        posted.method = HttpMethod::POST;
-        assert_eq!(sealed(&posted), None);
+        assert_eq!(sealed(&headers(&keyed)).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(sealed(&headers(&keyed[..1])), None);
+        assert_eq!(sealed(&headers(&keyed[1..])), None);
 
-        assert!(wanted(&head(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")]).headers));
-        assert!(wanted(
-            &head(&[("connection", "a"), ("connection", "upgrade"), ("upgrade", "h2c, websocket")]).headers
-        ));
+        assert!(wanted(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])));
+        assert!(wanted(&headers(&[("connection", "a"), ("connection", "upgrade"), ("upgrade", "h2c, websocket")])));
         for others in [&[("connection", "upgrade"), ("upgrade", "h2c")][..], &[("upgrade", "websocket")], &[]] {
-            assert!(!wanted(&head(others).headers), "{others:?}");
+            assert!(!wanted(&headers(others)), "{others:?}");
         }
     }
 
     #[test]
     fn a_token_may_be_a_subprotocol() {
-        let token = |offered| authorization(&head(&[("sec-websocket-protocol", offered)]).headers);
+        let token = |offered| authorization(&headers(&[("sec-websocket-protocol", offered)]));
         assert_eq!(token("Bearer, tok.1").unwrap(), "Bearer tok.1");
         assert_eq!(token("Bearer,tok").unwrap(), "Bearer tok");
-        for others in ["Bearer", "Bearer, ", "x, Bearer, tok", "tok", ""] {
+        for others in ["Bearer", "Bearer, ", "Bearertok", "Bearer tok", "x, Bearer, tok", "tok", ""] {
             assert_eq!(token(others), None, "{others}");
         }
     }
