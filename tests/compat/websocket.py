@@ -37,11 +37,11 @@ ENDED, SILENCE, NOTHING = "the end", "silence", "nothing in time"
 
 CREATED_ONLY = "101 created"
 PARSER = gateway.PARSER
-CLOSE_WORDS = "why a close was wrong is said in the words of our library"
+CLOSE_WORDS = "what was wrong is said in the words of our library"
 CLOSE_REASON = "the reason of a close is given back with its code"
-CUT_OFF = "who breaks the protocol is cut off without a word"
+ONE_BYTE = "a close of one byte breaks the protocol"
 HEARD = "a client whose requests are at their end is still heard"
-NO_TEXT = "a text that is not UTF-8 breaks the protocol"
+NO_TEXT = "a text that is not UTF-8 breaks the protocol, and has a code of its own"
 PROGRESS_WHEN = "a progress request is answered when the stream's watchers have come so far, as by later etcd"
 HISTORY = "much history comes in several responses, each with the revision to which it goes"
 BOUNDED = "a message is not read beyond the length that a request may have"
@@ -62,6 +62,9 @@ OTHER_WORDS = {
     **dict.fromkeys(("keepalive: first x", "message: first x", "message: a string in two", "message: no text, as binary",
                      'message: first {"create_request":{}]', "message: first {]", "unary: kv/range x"), PARSER),
     **{f"end: close {code}": CLOSE_WORDS for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000)},
+    **{f"end: breach: {label}": CLOSE_WORDS for label in (
+        "not masked", "a reserved bit", "an unknown opcode", "an unknown opcode of control", "a fragment of nothing",
+        "a message in a message", "a ping too long", "a ping in fragments")},
     **dict.fromkeys(("end: the client's close", "end: close 4000, with a reason"), CLOSE_REASON),
 }
 NOBODY = "101 cancelled rpc error: code = InvalidArgument desc = etcdserver: user name is empty, close 1000, the end"
@@ -72,14 +75,14 @@ OTHERWISE = {
     "watch: progress of none": (PROGRESS_WHEN, "101 silence"),
     "watch: the future": (PROGRESS_WHEN, "101 created, posted, silence"),
     "watch: much history": (HISTORY, "101 created, 2 events to 32"),
-    "message: more than is read": (BOUNDED, "101 the end"),
+    "message: more than is read": (BOUNDED, "101 close 1009 Message too long: 5592439 > 4194304, the end"),
     "message: then x and a ping": (HEARD, "101 created, pong"),
     "message: then x and a close": (HEARD, "101 created, close 1000, the end"),
-    "message: no text": (NO_TEXT, "101 the end"),
-    **{f"end: {label}": (CUT_OFF, "101 the end") for label in ("close, of one byte", "close, with no text")},
-    **{f"end: breach: {label}": (CUT_OFF, "101 created, the end") for label in (
-        "not masked", "a reserved bit", "an unknown opcode", "an unknown opcode of control", "a fragment of nothing",
-        "a message in a message", "a ping too long", "a ping in fragments")},
+    **{label: (NO_TEXT, "101 close 1007 invalid utf-8 sequence of 1 bytes from index 0, the end") for label in (
+        "message: no text", "end: close, with no text")},
+    "end: close, of one byte": (ONE_BYTE, "101 close 1002 Invalid close sequence, the end"),
+    "end: breach: a length without end": (
+        BOUNDED, "101 created, close 1009 Message too long: 18446744073709551615 > 4194304, the end"),
     **{f"handshake: Sec-WebSocket-Protocol: {value}": (TOKEN, CREATED_ONLY) for value in (
         "Bearer", "Bearer, tok", "Bearer,tok", "Bearertok", "Bearer, ", "bearer, tok", "x", "x, Bearer, tok")},
     "handshake: Cookie: token=nonsense": (TOKEN, CREATED_ONLY),

@@ -115,16 +115,27 @@ wire!(frames_against_the_rules_end_the_socket_and_nothing_else, |c| {
     let unbegun = b"\x80\x80\0\0\0\0".to_vec();
     let long_ping = [b"\x89\xfe\x01\x00\0\0\0\0", &[0; 256][..]].concat();
     let no_text = b"\x81\x81\0\0\0\0\xff".to_vec();
-    for frame in [unmasked, endless, reserved, unbegun, long_ping, no_text] {
+    for (frame, code) in [
+        (unmasked, 1002_u16),
+        (endless, 1009),
+        (reserved, 1002),
+        (unbegun, 1002),
+        (long_ping, 1002),
+        // etcd leaves it to who reads JSON.
+        (no_text, 1007),
+    ] {
         let mut stream = TcpStream::connect(&address).await.expect("the server listens");
         let head = "GET /v3/watch HTTP/1.1\r\nHost: m0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n";
-        // With the request, before it is answered.
-        stream.write_all(&[head.as_bytes(), &frame].concat()).await.expect("a request");
+        // With the request, before it is answered, and with more behind it than is read at once.
+        stream.write_all(&[head.as_bytes(), &frame, &[0; 1 << 16]].concat()).await.expect("a request");
         let mut said = Vec::new();
-        // It may be reset, for what was not read.
-        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the end in time");
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the end in time");
+        ended.expect("an end without a reset");
         assert!(said.starts_with(b"HTTP/1.1 101 "), "{frame:?}: {}", String::from_utf8_lossy(&said));
+        let head = said.windows(4).position(|end| end == b"\r\n\r\n").expect("the end of a head") + 4;
+        let [0x88, length, high, low, reason @ ..] = &said[head..] else { panic!("{frame:?}: {:?}", &said[head..]) };
+        assert_eq!((u16::from_be_bytes([*high, *low]), usize::from(*length)), (code, reason.len() + 2), "{frame:?}");
     }
     let mut socket = Socket::open(&c.server, "/v3/watch").await;
     for _ in 0..10_000 {

@@ -13,11 +13,14 @@
 //!  client ─── messages ──▶ listen ──▶ a channel ──▶ Gateway::call ──▶ answer ─── messages ──▶ client
 //! ```
 //!
+//! A client that breaks the protocol is told so in a close frame, as by etcd, in the words of our library.
+//!
 //! Promises: nothing is kept beyond the message that comes, one that waits, one that is read and one that goes out; a client that
-//! does not take its answers is not read from for long, and its stream waits; a client that has gone, or breaks the protocol, ends
-//! its call at once, since somebody always reads.
+//! does not take its answers is not read from for long, and its stream waits; a client that has gone, closes or breaks the protocol
+//! ends its call at once, since somebody always reads, and its connection soon, whether it listens or not.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -32,10 +35,13 @@ use http_body_util::BodyExt;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
 use super::{Extent, Gateway, Services, failed};
 use crate::http::error;
@@ -52,6 +58,8 @@ const BEARER: &str = "Bearer";
 const READ_BYTES: usize = 4 << 10;
 /// Messages between the socket and the call. Beyond it nothing is read until the call takes one.
 const WAITING_MAX: usize = 1;
+/// For the last word to reach a client, and the client to go. etcd takes as long for the word.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Whether the request is to become a WebSocket.
 pub(super) fn wanted(headers: &HeaderMap) -> bool {
@@ -129,25 +137,25 @@ async fn carry<S: Services>(gateway: Gateway<S>, head: Parts, upgrade: OnUpgrade
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
     let (mut sink, mut source) = socket.split();
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
-    tokio::select! {
+    let word = tokio::select! {
         biased;
-        () = answer(&gateway, &head, receiver, &mut sink) => {}
-        () = listen(&mut source, sender) => {}
-    }
+        () = answer(&gateway, &head, receiver, &mut sink) => None,
+        word = listen(&mut source, sender) => word,
+    };
     if let Ok(socket) = sink.reunite(source) {
-        // TLS has a last word, too.
-        let _ = socket.into_inner().shutdown().await;
+        farewell(socket, word).await;
     }
 }
 
-/// Passes on what the client says, until it has gone. What the call does not want is dropped.
-async fn listen(source: &mut SplitStream<Stream>, sender: mpsc::Sender<Bytes>) {
-    while let Some(Ok(message)) = source.next().await {
+/// Passes on what the client says, until it has gone, or is to be told what it did wrong. What the call does not want is dropped.
+async fn listen(source: &mut SplitStream<Stream>, sender: mpsc::Sender<Bytes>) -> Option<CloseFrame> {
+    while let Some(message) = source.next().await {
         let data = match message {
-            Message::Text(text) => text.into(),
-            Message::Binary(data) => data,
+            Ok(Message::Text(text)) => text.into(),
+            Ok(Message::Binary(data)) => data,
             // The library answers, when it is asked for the next.
-            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => continue,
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_)) => continue,
+            Err(error) => return reproach(&error),
         };
         for part in [data, Bytes::from_static(b"\n")] {
             if sender.send(part).await.is_err() {
@@ -155,6 +163,19 @@ async fn listen(source: &mut SplitStream<Stream>, sender: mpsc::Sender<Bytes>) {
             }
         }
     }
+    None
+}
+
+/// What a client that broke the protocol is told.
+fn reproach(error: &Error) -> Option<CloseFrame> {
+    let (code, reason) = match error {
+        Error::Protocol(error) => (CloseCode::Protocol, error.to_string()),
+        Error::Capacity(error) => (CloseCode::Size, error.to_string()),
+        Error::Utf8(error) => (CloseCode::Invalid, error.clone()),
+        // The connection is no more.
+        _ => return None,
+    };
+    Some(CloseFrame { code, reason: reason.into() })
 }
 
 async fn answer<S: Services>(
@@ -184,6 +205,23 @@ async fn answer<S: Services>(
             return;
         }
     }
+}
+
+/// Says the last word, if there is one, and waits for the client to go.
+async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, word: Option<CloseFrame>) {
+    let said = async {
+        if word.is_some() {
+            // Behind what was begun. If the client has gone there is nobody to tell.
+            let _ = socket.close(word).await;
+        }
+        let mut connection = socket.into_inner();
+        // TLS has a last word, too.
+        connection.shutdown().await?;
+        // A connection that ends with something unread is reset, and may take with it what the client was told.
+        tokio::io::copy(&mut connection, &mut tokio::io::sink()).await
+    };
+    // Whatever goes wrong with it, that is the end.
+    let _ = timeout(FAREWELL, said).await;
 }
 
 #[cfg(test)]
@@ -220,5 +258,27 @@ mod tests {
         for others in ["Bearer", "Bearer, ", "Bearertok", "Bearer tok", "x, Bearer, tok", "tok", ""] {
             assert_eq!(token(others), None, "{others}");
         }
+    }
+
+    /// The clock of this test goes on by itself when nothing else does.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_listen_is_left() {
+        for (room, word) in [(4, reproach(&Error::Utf8("a reason".into()))), (64, None)] {
+            let (client, server) = tokio::io::duplex(room);
+            let socket = WebSocketStream::from_raw_socket(server, Role::Server, None).await;
+            timeout(2 * FAREWELL, farewell(socket, word)).await.expect("an end in time");
+            drop(client);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_heard_out() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let socket = WebSocketStream::from_raw_socket(server, Role::Server, None).await;
+        let client = async {
+            client.write_all(&[0; 1000]).await.expect("a connection that is not reset");
+            drop(client);
+        };
+        tokio::join!(farewell(socket, None), client);
     }
 }
