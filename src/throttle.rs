@@ -1,14 +1,13 @@
 //! How many writes of busy clients may be under way, while there are others that have little to do.
 //!
 //! A client that keeps two thousand puts under way has as many of them answered in a second as one that keeps fifty. But whoever comes
-//! with a single put waits for what came before it. So there is a bound on how many may be under way before connections that have
-//! many are held, and it is found as TCP finds how many packets to send: a write that took long makes it smaller by
-//! a part; while somebody is held, each that did not makes it a little larger. What is long goes by the syncs of the log: a slow disk is
-//! nobody's fault.
+//! with a single put waits for what came before it. So there is a bound: while more writes are under way, connections that have many of
+//! them are held. It is found as TCP finds how many packets to send. A write that took long makes it smaller by a part; while somebody is
+//! held, each that did not makes it a little larger. What is long goes by the syncs of the log: a slow disk is nobody's fault.
 //!
 //! Nothing is bounded unless connections with few writes are served beside some with many, and have the lesser part by far: among
-//! equals nobody would gain by it. Members tell each other, since all share one log: followers tell the leader whether they have somebody to
-//! protect, and the leader tells all. Where nothing is answered, without a leader, nobody is held for long.
+//! equals nobody would gain by it. Members tell each other, since all share one log: followers tell the leader whether they have
+//! somebody to protect, and the leader tells all. Where nothing is answered, without a leader, nobody is held for long.
 //!
 //! (etcd answers in the order in which requests come, and a client that floods it makes all others wait for hundreds of milliseconds.)
 //!
@@ -18,7 +17,7 @@
 //!                                 └── says, heard ── peer
 //! ```
 //!
-//! Promises: nothing here waits but [`Throttle::wait`], and that not for long; times come from the callers.
+//! Promises: nothing here waits but `Throttle::wait`, and that not for long; times come from the callers.
 
 use std::cell::Cell;
 use std::ops::Sub;
@@ -229,6 +228,10 @@ impl Throttle {
         self.holding.store(true, Relaxed);
         let came = tokio::time::timeout(PATIENCE, self.room.notified()).await.is_ok();
         self.holding.store(false, Relaxed);
+        if !came {
+            // It is not for what is under way that nothing is answered.
+            self.bound.store(self.bound.load(Relaxed).saturating_mul(2), Relaxed);
+        }
         came
     }
 
@@ -422,7 +425,8 @@ mod tests {
         writes.write(100 * MS, 800);
         let began = tokio::time::Instant::now();
         assert!(!writes.throttle.wait().await);
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!((began.elapsed(), writes.bound()), (PATIENCE, 1400), "the next is not held as soon");
+        writes.throttle.bound.store(700, Relaxed);
         let (came, ()) = tokio::join!(writes.throttle.wait(), async {
             writes.throttle.turned(700);
             writes.throttle.turned(699);
