@@ -89,7 +89,7 @@ pub struct Limits {
     pub keepalive_min_time: Option<Duration>,
     /// How many connections there may be; none: as many as come.
     pub places: Option<Places>,
-    /// Whether there is room for more writes of those that begin many.
+    /// Whether there is room for more writes of those that have many under way.
     pub throttle: Arc<Throttle>,
 }
 

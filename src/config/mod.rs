@@ -89,7 +89,7 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Most connections of clients; none: no limit.
     pub client_connections_max: Option<usize>,
-    /// Whether connections that begin many writes at a time may be held for the sake of others.
+    /// Whether connections with many writes under way may be held for the sake of others.
     pub hold_busy_clients: bool,
     /// Most watchers of one stream, and of all; none: no limit.
     pub watchers_per_stream_max: Option<usize>,
