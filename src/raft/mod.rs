@@ -24,6 +24,7 @@
 //!               │          │                    log          what the disk has or is about to have, in memory
 //!           read_index    log                   read_index   contexts that never repeat
 //!            timeout                            timeout      election timeouts out of a seed
+//!           catch_up                            catch_up     what is kept for peers that lack much, and their portions
 //! ```
 //!
 //! Two things the crate leaves open are closed here. A member does not stand for election while its log has writes
@@ -33,6 +34,7 @@
 //! Deliberately missing: leader leases for reads (a paused leader would answer from the past) and snapshots with data
 //! in them (a snapshot message names a point in the log; the rows travel beside it).
 
+mod catch_up;
 mod check;
 mod conf_change;
 #[cfg(test)]

@@ -13,6 +13,7 @@
 use ::raft::{Changer, Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
 use bytes::Bytes;
 
+use super::catch_up::{self, CatchUps};
 use super::check::{self, Standing};
 use super::conf_change;
 use super::interface::{Error, Input, LogStart, NodeConfig, Output, Peer, Rejected, Role};
@@ -23,9 +24,7 @@ use super::{ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState
 use crate::types::{Index, MemberId, Term};
 
 /// Bytes of entries in one append. Beyond this the rest goes into the next one.
-const MESSAGE_BYTES_MAX: u64 = 1 << 20;
-/// Appends on their way to one peer. Beyond this the leader waits for an acknowledgement.
-const INFLIGHT_MAX: usize = 256;
+const MESSAGE_BYTES_MAX: u64 = 256 << 10;
 /// Bytes of proposals that are not committed yet. Beyond this proposals are refused.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of committed entries in one output. Beyond this they come with the next one, so that apply works in portions.
@@ -62,6 +61,7 @@ pub struct Node {
     handed: u64,
     role: Role,
     ahead: Ahead,
+    catch_ups: CatchUps,
     /// The leader's call to campaign, which came while the log was being written.
     called: Option<Message>,
 }
@@ -106,7 +106,7 @@ impl Node {
             heartbeat_tick: config.heartbeat_ticks,
             applied,
             max_size_per_msg: MESSAGE_BYTES_MAX,
-            max_inflight_msgs: INFLIGHT_MAX,
+            max_inflight_msgs: catch_up::INFLIGHT_MAX,
             check_quorum: true,
             pre_vote: config.pre_vote,
             batch_append: true,
@@ -131,6 +131,7 @@ impl Node {
             handed: applied,
             role,
             ahead: Ahead::default(),
+            catch_ups: CatchUps::default(),
             called: None,
         };
         node.settle();
@@ -152,8 +153,7 @@ impl Node {
                 Ok(())
             }
             Input::SnapshotStatus { to, ok } => {
-                let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-                self.raw.report_snapshot(to.0, status);
+                self.snapshot_status(to, ok);
                 Ok(())
             }
             Input::TransferLeader(to) => self.transfer_leader(to),
@@ -366,6 +366,7 @@ impl Node {
             return Ok(());
         }
         self.campaigns += u64::from(fires);
+        self.catch_ups.tick(raft.election_timeout());
         self.raw.tick();
         self.leave_joint();
         Ok(())
@@ -570,14 +571,36 @@ impl Node {
         Ok(())
     }
 
+    fn snapshot_status(&mut self, to: MemberId, ok: bool) {
+        self.note_snapshot(to.0);
+        if !ok {
+            self.catch_ups.failed(to.0);
+        }
+        let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(to.0, status);
+    }
+
+    /// Before raft forgets it: that a peer was sent a snapshot.
+    fn note_snapshot(&mut self, peer: u64) {
+        let progress = self.raw.raft.prs().get(peer);
+        let sent =
+            progress.filter(|progress| progress.state == ProgressState::Snapshot && progress.pending_snapshot > 0);
+        if let Some(progress) = sent {
+            self.catch_ups.sent(peer, progress.pending_snapshot);
+        }
+    }
+
     fn truncate_log(&mut self, index: Index) -> Result<(), Rejected> {
         if index > self.applied() {
             return Err(Rejected::Invalid("truncation of entries that are not applied"));
         }
         // A peer that receives a snapshot needs what follows it; one that does not get on with it will need another.
         let holds = self.log_bytes() <= HELD_BYTES_MAX;
-        let needed =
-            self.peers().into_iter().filter_map(|peer| peer.snapshot).filter(|index| holds && index.0 > 0).min();
+        let raft = &self.raw.raft;
+        let matched = |peer| raft.prs().get(peer).map(|progress| progress.matched);
+        let catching_up = self.catch_ups.needed(raft.raft_log.last_index(), matched).map(Index);
+        let receiving = self.peers().into_iter().filter_map(|peer| peer.snapshot).filter(|index| index.0 > 0);
+        let needed = receiving.chain(catching_up).filter(|_| holds).min();
         let index = needed.map_or(index, |needed| index.min(needed));
         self.raw.mut_store().truncate(index.0);
         Ok(())
@@ -591,16 +614,35 @@ impl Node {
     }
 
     fn step(&mut self, message: Message) -> Result<(), Rejected> {
+        if self.is_leader() {
+            self.heard(message.from);
+        }
         self.raw.raft.step(message).map_err(|error| match error {
             ::raft::Error::ProposalDropped => Rejected::ProposalDropped,
             _ => Rejected::Invalid("raft refused the message"),
         })
     }
 
+    /// Before raft answers a peer: how many appends may be on their way to it.
+    fn heard(&mut self, peer: u64) {
+        // The peer's acknowledgement may be here before we are told that the snapshot has arrived.
+        self.note_snapshot(peer);
+        self.catch_ups.heard(peer);
+        let raft = &mut self.raw.raft;
+        let last = raft.raft_log.last_index();
+        let Some(progress) = raft.prs().get(peer) else { return };
+        let most = catch_up::inflight_max(last.saturating_sub(progress.matched));
+        // Not less while many are on their way: raft would wait for as many heartbeats before it sends anything, if they were lost.
+        if progress.state != ProgressState::Replicate || most == catch_up::INFLIGHT_MAX {
+            raft.adjust_max_inflight_msgs(peer, most);
+        }
+    }
+
     /// After every call into raft: waiting reads, and the timeout it may have drawn.
     fn settle(&mut self) {
         if !self.is_leader() {
             self.held.clear();
+            self.catch_ups.clear();
         } else if !self.held.is_empty() && self.raw.raft.commit_to_current_term() {
             for message in std::mem::take(&mut self.held) {
                 // A read is never refused by a leader; it could only be dropped, and then asked again.

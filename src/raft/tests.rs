@@ -495,6 +495,108 @@ fn the_log_is_kept_for_a_member_that_receives_a_snapshot() {
     assert_eq!(cluster.node(leader).base().0.0, index.0 + 1);
 }
 
+/// It has arrived and is being adopted: nothing of the member says so yet, and raft has forgotten that it was sent one.
+#[test]
+fn the_log_is_kept_for_a_member_that_adopts_a_snapshot_and_answers() {
+    let (mut cluster, leader, behind, offer, index) = snapshot_on_its_way();
+    cluster.deliver(offer);
+    assert_eq!(cluster.node(behind).snapshot_in_flight(), Some(index));
+    let to = cluster.node(leader).applied();
+    for value in 0..100 {
+        cluster.propose(leader, &value.to_string()).expect("a leader");
+    }
+    // Time passes; the disk of the member that adopts does not get on.
+    let pass = |cluster: &mut Cluster, answers: bool| {
+        for id in 1..=3 {
+            cluster.handle(id, Input::Tick).expect("time passes");
+        }
+        while let Some(message) = cluster.network.pop() {
+            assert_ne!(message.get_msg_type(), MessageType::MsgSnapshot, "another one");
+            if answers || (message.from != behind && message.to != behind) {
+                cluster.deliver(message);
+            }
+            (1..=3).filter(|id| *id != behind).for_each(|id| cluster.sync(id));
+        }
+    };
+    for _ in 0..20 * TICKS {
+        pass(&mut cluster, true);
+        let applied = cluster.node(leader).applied();
+        cluster.handle(leader, Input::TruncateLog(applied)).expect("applied");
+        assert_eq!((cluster.node(leader).base().0, to), (index, to));
+    }
+    let (mut silent, at) = (0, cluster.node(leader).applied());
+    assert!(at.0 >= to.0 + 100);
+    while cluster.node(leader).base().0 == index {
+        pass(&mut cluster, false);
+        cluster.handle(leader, Input::TruncateLog(at)).expect("applied");
+        silent += 1;
+        assert!(silent <= 10 * TICKS + 1, "it is kept for somebody who has gone");
+    }
+    assert!(silent > 9 * TICKS, "it was kept for {silent} ticks");
+}
+
+/// What a member says of a snapshot may come before the connection's notice that it has gone.
+#[test]
+fn the_log_is_kept_until_who_adopted_a_snapshot_has_the_rest() {
+    for acknowledged_first in [false, true] {
+        let (mut cluster, leader, behind, offer, index) = snapshot_on_its_way();
+        let (to, status) = (behind, Input::SnapshotStatus { to: MemberId(behind), ok: true });
+        if acknowledged_first {
+            cluster.handle(to, Input::Message(offer)).expect("a member that lacks it");
+            cluster.sync(to);
+            let said =
+                cluster.network.iter().position(|message| message.get_msg_type() == MessageType::MsgAppendResponse);
+            let said = cluster.network.remove(said.expect("it is durable there"));
+            cluster.deliver(said);
+            cluster.handle(leader, status).expect("always");
+        } else {
+            cluster.deliver(offer);
+            cluster.sync(to);
+        }
+        cluster.cut.insert(to);
+        for value in 0..100 {
+            cluster.propose(leader, &value.to_string()).expect("a leader");
+            cluster.settle();
+        }
+        let applied = cluster.node(leader).applied();
+        assert!(applied.0 >= index.0 + 100);
+        cluster.handle(leader, Input::TruncateLog(applied)).expect("applied");
+        assert_eq!(cluster.node(leader).base().0, index, "acknowledged first: {acknowledged_first}");
+        cluster.cut.clear();
+        (0..3 * TICKS).for_each(|_| cluster.tick_all());
+        assert_eq!(cluster.applied(to), cluster.applied(leader));
+        cluster.handle(leader, Input::TruncateLog(applied)).expect("applied");
+        assert_eq!(cluster.node(leader).base().0, applied);
+    }
+}
+
+#[test]
+fn who_lacks_much_gets_it_in_portions() {
+    let mut cluster = Cluster::three(3);
+    let leader = cluster.elect();
+    let behind = leader % 3 + 1;
+    cluster.cut.insert(behind);
+    let value = "x".repeat(1 << 10);
+    for _ in 0..600 {
+        (0..10).for_each(|_| cluster.propose(leader, &value).expect("a leader"));
+        cluster.settle();
+    }
+    cluster.cut.clear();
+    let (mut most, ticks) = (0, 10 * TICKS);
+    for _ in 0..ticks {
+        (1..=3).for_each(|id| cluster.handle(id, Input::Tick).expect("time passes"));
+        while !cluster.network.is_empty() {
+            let under_way = cluster.network.iter().filter(|message| message.to == behind);
+            most = most.max(under_way.flat_map(|message| &message.entries).map(|entry| entry.data.len()).sum());
+            let message = cluster.network.remove(0);
+            cluster.deliver(message);
+            (1..=3).for_each(|id| cluster.sync(id));
+        }
+    }
+    assert_eq!(cluster.applied(behind), cluster.applied(leader));
+    assert!(((1 << 20)..=(3 << 20)).contains(&most), "{most} bytes on their way");
+}
+
 #[test]
 fn a_snapshot_that_does_not_arrive_holds_the_log_only_so_far() {
     let (mut cluster, leader, _, _, index) = snapshot_on_its_way();
@@ -748,12 +850,12 @@ fn a_call_to_campaign_is_answered_when_the_log_is_written() {
 fn appends_are_cut_to_size() {
     let mut cluster = Cluster::three(8);
     let leader = cluster.elect();
-    let large = "x".repeat(300 << 10);
+    let large = "x".repeat(100 << 10);
     for _ in 0..20 {
         cluster.propose(leader, &large).expect("a leader");
     }
     for message in &cluster.network {
-        assert!(message.entries.iter().map(|entry| entry.data.len()).sum::<usize>() <= 1 << 20);
+        assert!(message.entries.iter().map(|entry| entry.data.len()).sum::<usize>() <= 256 << 10);
     }
     cluster.settle();
     cluster.tick_all();
