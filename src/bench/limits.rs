@@ -17,6 +17,9 @@ use crate::pb::mvccpb::KeyValue;
 /// Bytes of a log's segment: what a server writes to, too, has its size before it is written.
 const FILE_BYTES: u64 = 64 << 20;
 
+/// Keys of a page from a server that does nothing, at most.
+const PAGE_MAX: usize = 10_000;
+
 /// Answers puts and ranges with messages of the size that they have, at once, through tonic as it comes, on this thread: until
 /// the process is stopped.
 pub(super) async fn echo(options: &Options) -> Result<(), String> {
@@ -41,15 +44,20 @@ impl Echo {
 #[tonic::async_trait]
 impl Kv for Echo {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        let request = request.into_inner();
         let kv = KeyValue {
-            key: request.into_inner().key,
+            key: request.key,
             create_revision: 1_000_000,
             mod_revision: 1_000_000,
             version: 1,
             value: self.value.clone(),
             lease: 0,
         };
-        Ok(Response::new(pb::RangeResponse { header: self.header(), kvs: vec![kv], more: false, count: 1 }))
+        // A page is as many as were asked for. They share their bytes, so that it costs what tonic does with them.
+        let page = usize::try_from(request.limit).unwrap_or(0).clamp(1, PAGE_MAX);
+        let response =
+            pb::RangeResponse { header: self.header(), kvs: vec![kv; page], more: page > 1, count: page as i64 };
+        Ok(Response::new(response))
     }
 
     type RangeStreamStream = tokio_stream::Empty<Result<pb::RangeStreamResponse, Status>>;

@@ -18,6 +18,8 @@ ROUNDS = size("ROUNDS", 3, 1)
 CLIENTS = size("CLIENTS", 1_000, 50)
 PUTS = size("PUTS", 200_000, 2_000)
 RANGES = size("RANGES", 200_000, 2_000)
+PAGES = size("PAGES", 10_000, 100)
+SERIAL = size("SERIAL", 5_000, 100)
 SYNC_SECONDS = size("SYNC_SECONDS", 5, 1)
 
 
@@ -61,6 +63,8 @@ LIMITS = [
     Limit("put to a server that does nothing", "requests", echo, "put", f"--clients={CLIENTS}", f"--total={PUTS}"),
     Limit("range of a key from a server that does nothing", "requests", echo,
           "range", "--serializable", f"--clients={CLIENTS}", f"--total={RANGES}"),
+    Limit("page of 1,000 keys from a server that does nothing, 50 clients", "requests", echo, "page", "--clients=50", f"--total={PAGES}"),
+    Limit("put by one client to a server that does nothing", "requests", echo, "put", "--clients=1", f"--total={SERIAL}"),
     *(Limit(f"write {block >> 10} KiB and sync, {'a file' if files == 1 else f'{files} files at a time'}", "sync", sync, files, block)
       for files in (1, 3) for block in (4 << 10, 64 << 10)),
 ]
