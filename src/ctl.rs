@@ -7,9 +7,9 @@
 //!
 //! Some things it does otherwise. A watch goes on where it was when its member goes away, at the next endpoint, with nothing lost
 //! and nothing twice, and what becomes of the connection is said on stderr. Backups, whose restore makes a directory of ours. And
-//! `migrate`, the way here from etcd. `wal` and `db` look at the directory of a member that does not run. `tests/compat/ctl.py` holds both tools against each other, and lists all differences.
+//! `migrate`, the way here from etcd. `wal` and `db` look at the directory of a stopped member. `tests/compat/ctl.py` holds both tools against each other, and lists all differences.
 //!
-//! Deliberately missing: `--discovery-srv`, and `defrag --data-dir`, for a member that does not run needs no defragmenting.
+//! Deliberately missing: `--discovery-srv`, and `defrag --data-dir`, for a stopped member needs no defragmenting.
 
 use std::ffi::OsString;
 use std::io::Write;

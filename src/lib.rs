@@ -66,7 +66,7 @@
 //! | rules | [`mvcc`], keys and their history · [`lease`], grants of time · [`auth`], who may do what · [`cluster`], who belongs · [`watch`], who is told |
 //! | machines | [`raft`], the order · [`state`], the consequences |
 //! | files of etcd's | [`backup`], our rows as one and one as our rows |
-//! | files of ours | [`offline`], for who looks at a member's directory while it does not run |
+//! | files of ours | [`offline`], for who looks at the directory of a stopped member |
 //! | shell | [`peer`], between members · [`server`], loops, tasks and the Handle |
 //! | edge | [`api`], etcd's gRPC · [`http`], health, metrics and JSON for gRPC · [`listen`], sockets · [`discovery`], who founds the cluster, and where it is · [`member`], all of it put together |
 //! | beside | [`config`], flags and what they mean · [`tls`], certificates · [`logging`] · [`throttle`], who has to wait · [`audit`], who changed what · [`metrics`] · [`client`], [`mod@bench`] and [`ctl`], for our own tools |

@@ -1,4 +1,4 @@
-//! `db check`: whether the directory of a member that does not run is sound.
+//! `db check`: whether the directory of a stopped member is sound.
 
 use clap::{ArgMatches, Command};
 use serde_json::json;
@@ -10,7 +10,7 @@ use super::wal::{look, with_directory};
 use crate::offline::check::{Report, check};
 
 pub(super) fn db_command() -> Command {
-    let check = command("check", "", "Checks the data directory of a member that does not run");
+    let check = command("check", "", "Checks a stopped member's data directory");
     group("db", "A member's data").subcommand(with_directory(check))
 }
 

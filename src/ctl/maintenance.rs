@@ -23,7 +23,7 @@ pub(super) fn alarm_command() -> Command {
 pub(super) fn defrag_command() -> Command {
     command("defrag", "", "Gives space back to the file system")
         .arg(switch("cluster", "all members of the cluster"))
-        .arg(value("data-dir", "", "(not supported: a member that does not run needs none)"))
+        .arg(value("data-dir", "", "(not supported: a stopped member needs no defragmenting)"))
 }
 
 pub(super) fn move_leader_command() -> Command {
@@ -72,9 +72,7 @@ fn show(session: &Session, reply: &AlarmResponse) -> Result<(), Failure> {
 pub(super) async fn defrag(session: &Session, matches: &ArgMatches) -> Result<(), Failure> {
     let typed = Typed(matches);
     if !typed.text("data-dir").is_empty() {
-        return Err(Failure::bad_feature(
-            "--data-dir is not supported: a member that does not run needs no defragmenting",
-        ));
+        return Err(Failure::bad_feature("--data-dir is not supported: a stopped member needs no defragmenting"));
     }
     let mut failed = false;
     for endpoint in chosen(session, typed.on("cluster")?).await? {

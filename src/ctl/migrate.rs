@@ -15,11 +15,12 @@ use crate::backup::read::Source;
 use crate::server::restore::Plan;
 
 pub(super) fn migrate_command() -> Command {
-    let migrate = command("migrate", "", "Makes the data directory of a member from that of an etcd that does not run");
+    let migrate =
+        command("migrate", "", "Makes a member's data directory from a stopped etcd's data directory or a snapshot");
     with_plan(migrate)
-        .arg(value("from", "", "etcd's data directory, which stays as it is, or a snapshot of it"))
-        .arg(value("from-wal-dir", "", "etcd's log, if not inside its data directory"))
-        .arg(switch("skip-hash-check", "the file has no hash, or a wrong one"))
+        .arg(value("from", "", "a stopped etcd's data directory, which is only read, or a snapshot file"))
+        .arg(value("from-wal-dir", "", "etcd's --wal-dir, if it had one"))
+        .arg(switch("skip-hash-check", "take a snapshot file that has no hash, or a wrong one"))
 }
 
 /// Does it; says what it did.

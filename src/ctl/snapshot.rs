@@ -24,14 +24,10 @@ pub(super) fn snapshot_command() -> Command {
         .subcommand(command("save", "<file>", "Saves a backup of a member; etcdutl takes it, too"))
         .subcommand(command("status", "<file>", "Tells about a backup"))
         .subcommand(
-            with_plan(command(
-                "restore",
-                "<file>",
-                "Makes the data directory of a member of a new cluster from a backup",
-            ))
-            .arg(switch("skip-hash-check", "the file has no hash, or a wrong one"))
-            .arg(value("bump-revision", "0", "go on so many revisions later, so that watches of before end"))
-            .arg(switch("mark-compacted", "and so that all before is compacted")),
+            with_plan(command("restore", "<file>", "Makes a new cluster member's data directory from a backup"))
+                .arg(switch("skip-hash-check", "take a file that has no hash, or a wrong one"))
+                .arg(value("bump-revision", "0", "go on so many revisions later, so that watches of before end"))
+                .arg(switch("mark-compacted", "and so that all before is compacted")),
         )
 }
 

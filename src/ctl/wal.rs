@@ -1,4 +1,4 @@
-//! `wal dump`: what stands in the log of a member that does not run. etcd's etcd-dump-logs does the same for its own.
+//! `wal dump`: what stands in the log of a stopped member. etcd's etcd-dump-logs does the same for its own.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::offline::dump::{Format, dump};
 use crate::offline::{Error, Looked};
 
 pub(super) fn wal_command() -> Command {
-    let dump = command("dump", "", "Prints the log of a member that does not run");
+    let dump = command("dump", "", "Prints a stopped member's log");
     group("wal", "A member's log").subcommand(
         with_directory(dump)
             .arg(value("format", "text", "text, json (a line each), or etcd (InternalRaftRequest in base64)"))
@@ -23,7 +23,7 @@ pub(super) fn wal_command() -> Command {
 /// Flags that name a member's directory.
 pub(super) fn with_directory(command: Command) -> Command {
     command
-        .arg(value("data-dir", "", "the member's data directory, which stays as it is"))
+        .arg(value("data-dir", "", "the member's data directory, which is only read"))
         .arg(value("wal-dir", "", "the log's directory, if not inside the other"))
         .arg(value("encryption-key-file", "", "the keys that both are encrypted with, if they are"))
 }

@@ -1,4 +1,4 @@
-//! What the directory of a member that does not run holds, for who only looks: the log, printed, and everything, checked.
+//! What the directory of a stopped member holds, for who only looks: the log, printed, and everything, checked.
 //!
 //! Nothing here writes a byte. A member cannot start in a directory while it is looked at; one that runs in it keeps lookers out,
 //! for what it is just writing looks like damage.
