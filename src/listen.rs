@@ -549,13 +549,7 @@ async fn exchange<S, G: Answer, H: Answer>(
         slog::debug!(logger, "connection ended"; "error" => %error);
     }
     if let Some(afterwards) = afterwards.take() {
-        let until_stopped = pin!(async {
-            tokio::select! {
-                () = afterwards => {}
-                () = stopped(&mut stop) => {}
-            }
-        });
-        socket.around(until_stopped).await;
+        socket.around(pin!(afterwards(stop))).await;
     }
 }
 

@@ -38,6 +38,7 @@ pub mod watch;
 mod woven;
 
 pub use intercept::Intercept;
+pub(crate) use status::STOPPED;
 
 /// What gRPC may add to the largest request, as etcd reckons it.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;

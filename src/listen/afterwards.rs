@@ -1,13 +1,16 @@
 //! What a connection is for when it has left HTTP.
 //!
-//! An answer of status 101 carries it. It is done where HTTP was served before: in the same task, so what it writes is gathered, the
-//! connection keeps its place among those that are counted, and a stop ends it.
+//! An answer of status 101 carries it. It is done where HTTP was served before: in the same task, so what it writes is gathered, and the
+//! connection keeps its place among those that are counted. It is told of a stop, and may have a last word then: who takes longer than
+//! a call may is cut off as one.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+use tokio::sync::watch;
+
+type Work = Box<dyn FnOnce(watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 /// What goes on with the connection, in the extensions of the answer that ends HTTP on it. Whatever it does there, it gets the
 /// connection from hyper (`hyper::upgrade`), and the connection is over with it. Without such an answer it is never begun.
@@ -15,9 +18,12 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Afterwards(Arc<Mutex<Option<Work>>>);
 
 impl Afterwards {
-    /// This.
-    pub fn new(work: impl Future<Output = ()> + Send + 'static) -> Afterwards {
-        Afterwards(Arc::new(Mutex::new(Some(Box::pin(work)))))
+    /// This, begun with what turns true with the stop, or whose sender is gone then.
+    pub fn new<F>(work: impl FnOnce(watch::Receiver<bool>) -> F + Send + 'static) -> Afterwards
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Afterwards(Arc::new(Mutex::new(Some(Box::new(|stop| Box::pin(work(stop)))))))
     }
 
     /// Takes over what `other` has.

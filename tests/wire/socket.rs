@@ -5,8 +5,9 @@ use http::{HeaderValue, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::gateway::{WATCHERS, base64};
 use super::*;
@@ -49,6 +50,30 @@ impl Socket {
     async fn line(&mut self) -> serde_json::Value {
         serde_json::from_str(&self.message().await.expect("the socket is open")).expect("JSON")
     }
+}
+
+/// A socket by which this was asked.
+async fn asked(server: &Server, path: &str, request: &str) -> Socket {
+    let mut socket = Socket::open(server, path).await;
+    socket.say(request).await;
+    socket
+}
+
+fn terminate(server: &Server) {
+    let child = server.child.lock().expect("no test panicked in here");
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("the process is ours");
+}
+
+/// Waits for the end of a server that stops: nobody is cut off.
+async fn ends(server: &Server) {
+    let deadline = Instant::now() + PATIENCE;
+    while server.child.lock().expect("no test panicked in here").try_wait().expect("the process is ours").is_none() {
+        assert!(Instant::now() < deadline, "the server does not stop");
+        tokio::task::yield_now().await;
+    }
+    let log = std::fs::read_to_string(server.data.path().join("log")).expect("a file");
+    assert!(!log.contains("cutting off"), "{log}");
 }
 
 fn create(key: &[u8], more: &str) -> String {
@@ -166,27 +191,52 @@ wire!(alone a_client_that_vanishes_ends_its_watches, |c| {
     }
 });
 
-wire!(alone a_stopping_member_closes_sockets, |c| {
-    let mut sockets = [Socket::open(&c.server, "/v3/watch").await, Socket::open(&c.server, "/v3/lease/keepalive").await];
-    for (socket, request) in sockets.iter_mut().zip([create(&c.key("k"), "").as_str(), r#"{"ID":1}"#]) {
-        socket.say(request).await;
-        socket.line().await;
+wire!(alone a_stopping_member_tells_every_socket_why, |c| {
+    let mut sockets = Vec::new();
+    for n in 0..20 {
+        sockets.push(asked(&c.server, "/v3/watch", &create(&c.key(&format!("k{n}")), "")).await);
+        sockets[n].line().await;
     }
-    let child = || c.server.child.lock().expect("no test panicked in here");
-    let process = rustix::process::Pid::from_child(&child());
-    rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("the process is ours");
-    for socket in &mut sockets {
-        // It may say why first.
-        while socket.message().await.is_some() {}
+    let mut kept = asked(&c.server, "/v3/lease/keepalive", r#"{"ID":1}"#).await;
+    kept.line().await;
+    sockets.push(kept);
+    // What comes of it is not known yet.
+    let held = r#"{"name":"bA==","lease":"#.to_owned() + &c.grant(600).await.to_string() + "}";
+    let mut lock = asked(&c.server, "/v3/lock/lock", &held).await;
+    if !is_etcd() {
+        lock.line().await;
+        let waits = r#"{"name":"bA==","lease":"#.to_owned() + &c.grant(600).await.to_string() + "}";
+        sockets.push(asked(&c.server, "/v3/lock/lock", &waits).await);
+        sockets.push(asked(&c.server, "/v3/election/observe", r#"{"name":"bm9ib2R5"}"#).await);
+        // Some of what is asked for has not come yet, or all.
+        sockets.push(asked(&c.server, "/v3/watch", "{").await);
+        sockets.push(asked(&c.server, "/v3/kv/range", "{").await);
+        for path in ["/v3/watch", "/v3/lease/keepalive", "/v3/kv/range"] {
+            sockets.push(Socket::open(&c.server, path).await);
+        }
     }
-    // Beside it, the connection of gRPC agrees to its end.
-    let deadline = Instant::now() + PATIENCE;
-    while child().try_wait().expect("the process is ours").is_none() {
-        assert!(Instant::now() < deadline, "the server does not stop");
-        tokio::task::yield_now().await;
+    terminate(&c.server);
+    for (number, socket) in sockets.iter_mut().enumerate() {
+        let said = socket.line().await;
+        let why = if is_etcd() { "error reading from server: EOF" } else { "etcdserver: server stopped" };
+        // Before a stream has begun the error stands alone.
+        let told = said["error"].get("message").or(said.get("message"));
+        assert_eq!(told, Some(&why.into()), "{number}: {said}");
+        // Not by a reset: that might have taken the word with it.
+        let end = tokio::time::timeout(PATIENCE, socket.0.next()).await.expect("the end in time");
+        assert!(matches!(end, Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)))), "{number}: {end:?}");
     }
-    let log = std::fs::read_to_string(c.server.data.path().join("log")).expect("a file");
-    assert!(!log.contains("cutting off"), "{log}");
+    drop(sockets);
+    // Beside them, the connection of gRPC agrees to its end.
+    ends(&c.server).await;
+});
+
+wire!(alone a_stop_is_not_held_up_by_who_does_not_go, |c| {
+    let mut socket = asked(&c.server, "/v3/watch", &create(&c.key("k"), "")).await;
+    socket.line().await;
+    terminate(&c.server);
+    ends(&c.server).await;
+    drop(socket);
 });
 
 wire!(leases_are_kept_alive_and_methods_with_one_request_are_answered, |c| {

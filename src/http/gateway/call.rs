@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::future::OptionFuture;
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode;
 use prost::Message;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
+
+use super::stop::Stop;
+use crate::api::STOPPED;
 
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_MESSAGE: &str = "grpc-message";
@@ -56,6 +60,11 @@ impl Failure {
     /// DEADLINE_EXCEEDED: the client wants no answer any more.
     pub(super) fn too_late() -> Failure {
         Failure { code: 4, message: "context deadline exceeded".to_owned() }
+    }
+
+    /// UNAVAILABLE: the member stops.
+    pub(super) fn stopped() -> Failure {
+        Failure { code: 14, message: STOPPED.to_owned() }
     }
 
     /// The code of HTTP that stands for this one of gRPC.
@@ -155,7 +164,7 @@ pub(super) struct Replies<B> {
     rest: BytesMut,
     /// How the call ended, where that was said before any message.
     ended: Option<Failure>,
-    deadline: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
 }
 
 impl<B> Replies<B>
@@ -165,13 +174,12 @@ where
     /// Waits for the call to be answered.
     pub(super) async fn of<E>(
         call: impl Future<Output = Result<Response<B>, E>>,
-        deadline: Option<Instant>,
+        mut patience: Patience,
     ) -> Result<Replies<B>, Failure> {
-        let mut deadline = deadline.map(|at| Box::pin(sleep_until(at)));
-        let response = before(&mut deadline, call).await?;
+        let response = patience.lasts(call).await?;
         let Ok(response) = response else { return Err(Failure::internal("the call was not answered".to_owned())) };
         let ended = Failure::told(response.headers());
-        Ok(Replies { body: response.into_body(), rest: BytesMut::new(), ended, deadline })
+        Ok(Replies { body: response.into_body(), rest: BytesMut::new(), ended, patience })
     }
 
     /// The next message. None: the call has ended well.
@@ -183,17 +191,19 @@ where
             if let Some(message) = self.decode() {
                 return Ok(Some(message));
             }
-            let frame = match before(&mut self.deadline, self.body.frame()).await? {
-                None => return Ok(None),
-                Some(frame) => frame.map_err(|error| Failure::internal(error.to_string()))?,
+            let ended = match self.patience.lasts(self.body.frame()).await? {
+                None => None,
+                Some(frame) => match frame.map_err(|error| Failure::internal(error.to_string()))?.into_data() {
+                    Ok(data) => {
+                        self.rest.put(data);
+                        continue;
+                    }
+                    Err(frame) => frame.trailers_ref().and_then(Failure::told),
+                },
             };
-            match frame.into_data() {
-                Ok(data) => self.rest.put(data),
-                Err(frame) => {
-                    let failure = frame.trailers_ref().and_then(Failure::told);
-                    return failure.map_or(Ok(None), Err);
-                }
-            }
+            let interrupted = self.patience.stop.as_ref().is_some_and(Stop::has_interrupted);
+            let failure = ended.or_else(|| interrupted.then(Failure::stopped));
+            return failure.map_or(Ok(None), Err);
         }
     }
 
@@ -208,21 +218,61 @@ where
     }
 }
 
-/// What `future` gives, if it does before the deadline.
-async fn before<T>(deadline: &mut Option<Pin<Box<Sleep>>>, future: impl Future<Output = T>) -> Result<T, Failure> {
-    match deadline {
-        None => Ok(future.await),
-        Some(deadline) => tokio::select! {
-            biased;
-            () = deadline => Err(Failure::too_late()),
-            output = future => Ok(output),
-        },
+/// For how long a call is waited for.
+pub(super) struct Patience {
+    stop: Option<Stop>,
+    /// Why it is at its end, when it is. None: it never is.
+    end: Option<Pin<Box<dyn Future<Output = Failure> + Send>>>,
+}
+
+impl Patience {
+    /// Until the deadline; if the call has to do with the stop, until shortly after it.
+    pub(super) fn new(deadline: Option<Instant>, stop: Option<Stop>) -> Patience {
+        let overdue = stop.clone();
+        let end = async move {
+            let too_late = OptionFuture::from(deadline.map(sleep_until));
+            let stopped = OptionFuture::from(overdue.map(async |mut stop| stop.is_overdue().await));
+            tokio::select! {
+                biased;
+                Some(()) = too_late => Failure::too_late(),
+                Some(()) = stopped => Failure::stopped(),
+            }
+        };
+        Patience { end: (deadline.is_some() || stop.is_some()).then(|| Box::pin(end) as _), stop }
+    }
+
+    /// What `future` gives, if it does in time.
+    async fn lasts<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Failure> {
+        match &mut self.end {
+            None => Ok(future.await),
+            Some(end) => tokio::select! {
+                biased;
+                failure = end => Err(failure),
+                output = future => Ok(output),
+            },
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
+    use tokio::sync::watch;
+    use tokio::time::sleep;
+
     use super::*;
+
+    /// The clock of this test goes on by itself when nothing else does.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_when_the_member_stops_has_a_while() {
+        let (stop, told) = watch::channel(false);
+        let mut patience = Patience::new(None, Some(Stop::new(told)));
+        assert_eq!(patience.lasts(sleep(TIMEOUT_MAX)).await, Ok(()));
+        stop.send_replace(true);
+        assert_eq!(patience.lasts(sleep(Duration::from_secs(1))).await, Ok(()));
+        assert_eq!(patience.lasts(pending::<()>()).await, Err(Failure::stopped()));
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_writes_them() {

@@ -20,6 +20,7 @@
 mod call;
 mod json;
 mod socket;
+mod stop;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -39,8 +40,9 @@ use prost_reflect::{DescriptorPool, MessageDescriptor};
 use serde_json::json;
 use tower::Service;
 
-use self::call::{Failure, Replies};
+use self::call::{Failure, Patience, Replies};
 use self::json::Scan;
+use self::stop::Stop;
 use crate::audit::Origin;
 use crate::pb;
 
@@ -205,7 +207,7 @@ impl<S: Services> Gateway<S> {
     async fn call(&self, method: &Method, head: &Parts, mut objects: Objects) -> Result<Response<Body>, Failure> {
         let headers = &head.headers;
         let origin = head.extensions.get::<Origin>().map(|origin| origin.for_method(&method.path));
-        let deadline = call::deadline(headers)?;
+        let patience = Patience::new(call::deadline(headers)?, objects.extent.stop().cloned());
         let body = if method.takes_stream {
             let kind = method.request.clone();
             // A stream that begins with nonsense is refused. Nonsense later ends the requests, and not the call.
@@ -229,7 +231,7 @@ impl<S: Services> Gateway<S> {
         if let Some(origin) = origin {
             request.extensions_mut().insert(origin);
         }
-        let mut replies = Replies::of(self.services.clone().call(request), deadline).await?;
+        let mut replies = Replies::of(self.services.clone().call(request), patience).await?;
 
         let first = replies.next().await;
         let body = if method.gives_stream {
@@ -283,8 +285,17 @@ fn described(pool: &DescriptorPool, path: &str) -> Option<Method> {
 enum Extent {
     /// All of it, though only its first object is read.
     Whole,
-    /// Its first object. It has no end before the client's.
-    First,
+    /// Its first object. It has no end before the client's, or the stop.
+    First(Stop),
+}
+
+impl Extent {
+    fn stop(&self) -> Option<&Stop> {
+        match self {
+            Extent::Whole => None,
+            Extent::First(stop) => Some(stop),
+        }
+    }
 }
 
 /// The body of a request, object by object or as one.
@@ -315,7 +326,7 @@ impl Objects {
     /// The only message, in its frame.
     async fn only(mut self, kind: &MessageDescriptor) -> Result<Bytes, Failure> {
         match self.extent {
-            Extent::First => Ok(self.next(kind).await?.unwrap_or_default()),
+            Extent::First(_) => Ok(self.next(kind).await?.unwrap_or_default()),
             Extent::Whole => {
                 while self.more().await? {}
                 let (kind, json) = (kind.clone(), self.rest);
@@ -326,7 +337,15 @@ impl Objects {
 
     /// Waits for more of the body. False: there is none.
     async fn more(&mut self) -> Result<bool, Failure> {
-        let Some(frame) = self.body.frame().await else { return Ok(false) };
+        let frame = match &mut self.extent {
+            Extent::Whole => self.body.frame().await,
+            Extent::First(stop) => tokio::select! {
+                biased;
+                frame = self.body.frame() => frame,
+                () = stop.interrupts() => return Err(Failure::stopped()),
+            },
+        };
+        let Some(frame) = frame else { return Ok(false) };
         let frame = frame.map_err(|error| Failure::unknown(error.to_string()))?;
         if let Ok(data) = frame.into_data() {
             if self.rest.len() + data.len() > self.bytes_max {

@@ -13,6 +13,9 @@
 //!  client ─── messages ──▶ listen ──▶ a channel ──▶ Gateway::call ──▶ answer ─── messages ──▶ client
 //! ```
 //!
+//! When the member stops, every client is told by the error that ends its call, and waited for; etcd tells only those that were answered
+//! before.
+//!
 //! A client that breaks the protocol is told so in a close frame, as by etcd, in the words of our library.
 //!
 //! Promises: nothing is kept beyond the message that comes, one that waits, one that is read and one that goes out; a client that
@@ -43,6 +46,7 @@ use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 
+use super::stop::Stop;
 use super::{Extent, Gateway, Services, failed};
 use crate::http::error;
 use crate::listen::Afterwards;
@@ -88,7 +92,7 @@ pub(super) fn open<S: Services>(gateway: Gateway<S>, request: Request) -> Respon
     if let Some(authorization) = authorization(&head.headers) {
         head.headers.insert(header::AUTHORIZATION, authorization);
     }
-    response.extensions_mut().insert(Afterwards::new(carry(gateway, head, upgrade)));
+    response.extensions_mut().insert(Afterwards::new(|stop| carry(gateway, head, upgrade, Stop::new(stop))));
     response
 }
 
@@ -126,7 +130,7 @@ fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
 }
 
 /// The call, from the moment that the connection speaks WebSocket to its end.
-async fn carry<S: Services>(gateway: Gateway<S>, head: Parts, upgrade: OnUpgrade) {
+async fn carry<S: Services>(gateway: Gateway<S>, head: Parts, upgrade: OnUpgrade, stop: Stop) {
     let Ok(upgraded) = upgrade.await else { return };
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
@@ -139,7 +143,7 @@ async fn carry<S: Services>(gateway: Gateway<S>, head: Parts, upgrade: OnUpgrade
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let word = tokio::select! {
         biased;
-        () = answer(&gateway, &head, receiver, &mut sink) => None,
+        () = answer(&gateway, &head, receiver, stop, &mut sink) => None,
         word = listen(&mut source, sender) => word,
     };
     if let Ok(socket) = sink.reunite(source) {
@@ -182,13 +186,14 @@ async fn answer<S: Services>(
     gateway: &Gateway<S>,
     head: &Parts,
     receiver: mpsc::Receiver<Bytes>,
+    stop: Stop,
     sink: &mut SplitSink<Stream, Message>,
 ) {
     let parts = stream::unfold(receiver, |mut receiver| async {
         let part = receiver.recv().await?;
         Some((Ok::<_, Infallible>(part), receiver))
     });
-    let objects = gateway.objects(Body::from_stream(parts), Extent::First);
+    let objects = gateway.objects(Body::from_stream(parts), Extent::First(stop));
     let response = match gateway.method(head.uri.path()) {
         Some(method) => gateway.call(method, head, objects).await.unwrap_or_else(|failure| failed(&failure)),
         None => error(StatusCode::NOT_FOUND, "Not Found"),
