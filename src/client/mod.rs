@@ -13,7 +13,6 @@
 //! Deliberately missing: retries of requests (whoever asks knows whether asking twice is harmless) and discovery of members.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,12 +146,7 @@ impl Client {
         dialer: &Dialer,
     ) -> Result<Client, Error> {
         let connect = |url: &String| {
-            let (dialer, url) = match socket(url) {
-                // The name that its certificate has to have.
-                Some((true, path)) => (dialer.to_socket(path), "https://localhost".to_owned()),
-                Some((false, path)) => (dialer.to_socket(path), "http://localhost".to_owned()),
-                None => (dialer.clone(), url.clone()),
-            };
+            let (dialer, url) = dialer.at(url);
             let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| Error::Endpoint(url))?;
             let uri = endpoint.uri().clone();
             let endpoint = endpoint
@@ -229,14 +223,4 @@ impl Client {
     fn endpoint(&self, number: usize) -> &Connections {
         &self.endpoints[number % self.endpoints.len()]
     }
-}
-
-/// The file of a Unix socket, `unix://path` or `unix:path`, and whether TLS is spoken there (`unixs`).
-fn socket(url: &str) -> Option<(bool, &Path)> {
-    let (secure, rest) = match (url.strip_prefix("unix:"), url.strip_prefix("unixs:")) {
-        (Some(rest), _) => (false, rest),
-        (_, Some(rest)) => (true, rest),
-        _ => return None,
-    };
-    Some((secure, Path::new(rest.strip_prefix("//").unwrap_or(rest))))
 }

@@ -45,7 +45,7 @@ impl Tls {
 
     /// The URL of an address. One that does not say how to speak there is spoken to as is meant for it.
     pub(super) fn url(&self, address: &str) -> String {
-        match address.contains("://") || super::socket(address).is_some() {
+        match address.contains("://") || tls::socket(address).is_some() {
             true => address.to_owned(),
             false if self.is_meant() => format!("https://{address}"),
             false => format!("http://{address}"),
@@ -54,7 +54,7 @@ impl Tls {
 
     /// What makes connections to these URLs. Nothing is read if none of them is to be encrypted.
     pub(super) fn dialer(&self, urls: &[String]) -> Result<Dialer, Error> {
-        let secure = |url: &String| match super::socket(url) {
+        let secure = |url: &String| match tls::socket(url) {
             Some((secure, _)) => secure,
             None => url.starts_with("https://"),
         };

@@ -568,13 +568,10 @@ fn auto_compaction(values: &Values) -> Result<Option<AutoCompaction>, Error> {
     Ok(kept.filter(|kept| !everything.contains(kept)))
 }
 
-/// URLs one can listen on. Members do not meet on Unix sockets.
+/// URLs one can listen on.
 fn own_addresses(values: &Values, name: &'static str) -> Result<Vec<Url>, Error> {
     let urls = values.urls(name);
     for url in &urls {
-        if url.socket_path().is_some() && name == "listen-peer-urls" {
-            return invalid(format!("--{name}: {url}: only http and https are supported by Everwatch"));
-        }
         if !url.names_own_address() {
             return invalid(format!("expected IP in URL for binding ({url})"));
         }
@@ -785,12 +782,12 @@ mod tests {
             assert_eq!(refusal(line), text, "{line}");
         }
         assert!(refusal("--discovery=http://a/x").contains("give --discovery-token and --discovery-endpoints"));
-        assert!(refusal("--listen-peer-urls=unix://x").contains("only http and https are supported"));
         let local =
             config("--listen-client-urls=unix:///run/e.sock,unix://localhost:1 --advertise-client-urls=unix://a");
         let paths: Vec<_> =
             local.unwrap().listen_client_urls.iter().map(|url| url.socket_path().unwrap().to_owned()).collect();
         assert_eq!(paths, [PathBuf::from("/run/e.sock"), PathBuf::from("localhost:1")]);
+        assert!(refusal("--listen-peer-urls=unixs://x").contains("cannot listen on TLS for x"));
         assert!(refusal("--listen-metrics-urls=unixs://x").ends_with("client url unixs://x with HTTPS scheme"));
     }
 }

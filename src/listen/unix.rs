@@ -1,4 +1,4 @@
-//! Unix sockets: a file that a process listens on, for clients on the same machine.
+//! Unix sockets: a file that a process listens on, for clients and members on the same machine.
 //!
 //! A process that was killed leaves its file behind. Where nobody answers on it any more, the next one takes its place, as etcd's
 //! does. Unlike etcd, which removes whatever it finds there, this leaves a file alone that is no socket, and one that somebody

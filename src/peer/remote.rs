@@ -16,6 +16,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 use super::transport::{Peer, Shared};
+use crate::tls;
 use crate::types::MemberId;
 
 /// Remotes at the same time. Further senders are refused, and come again: more than a cluster has members.
@@ -44,7 +45,10 @@ impl Shared {
         if urls.is_empty() || id.0 == 0 || id == self.local {
             return Err(Status::failed_precondition("unknown member"));
         }
-        if urls.len() > URLS_MAX || !urls.iter().all(|url| is_peer_url(url)) {
+        // Files are of this machine, and one of many machines has nothing to look for there for a stranger.
+        let on_files = self.own_urls().iter().any(|url| tls::socket(url).is_some());
+        let dialled = |url: &String| is_peer_url(url) && (on_files || tls::socket(url).is_none());
+        if urls.len() > URLS_MAX || !urls.iter().all(dialled) {
             return Err(Status::invalid_argument("unknown member, and what it says are no peer URLs"));
         }
         let remote = Arc::new(Peer::remote(id, urls));
@@ -70,8 +74,11 @@ pub(super) fn says_removed(status: &Status) -> bool {
     status.code() == Code::PermissionDenied && status.message() == REMOVED
 }
 
-/// A scheme that can be dialled, a host and a port, and nothing else.
+/// A scheme that can be dialled, a host and a port, and nothing else; or a Unix socket.
 fn is_peer_url(url: &str) -> bool {
+    if let Some((_, path)) = tls::socket(url) {
+        return url.len() <= URL_BYTES_MAX && !path.as_os_str().is_empty() && !url.contains(char::is_control);
+    }
     let Some(endpoint) = Endpoint::from_shared(url.to_owned()).ok().filter(|_| url.len() <= URL_BYTES_MAX) else {
         return false;
     };
@@ -90,8 +97,15 @@ mod tests {
 
     #[test]
     fn what_a_stranger_says_is_taken_for_a_url_only_if_it_is_one() {
-        for good in ["http://h:1", "https://a.b-c.d:2380", "http://127.0.0.1:2380", "http://[::1]:2380", "http://h:1/"]
-        {
+        for good in [
+            "http://h:1",
+            "https://a.b-c.d:2380",
+            "http://127.0.0.1:2380",
+            "http://[::1]:2380",
+            "http://h:1/",
+            "unix:///run/peer.sock",
+            "unixs://h:1",
+        ] {
             assert!(is_peer_url(good), "{good}");
         }
         let long = format!("http://{}:1", "h".repeat(URL_BYTES_MAX));
@@ -105,7 +119,8 @@ mod tests {
             "http://h:99999",
             "http://:1",
             "ftp://h:1",
-            "unix://x",
+            "unix://",
+            "unix://\0",
             "http://h:1/x",
             "http://h:1/?q",
             "http://user@h:1",

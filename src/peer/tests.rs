@@ -626,6 +626,8 @@ fn strangers_are_few_say_where_they_are_and_go_when_nothing_is_heard() {
         for (from, urls, text) in [
             (stranger(0), &[][..], "unknown member"),
             (stranger(0), &["http://h:1/x".to_owned()], "no peer URLs"),
+            // A file is of one machine.
+            (stranger(0), &["unix:///x".to_owned()], "no peer URLs"),
             (stranger(0), &vec![urls[0].clone(); 100], "no peer URLs"),
             (MemberId(0), &urls, "unknown member"),
             (B, &urls, "unknown member"),
@@ -665,6 +667,9 @@ fn strangers_are_few_say_where_they_are_and_go_when_nothing_is_heard() {
             tokio::task::yield_now().await;
         }
         client.messages(one_more()).await.expect("there is room again");
+        b.transport.set_peers(vec![(B, vec!["unix:///b".to_owned()])]);
+        let beside = tokio_stream::iter([greeting(stranger(16), &["unix:///x".to_owned()])]);
+        client.messages(beside).await.expect("it is on a machine with this one");
     });
 }
 

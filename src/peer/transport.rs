@@ -405,7 +405,8 @@ pub(super) struct Connection {
 /// Dials one of the URLs of a peer.
 pub(super) async fn connect(url: &str, dialer: &Dialer) -> Result<Connection, String> {
     let open = watch::Sender::new(());
-    let endpoint = Endpoint::from_shared(url.to_owned())
+    let (dialer, url) = dialer.at(url);
+    let endpoint = Endpoint::from_shared(url)
         .map_err(|error| error.to_string())?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -414,7 +415,7 @@ pub(super) async fn connect(url: &str, dialer: &Dialer) -> Result<Connection, St
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .executor(WhileOpen(open.subscribe()));
-    match timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(dialer.clone())).await {
+    match timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(dialer)).await {
         Ok(Ok(channel)) => Ok(Connection { client: PeerClient::new(channel), _open: open }),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err("no connection in time".to_owned()),

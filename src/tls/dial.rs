@@ -62,9 +62,11 @@ impl Dialer {
         Ok(Dialer { tls: Some(Arc::new(Tls { settings, config })), socket: None })
     }
 
-    /// The same, to this Unix socket, whatever address it is asked for.
-    pub fn to_socket(&self, path: &Path) -> Dialer {
-        Dialer { socket: Some(path.into()), ..self.clone() }
+    /// What connects to `url`, and the URL to ask it for. For a Unix socket that one has the name which a certificate has to have there.
+    pub fn at(&self, url: &str) -> (Dialer, String) {
+        let Some((secure, path)) = socket(url) else { return (self.clone(), url.to_owned()) };
+        let named = if secure { "https://localhost" } else { "http://localhost" };
+        (Dialer { socket: Some(path.into()), ..self.clone() }, named.to_owned())
     }
 
     async fn dial(self, uri: Uri) -> io::Result<Box<dyn Io>> {
@@ -95,6 +97,16 @@ impl Dialer {
         }
         Ok(Box::new(stream))
     }
+}
+
+/// The file of a Unix socket, `unix://path` or `unix:path`, and whether TLS is spoken there (`unixs`).
+pub fn socket(url: &str) -> Option<(bool, &Path)> {
+    let (secure, rest) = match (url.strip_prefix("unix:"), url.strip_prefix("unixs:")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        _ => return None,
+    };
+    Some((secure, Path::new(rest.strip_prefix("//").unwrap_or(rest))))
 }
 
 /// As tonic wants it.

@@ -27,7 +27,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 pub use accept::{Accepted, Acceptor};
-pub use dial::{Dialer, ask_anybody};
+pub use dial::{Dialer, ask_anybody, socket};
 pub use names::CommonName;
 pub use protocol::Protocol;
 pub use self_signed::self_signed;
