@@ -36,9 +36,14 @@ const SPARE: Duration = Duration::from_millis(1);
 const SYNCS: u32 = 3;
 /// Of the average of syncs, what the last one is.
 const SYNC_PART: u64 = 16;
+/// A write that took long leaves at least this part of the bound, and takes at least that one off it.
+const LEFT_PART: u64 = 4;
+const TAKEN_PART: u64 = 8;
+/// What one that did not take long adds to it. The bound settles where one in five takes long; with a larger part it would be more.
+const ADDED_PART: u64 = 32;
 /// How often it is looked at who writes how much, and for how many looks somebody is protected after the last that gave a reason.
-const LOOK: Duration = Duration::from_millis(200);
-const LOOKS: u32 = 5;
+const LOOK: Duration = Duration::from_millis(50);
+const LOOKS: u32 = 20;
 /// Connections with few writes are protected while they have one of so many, or less.
 const PROTECTED_PART: u64 = 5;
 /// A write without an answer for so long measures nothing.
@@ -159,10 +164,14 @@ impl Throttle {
         let bound = if !protects {
             bound.saturating_mul(2)
         } else if took > long {
-            // From what is under way: without a bound so far, or far below it, that is where it has to begin.
-            (bound.min(self.under_way()) / 8 * 7).max(BOUND_MIN)
+            // From what is under way: without a bound so far, or far below it, that is where it has to begin. What takes ten times too
+            // long comes down in a few steps: whoever has just come would notice a tenth of a second.
+            let from = bound.min(self.under_way());
+            let fits = u128::from(from) * long.as_micros() / took.as_micros().max(1);
+            let fits = u64::try_from(fits).unwrap_or(from);
+            fits.min(from - from / TAKEN_PART).max(from / LEFT_PART).max(BOUND_MIN)
         } else if held {
-            bound.saturating_add(bound / 16 + 1)
+            bound.saturating_add(bound / ADDED_PART + 1)
         } else {
             bound
         };
@@ -351,9 +360,9 @@ mod tests {
         let mut writes = Load::of(10, 1000);
         assert_eq!(writes.bound(), UNBOUNDED, "nothing was slow");
         writes.write(100 * MS, 800);
-        assert_eq!((writes.bound(), writes.throttle.room()), (700, 0));
-        writes.write(100 * MS, 700);
-        assert!(writes.bound() < 700);
+        assert_eq!((writes.bound(), writes.throttle.room()), (200, 0), "much too long");
+        writes.write(100 * MS, 200);
+        assert_eq!(writes.bound(), 50);
         (0..100).for_each(|_| writes.write(100 * MS, writes.bound() as usize));
         assert_eq!(writes.bound(), BOUND_MIN);
         // Three syncs and some are not long.
@@ -372,14 +381,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_off_the_bound_goes_by_how_long_a_write_took() {
+        // Four milliseconds would not be long.
+        for (took, left) in [(MS * 21 / 5, 700..=700), (8 * MS, 380..=400), (16 * MS, 200..=200)] {
+            let mut writes = Load::of(10, 1000);
+            writes.write(took, 800);
+            assert!(left.contains(&writes.bound()), "{took:?} leaves {}", writes.bound());
+        }
+    }
+
+    #[test]
     fn the_bound_goes_when_nobody_with_few_is_left() {
         let mut writes = Load::of(10, 1000);
         writes.write(100 * MS, 64);
-        assert_eq!(writes.bound(), 56);
+        assert_eq!(writes.bound(), 16);
         writes.look();
         writes.beside = (0, 1000);
         (1..LOOKS).for_each(|_| writes.look());
-        assert_eq!(writes.bound(), 56, "he may be back in a moment");
+        assert_eq!(writes.bound(), 16, "he may be back in a moment");
         (0..70).for_each(|_| writes.look());
         assert_eq!(writes.bound(), UNBOUNDED);
     }
@@ -404,7 +423,7 @@ mod tests {
         follows.look();
         assert!(!follows.throttle.says());
         follows.write(100 * MS, 800);
-        assert_eq!(follows.bound(), 700);
+        assert_eq!(follows.bound(), 200);
         (0..LOOKS).for_each(|_| leads.look());
         assert!(!leads.throttle.says());
     }
@@ -425,7 +444,7 @@ mod tests {
         writes.write(100 * MS, 800);
         let began = tokio::time::Instant::now();
         assert!(!writes.throttle.wait().await);
-        assert_eq!((began.elapsed(), writes.bound()), (PATIENCE, 1400), "the next is not held as soon");
+        assert_eq!((began.elapsed(), writes.bound()), (PATIENCE, 400), "the next is not held as soon");
         writes.throttle.bound.store(700, Relaxed);
         let (came, ()) = tokio::join!(writes.throttle.wait(), async {
             writes.throttle.turned(700);

@@ -29,7 +29,7 @@ const FEW_CALLS: usize = 4;
 /// other for a moment.
 const MANY_WRITES: f32 = 8.0;
 const FEW_WRITES: f32 = 5.0;
-const TURNS_KNOWN: u32 = 32;
+const TURNS_KNOWN: u32 = 8;
 /// The average does not rise above this, so that it is not long in coming down.
 const AVERAGE_MAX: f32 = 10.0;
 /// Of the average, what the last turn is, and what is taken off it after a turn that was long waited for.
