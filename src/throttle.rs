@@ -41,9 +41,11 @@ const LEFT_PART: u64 = 4;
 const TAKEN_PART: u64 = 8;
 /// What one that did not take long adds to it. The bound settles where one in five takes long; with a larger part it would be more.
 const ADDED_PART: u64 = 32;
-/// How often it is looked at who writes how much, and for how many looks somebody is protected after the last that gave a reason.
+/// How often it is looked at who writes how much. For how many looks somebody is protected after one that gave a reason, and at most
+/// after many of them: who is there for long is soon protected for long, and a look that was mistaken costs little.
 const LOOK: Duration = Duration::from_millis(50);
-const LOOKS: u32 = 20;
+const LOOKS: u32 = 4;
+const LOOKS_MAX: u32 = 20;
 /// Connections with few writes are protected while they have one of so many, or less.
 const PROTECTED_PART: u64 = 5;
 /// A write without an answer for so long measures nothing.
@@ -148,7 +150,8 @@ impl Throttle {
             measured.looked = now;
             let (few, many) = (self.of_few.swap(0, Relaxed), self.of_many.swap(0, Relaxed));
             let heard = self.heard.swap(false, Relaxed);
-            let left = |reason: bool, left: u32| if reason { LOOKS } else { left.saturating_sub(1) };
+            let left =
+                |reason: bool, left: u32| if reason { (left + LOOKS).min(LOOKS_MAX) } else { left.saturating_sub(1) };
             measured.here = left(few > 0 && few * PROTECTED_PART <= many, measured.here);
             measured.elsewhere = left(heard, measured.elsewhere);
             self.here.store(measured.here > 0, Relaxed);
@@ -424,7 +427,7 @@ mod tests {
         assert!(!follows.throttle.says());
         follows.write(100 * MS, 800);
         assert_eq!(follows.bound(), 200);
-        (0..LOOKS).for_each(|_| leads.look());
+        (0..LOOKS_MAX).for_each(|_| leads.look());
         assert!(!leads.throttle.says());
     }
 

@@ -32,7 +32,8 @@ const FEW_WRITES: f32 = 5.0;
 const TURNS_KNOWN: u32 = 8;
 /// The average does not rise above this, so that it is not long in coming down.
 const AVERAGE_MAX: f32 = 10.0;
-/// Of the average, what the last turn is, and what is taken off it after a turn that was long waited for.
+/// Of the average, what the last turn is (of the first turns, all count alike), and what is taken off it after a turn that was long
+/// waited for.
 const TURN_PART: f32 = 1.0 / 8.0;
 const HELD_PART: f32 = 1.0 / 32.0;
 /// In so long much may gather.
@@ -174,8 +175,9 @@ impl Turn {
         if self.held_since.take().is_some_and(|since| since.elapsed() > LONG) {
             self.average -= self.average * HELD_PART;
         } else if writes.begun + writes.ended > 0 {
-            self.average = (self.average + (most as f32 - self.average) * TURN_PART).min(AVERAGE_MAX);
             self.turns_seen = self.turns_seen.saturating_add(1);
+            let part = TURN_PART.max(1.0 / self.turns_seen as f32);
+            self.average = (self.average + (most as f32 - self.average) * part).min(AVERAGE_MAX);
         }
         let many = self.has_many();
         if many {
