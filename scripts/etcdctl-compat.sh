@@ -5,6 +5,7 @@
 #   LEFT=etcd RIGHT=etcd scripts/etcdctl-compat.sh       proves the comparison itself
 #   ETCDCTL="etcdctl /usr/bin/etcdctl"           the clients to use
 #   scripts/etcdctl-compat.sh --tls              with TLS everywhere, and a client whose certificate names root (needs openssl)
+#   scripts/etcdctl-compat.sh --jwt              users get JSON Web Tokens (needs openssl)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 clients=()

@@ -309,16 +309,22 @@ def main():
     parser.add_argument("--etcdctl", action="append")
     parser.add_argument("--skip", action="append", default=[], help="leave out commands that start so")
     parser.add_argument("--tls", action="store_true", help="with TLS, and a client whose certificate names root")
+    parser.add_argument("--jwt", action="store_true", help="users get signed tokens (needs openssl)")
     arguments = parser.parse_args()
-    different, certificates = 0, None
+    different, certificates, flags = 0, None, []
     directory = tempfile.TemporaryDirectory()
+    if arguments.jwt:
+        key, public = (f"{directory.name}/jwt.{part}" for part in ("key", "pub"))
+        subprocess.run(["openssl", "genpkey", "-algorithm", "RSA", "-out", key], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True)
+        flags = [f"--auth-token=jwt,pub-key={public},priv-key={key},sign-method=RS256,ttl=10m"]
     if arguments.tls:
         certificates = Certificates(directory.name).sign("server", "a member", "IP:127.0.0.1,DNS:localhost").sign("client", "root")
     for etcdctl in arguments.etcdctl or ["etcdctl"]:
         results = [None, None]
 
         def side(number, command):
-            with Server(command, certificates=certificates) as server:
+            with Server(command, flags=flags, certificates=certificates) as server:
                 results[number] = Client(etcdctl, server).all(arguments.skip)
 
         threads = [threading.Thread(target=side, args=pair) for pair in enumerate((arguments.left, arguments.right))]
