@@ -268,6 +268,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_has_few_writes_is_known_by_its_first_turns() {
+        let protects = |times: usize, writes: usize| {
+            let throttle = Arc::new(Throttle::new(true));
+            after(&mut turns(&throttle).turn(), times, writes);
+            throttle.began_by_many(1_000_000);
+            throttle.proposed(1, || Duration::ZERO);
+            throttle.answered(1, Duration::from_secs(1));
+            throttle.says()
+        };
+        assert!(!protects(4, 1), "it may be about to begin many");
+        assert!(protects(5, 1) && protects(5, 4));
+        assert!(!protects(5, 7) && !protects(50, 7), "it is neither one nor the other");
+    }
+
+    #[tokio::test]
     async fn who_has_many_writes_is_held_without_room_and_others_are_not() {
         let throttle = Arc::new(Throttle::new(true));
         let turns = turns(&throttle);
