@@ -46,6 +46,8 @@ const ADDED_PART: u64 = 32;
 const LOOK: Duration = Duration::from_millis(50);
 const LOOKS: u32 = 4;
 const LOOKS_MAX: u32 = 20;
+/// One look alone gives no reason: among equals some connection may have few writes for a moment. So many of the last four do.
+const REASONS: u32 = 2;
 /// Connections with few writes are protected while they have one of so many, or less.
 const PROTECTED_PART: u64 = 5;
 /// A write without an answer for so long measures nothing.
@@ -90,6 +92,8 @@ struct Measured {
     /// The write that is, and when it came.
     write: Option<(u64, Duration)>,
     looked: Duration,
+    /// Whether somebody with few was seen here: a bit for each of the last looks.
+    seen: u8,
     /// For how many looks somebody is protected yet.
     here: u32,
     elsewhere: u32,
@@ -152,7 +156,10 @@ impl Throttle {
             let heard = self.heard.swap(false, Relaxed);
             let left =
                 |reason: bool, left: u32| if reason { (left + LOOKS).min(LOOKS_MAX) } else { left.saturating_sub(1) };
-            measured.here = left(few > 0 && few * PROTECTED_PART <= many, measured.here);
+            let seen = few > 0 && few * PROTECTED_PART <= many;
+            measured.seen = ((measured.seen << 1) | u8::from(seen)) & 0b1111;
+            let known = measured.seen.count_ones() >= REASONS;
+            measured.here = left(seen && known, measured.here);
             measured.elsewhere = left(heard, measured.elsewhere);
             self.here.store(measured.here > 0, Relaxed);
             self.elsewhere.store(measured.elsewhere > 0, Relaxed);
@@ -323,7 +330,7 @@ mod tests {
             let throttle = Throttle::new(true);
             (0..200).for_each(|_| throttle.synced(MS));
             let mut writes = Load { throttle, now: Duration::ZERO, number: 0, beside: (few, many) };
-            writes.look();
+            (0..REASONS).for_each(|_| writes.look());
             writes
         }
 
@@ -404,6 +411,21 @@ mod tests {
         assert_eq!(writes.bound(), 16, "he may be back in a moment");
         (0..70).for_each(|_| writes.look());
         assert_eq!(writes.bound(), UNBOUNDED);
+    }
+
+    #[test]
+    fn a_single_look_is_no_reason() {
+        let mut writes = Load::of(0, 1000);
+        for few in [10, 0, 0, 0, 10, 0, 0] {
+            writes.beside.0 = few;
+            writes.look();
+            assert!(!writes.throttle.says());
+        }
+        for few in [10, 0, 10] {
+            writes.beside.0 = few;
+            writes.look();
+        }
+        assert!(writes.throttle.says());
     }
 
     #[test]
