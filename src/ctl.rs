@@ -9,7 +9,7 @@
 //! and nothing twice, and what becomes of the connection is said on stderr. Backups, whose restore makes a directory of ours. And
 //! `migrate`, the way here from etcd. `wal` and `db` look at the directory of a stopped member. `tests/compat/ctl.py` holds both tools against each other, and lists all differences.
 //!
-//! Deliberately missing: `--discovery-srv`, and `defrag --data-dir`, for a stopped member needs no defragmenting.
+//! Deliberately missing: `defrag --data-dir`, for a stopped member needs no defragmenting.
 
 use std::ffi::OsString;
 use std::io::Write;

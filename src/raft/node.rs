@@ -596,13 +596,12 @@ impl Node {
         }
         // A peer that receives a snapshot needs what follows it; one that does not get on with it will need another.
         let holds = self.log_bytes() <= HELD_BYTES_MAX;
+        self.peers().into_iter().for_each(|peer| self.note_snapshot(peer.id.0));
         let raft = &self.raw.raft;
         let matched = |peer| raft.prs().get(peer).map(|progress| progress.matched);
-        let catching_up = self.catch_ups.needed(raft.raft_log.last_index(), matched).map(Index);
-        let receiving = self.peers().into_iter().filter_map(|peer| peer.snapshot).filter(|index| index.0 > 0);
-        let needed = receiving.chain(catching_up).filter(|_| holds).min();
-        let index = needed.map_or(index, |needed| index.min(needed));
-        self.raw.mut_store().truncate(index.0);
+        let needed = self.catch_ups.needed(raft.raft_log.last_index(), matched).filter(|_| holds);
+        let index = needed.map_or(index.0, |needed| index.0.min(needed));
+        self.raw.mut_store().truncate(index);
         Ok(())
     }
 
