@@ -6,7 +6,7 @@
 //! held, each that did not makes it a little larger. What is long goes by the syncs of the log: a slow disk is nobody's fault.
 //!
 //! Nothing is bounded unless connections with few writes are served beside some with many, and have the lesser part by far: among
-//! equals nobody would gain by it. Members tell each other, since all share one log: followers tell the leader whether they have
+//! equals nobody would gain by it (who has few, `listen` finds out). Members tell each other, since all share one log: followers tell the leader whether they have
 //! somebody to protect, and the leader tells all. Where nothing is answered, without a leader, nobody is held for long.
 //!
 //! (etcd answers in the order in which requests come, and a client that floods it makes all others wait for hundreds of milliseconds.)
@@ -30,10 +30,10 @@ use tokio::sync::Notify;
 /// As if there were no bound.
 const UNBOUNDED: u64 = u64::MAX;
 /// So many writes may be under way in any case.
-const BOUND_MIN: u64 = 8;
-/// A write may take so long, and as long as so many syncs of the log.
+const BOUND_MIN: u64 = 2;
+/// A write may take so long, and as long as so many syncs of the log: the one that is under way when it comes, and its own.
 const SPARE: Duration = Duration::from_millis(1);
-const SYNCS: u32 = 3;
+const SYNCS: u32 = 2;
 /// Of the average of syncs, what the last one is.
 const SYNC_PART: u64 = 16;
 /// A write that took long leaves at least this part of the bound, and takes at least that one off it.
@@ -46,9 +46,8 @@ const ADDED_PART: u64 = 32;
 const LOOK: Duration = Duration::from_millis(50);
 const LOOKS: u32 = 4;
 const LOOKS_MAX: u32 = 20;
-/// One look alone gives no reason: among equals some connection may have few writes for a moment. So many of the last four do.
-const REASONS: u32 = 2;
-/// Connections with few writes are protected while they have one of so many, or less.
+/// Connections with few writes are protected if they have one of so many, or less; and while they are, and others are held for them, if
+/// they have not more than those.
 const PROTECTED_PART: u64 = 5;
 /// A write without an answer for so long measures nothing.
 const LOST: Duration = Duration::from_secs(1);
@@ -74,6 +73,9 @@ pub struct Throttle {
     /// Writes that connections with few, and those with many, began since it was looked at.
     of_few: AtomicU64,
     of_many: AtomicU64,
+    /// For each of the latter, how many such a connection has under way: their sum, and the average at the last look. In thousandths.
+    beside_each: AtomicU64,
+    many_have: AtomicU64,
     /// A peer has said that somebody is to be protected, since it was looked at.
     heard: AtomicBool,
     /// Somebody is to be protected here, or at a peer.
@@ -92,8 +94,6 @@ struct Measured {
     /// The write that is, and when it came.
     write: Option<(u64, Duration)>,
     looked: Duration,
-    /// Whether somebody with few was seen here: a bit for each of the last looks.
-    seen: u8,
     /// For how many looks somebody is protected yet.
     here: u32,
     elsewhere: u32,
@@ -113,6 +113,8 @@ impl Throttle {
             waits: AtomicU64::new(0),
             of_few: AtomicU64::new(0),
             of_many: AtomicU64::new(0),
+            beside_each: AtomicU64::new(0),
+            many_have: AtomicU64::new(0),
             heard: AtomicBool::new(false),
             here: AtomicBool::new(false),
             elsewhere: AtomicBool::new(false),
@@ -135,6 +137,7 @@ impl Throttle {
     /// All writes up to that number are carried out, and about to be answered.
     pub(crate) fn answered(&self, number: u64, now: Duration) {
         let mut measured = self.measured();
+        let protects = self.enabled && self.look(&mut measured, now);
         let Some((measures, since)) = measured.write else { return };
         let took = now.saturating_sub(since);
         if measures > number && took < LOST {
@@ -143,7 +146,6 @@ impl Throttle {
         measured.write = None;
         self.idle.store(true, Relaxed);
         if self.enabled {
-            let protects = self.look(&mut measured, now);
             self.adjust(protects, took);
         }
     }
@@ -153,13 +155,13 @@ impl Throttle {
         if now.saturating_sub(measured.looked) >= LOOK {
             measured.looked = now;
             let (few, many) = (self.of_few.swap(0, Relaxed), self.of_many.swap(0, Relaxed));
+            let many_have = self.beside_each.swap(0, Relaxed).checked_div(many);
+            self.many_have.store(many_have.unwrap_or(0), Relaxed);
             let heard = self.heard.swap(false, Relaxed);
             let left =
                 |reason: bool, left: u32| if reason { (left + LOOKS).min(LOOKS_MAX) } else { left.saturating_sub(1) };
-            let seen = few > 0 && few * PROTECTED_PART <= many;
-            measured.seen = ((measured.seen << 1) | u8::from(seen)) & 0b1111;
-            let known = measured.seen.count_ones() >= REASONS;
-            measured.here = left(seen && known, measured.here);
+            let part = if measured.here > 0 { 1 } else { PROTECTED_PART };
+            measured.here = left(few > 0 && few * part <= many, measured.here);
             measured.elsewhere = left(heard, measured.elsewhere);
             self.here.store(measured.here > 0, Relaxed);
             self.elsewhere.store(measured.elsewhere > 0, Relaxed);
@@ -225,9 +227,15 @@ impl Throttle {
         self.of_few.fetch_add(writes as u64, Relaxed);
     }
 
-    /// On one that has many.
-    pub(crate) fn began_by_many(&self, writes: usize) {
+    /// On one that has many: `under_way` on the average of time.
+    pub(crate) fn began_by_many(&self, writes: usize, under_way: f32) {
         self.of_many.fetch_add(writes as u64, Relaxed);
+        self.beside_each.fetch_add(writes as u64 * (under_way * 1000.0) as u64, Relaxed);
+    }
+
+    /// How many writes a connection with many has under way, on the average of time and of such writes at the last look. 0: there were none.
+    pub(crate) fn many_have(&self) -> f32 {
+        self.many_have.load(Relaxed) as f32 / 1000.0
     }
 
     fn under_way(&self) -> u64 {
@@ -330,14 +338,14 @@ mod tests {
             let throttle = Throttle::new(true);
             (0..200).for_each(|_| throttle.synced(MS));
             let mut writes = Load { throttle, now: Duration::ZERO, number: 0, beside: (few, many) };
-            (0..REASONS).for_each(|_| writes.look());
+            writes.look();
             writes
         }
 
         /// A write that is answered after that time, with so many under way.
         fn write(&mut self, took: Duration, under_way: usize) {
             self.throttle.began_by_few(self.beside.0);
-            self.throttle.began_by_many(self.beside.1);
+            self.throttle.began_by_many(self.beside.1, 10.0);
             self.number += 1;
             self.throttle.proposed(self.number, || self.now);
             self.throttle.turned(under_way);
@@ -375,12 +383,12 @@ mod tests {
         assert_eq!(writes.bound(), 50);
         (0..100).for_each(|_| writes.write(100 * MS, writes.bound() as usize));
         assert_eq!(writes.bound(), BOUND_MIN);
-        // Three syncs and some are not long.
-        writes.write(3 * MS, 8);
+        // Two syncs and some are not long.
+        writes.write(MS * 14 / 5, 8);
         assert_eq!(writes.bound(), BOUND_MIN, "nobody wants more");
         for _ in 0..100 {
             writes.throttle.held.store(true, Relaxed);
-            writes.write(3 * MS, 8);
+            writes.write(MS * 14 / 5, 8);
         }
         assert!(writes.bound() > 10 * BOUND_MIN, "{}", writes.bound());
         // Beside syncs that take longer nothing is long that was not before.
@@ -392,8 +400,8 @@ mod tests {
 
     #[test]
     fn what_is_taken_off_the_bound_goes_by_how_long_a_write_took() {
-        // Four milliseconds would not be long.
-        for (took, left) in [(MS * 21 / 5, 700..=700), (8 * MS, 380..=400), (16 * MS, 200..=200)] {
+        // Three milliseconds would not be long.
+        for (took, left) in [(MS * 16 / 5, 700..=700), (6 * MS, 380..=400), (16 * MS, 200..=200)] {
             let mut writes = Load::of(10, 1000);
             writes.write(took, 800);
             assert!(left.contains(&writes.bound()), "{took:?} leaves {}", writes.bound());
@@ -414,18 +422,34 @@ mod tests {
     }
 
     #[test]
-    fn a_single_look_is_no_reason() {
+    fn who_is_protected_may_have_more_for_others_are_held() {
         let mut writes = Load::of(0, 1000);
-        for few in [10, 0, 0, 0, 10, 0, 0] {
-            writes.beside.0 = few;
-            writes.look();
-            assert!(!writes.throttle.says());
+        for (beside, protects) in [((10, 49), false), ((10, 50), true), ((10, 10), true), ((10, 9), false)] {
+            writes.beside = beside;
+            (0..=LOOKS_MAX).for_each(|_| writes.look());
+            assert_eq!(writes.throttle.says(), protects, "{beside:?}");
         }
-        for few in [10, 0, 10] {
-            writes.beside.0 = few;
-            writes.look();
-        }
-        assert!(writes.throttle.says());
+    }
+
+    #[test]
+    fn it_is_looked_at_who_writes_however_long_a_write_takes() {
+        let writes = Load::of(0, 0);
+        writes.throttle.began_by_few(10);
+        writes.throttle.began_by_many(1000, 10.0);
+        writes.throttle.proposed(7, || writes.now);
+        writes.throttle.answered(6, writes.now + LOOK);
+        assert!(writes.throttle.says() && !writes.throttle.idle.load(Relaxed));
+    }
+
+    #[test]
+    fn what_those_with_many_have_is_the_average_of_their_writes() {
+        let mut writes = Load::of(0, 0);
+        writes.throttle.began_by_many(30, 10.0);
+        writes.throttle.began_by_many(10, 6.0);
+        writes.look();
+        assert_eq!(writes.throttle.many_have(), 9.0);
+        writes.look();
+        assert_eq!(writes.throttle.many_have(), 0.0);
     }
 
     #[test]

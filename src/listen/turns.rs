@@ -9,27 +9,34 @@
 //! after that says little, since they have gathered meanwhile, whoever it is: little by little it is taken for one with few again, until
 //! its next turn shows what it is.
 //!
+//! What is many for a moment may be few in a second: of whoever writes seldom many are under way, too, as long as each takes long. So a
+//! connection is compared with those that have many, over a second. One that has just come begins with nothing, and has a good half of
+//! that time until it is as they are. Equals come out alike, however the one or the other is late with its next writes.
+//!
 //! Nobody starves: a runtime comes back to whoever made way after a few dozen tasks, and a turn is as long as it would be without this.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::yield_now;
+use tokio::time::Instant;
 
 use crate::throttle::{Throttle, Writes};
 
 /// Calls that a connection may begin and end in a turn without having to wait for its next.
 const FEW_CALLS: usize = 4;
-/// Writes that a connection may have under way, on the average of its turns with any, without ever being held; and with how many it
-/// counts as one to be protected, when so many turns of it were seen. In between it is neither: among equals nobody is to be one or the
-/// other for a moment.
+/// Writes that a connection may have under way, on the average of its turns with any, without ever being held.
 const MANY_WRITES: f32 = 8.0;
-const FEW_WRITES: f32 = 5.0;
-const TURNS_KNOWN: u32 = 8;
+/// Of what those with many have on the average of about so long, the part that one with few has at most; and what they have when they
+/// have been there for long enough to compare with.
+const FEW_PART: f32 = 1.0 / 2.0;
+const MEMORY: Duration = Duration::from_secs(1);
+const MANY_KNOWN: f32 = 4.0;
 /// The average does not rise above this, so that it is not long in coming down.
 const AVERAGE_MAX: f32 = 10.0;
 /// Of the average, what the last turn is (of the first turns, all count alike), and what is taken off it after a turn that was long
@@ -112,7 +119,9 @@ impl Turns {
             next: Next::AtOnce,
             writes: 0,
             average: 0.0,
+            lately: 0.0,
             turns_seen: 0,
+            counted: Instant::now(),
             held_since: None,
         }
     }
@@ -132,8 +141,11 @@ pub(super) struct Turn {
     writes: usize,
     /// The most in a turn with any, on the average.
     average: f32,
-    /// So many such turns, since it is there.
+    /// The same on the average of time.
+    lately: f32,
+    /// So many such turns, since it is there; and until when they are in the averages.
     turns_seen: u32,
+    counted: Instant,
     held_since: Option<Instant>,
 }
 
@@ -170,19 +182,22 @@ impl Turn {
 
     /// It has gone on, and so many calls began or ended, and these writes.
     pub(super) fn over(&mut self, calls: usize, writes: Writes) {
-        let most = self.writes + writes.begun;
+        let (now, most) = (Instant::now(), self.writes + writes.begun);
         self.writes = most.saturating_sub(writes.ended);
-        if self.held_since.take().is_some_and(|since| since.elapsed() > LONG) {
+        if self.held_since.take().is_some_and(|since| now - since > LONG) {
             self.average -= self.average * HELD_PART;
+            self.counted = now;
         } else if writes.begun + writes.ended > 0 {
             self.turns_seen = self.turns_seen.saturating_add(1);
             let part = TURN_PART.max(1.0 / self.turns_seen as f32);
             self.average = (self.average + (most as f32 - self.average) * part).min(AVERAGE_MAX);
+            let passed = now - mem::replace(&mut self.counted, now);
+            self.lately += (most as f32 - self.lately) * passed.div_duration_f32(passed + MEMORY);
         }
         let many = self.has_many();
         if many {
-            self.turns.throttle.began_by_many(writes.begun);
-        } else if self.average <= FEW_WRITES && self.turns_seen >= TURNS_KNOWN {
+            self.turns.throttle.began_by_many(writes.begun, self.lately);
+        } else if self.average <= MANY_WRITES && self.had_few() {
             self.turns.throttle.began_by_few(writes.begun);
         }
         // Who waits counts as one call at least, or all could be called at once.
@@ -190,7 +205,13 @@ impl Turn {
     }
 
     fn has_many(&self) -> bool {
-        self.average > MANY_WRITES
+        self.average > MANY_WRITES && !self.had_few()
+    }
+
+    /// Compared with those that have many.
+    fn had_few(&self) -> bool {
+        let many = self.turns.throttle.many_have();
+        many >= MANY_KNOWN && self.lately <= many * FEW_PART
     }
 }
 
@@ -267,42 +288,78 @@ mod tests {
         assert!(turn.has_many());
     }
 
-    #[tokio::test]
-    async fn who_has_few_writes_is_known_by_its_first_turns() {
-        let protects = |times: usize, writes: usize| {
-            let throttle = Arc::new(Throttle::new(true));
-            let mut turn = turns(&throttle).turn();
-            after(&mut turn, times - 1, writes);
-            for second in 1..=2 {
-                after(&mut turn, 1, writes);
-                throttle.began_by_many(1_000_000);
-                throttle.proposed(second, || Duration::ZERO);
-                throttle.answered(second, Duration::from_secs(second));
-            }
-            throttle.says()
-        };
-        assert!(!protects(4, 1), "it may be about to begin many");
-        assert!(protects(5, 1) && protects(5, 4));
-        assert!(!protects(5, 6) && !protects(50, 6), "it is neither one nor the other");
+    /// A look at who began how many writes, beside connections that have so many under way.
+    fn look(throttle: &Throttle, second: u64, many_have: f32) {
+        throttle.began_by_many(1000, many_have);
+        throttle.proposed(second, || Duration::ZERO);
+        throttle.answered(second, Duration::from_secs(second));
     }
 
-    #[tokio::test]
+    /// How many turns of ten milliseconds with so many writes under way in each, up to a thousand, give a reason to protect the
+    /// connection, and after how many it is one with many.
+    async fn turns_as(writes: usize, many_have: f32) -> (usize, Option<usize>) {
+        let throttle = Arc::new(Throttle::new(true));
+        let mut turn = turns(&throttle).turn();
+        look(&throttle, 1, many_have);
+        let (mut reasons, mut many) = (0, None);
+        for number in 1..=1000 {
+            tokio::time::advance(LONG).await;
+            turn.over(1, Writes { begun: writes, ended: writes });
+            many = many.or(turn.has_many().then_some(number));
+            look(&throttle, 1 + number as u64, many_have);
+            // What was protected before is for a while.
+            reasons += usize::from(throttle.says());
+        }
+        (reasons, many)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_few_is_known_by_those_that_have_many() {
+        assert_eq!(turns_as(1, 10.0).await, (1000, None));
+        assert_eq!(turns_as(4, 10.0).await, (1000, None));
+        let (reasons, many) = turns_as(7, 10.0).await;
+        assert!((100..200).contains(&reasons) && many.is_none(), "after a second it is as they are: {reasons}");
+        // Of those that have not been there for long nothing is known yet.
+        assert_eq!(turns_as(1, 3.0).await, (0, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_comes_has_a_while_in_which_many_are_none() {
+        let (reasons, many) = turns_as(10, 10.0).await;
+        assert_eq!(reasons, 0, "it may be one of them");
+        assert!(many.is_some_and(|turns| (50..100).contains(&turns)), "{many:?}");
+        assert_eq!(turns_as(10, 3.0).await, (0, Some(1)), "where nothing is known, at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_connection_that_is_late_now_and_then_is_not_one_with_few() {
+        let throttle = Arc::new(Throttle::new(true));
+        let mut turn = turns(&throttle).turn();
+        look(&throttle, 1, 8.0);
+        for second in 2..100 {
+            for writes in [10, 10, 10, 10, 10, 1, 1, 1, 1, 1] {
+                tokio::time::advance(LONG * 2).await;
+                turn.over(1, Writes { begun: writes, ended: writes });
+            }
+            look(&throttle, second, 8.0);
+            // It is new in the first ones, and protected for some looks after them.
+            assert!(second < 30 || !throttle.says(), "after {second} rounds: {turn:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_has_many_writes_is_held_without_room_and_others_are_not() {
         let throttle = Arc::new(Throttle::new(true));
         let turns = turns(&throttle);
         let (mut many, mut few) = (turns.turn(), turns.turn());
-        after(&mut many, 10, 10);
+        for _ in 0..100 {
+            tokio::time::advance(LONG).await;
+            after(&mut many, 1, 10);
+        }
         few.over(FEW_CALLS + 1, Writes::default());
-        let bounded = |waiting| {
-            for second in 1..=2 {
-                throttle.began_by_few(1);
-                throttle.began_by_many(1000);
-                throttle.proposed(second, || Duration::ZERO);
-                throttle.turned(waiting);
-                throttle.answered(second, Duration::from_secs(second));
-            }
-        };
-        bounded(100);
+        throttle.began_by_few(1);
+        throttle.turned(100);
+        look(&throttle, 1, 10.0);
         let calling = tokio::spawn({
             let turns = turns.clone();
             async move { turns.call().await }

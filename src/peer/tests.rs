@@ -583,19 +583,13 @@ fn a_member_hears_whether_another_has_clients_to_protect() {
         throttle.proposed(second, || Duration::from_secs(second));
         throttle.answered(second, Duration::from_secs(second));
     };
-    // One look alone would be no reason.
-    let sees = |throttle: &Throttle, few: bool| {
-        for second in 1..=2 {
-            throttle.began_by_few(few.into());
-            throttle.began_by_many(10);
-            looks(throttle, second);
-        }
-    };
     let hears = |protects: bool| {
         let [ours, theirs] = [(); 2].map(|()| Arc::new(Throttle::new(true)));
         let a = Member::start(A, "127.0.0.1:0", Parts { throttle: theirs.clone(), ..Parts::default() });
         let b = Member::start(B, "127.0.0.1:0", Parts { throttle: ours.clone(), ..Parts::default() });
-        sees(&theirs, protects);
+        theirs.began_by_few(protects.into());
+        theirs.began_by_many(10, 10.0);
+        looks(&theirs, 1);
         b.connect(&a);
         a.reach(&b);
         // What a leader has heard it passes on.
