@@ -3,7 +3,8 @@
 //! A client that keeps two thousand puts under way has as many of them answered in a second as one that keeps fifty. But whoever comes
 //! with a single put waits for what came before it. So there is a bound: while more writes are under way, connections that have many of
 //! them are held. It is found as TCP finds how many packets to send. A write that took long makes it smaller by a part; while somebody is
-//! held, each that did not makes it a little larger. What is long goes by the syncs of the log: a slow disk is nobody's fault.
+//! held, each that did not makes it a little larger. What is long goes by the syncs of the log, and by what writes take that come when
+//! there are hardly any others: a slow disk, or a peer that is far away, is nobody's fault.
 //!
 //! Nothing is bounded unless connections with few writes are served beside some with many, and have the lesser part by far: among
 //! equals nobody would gain by it (who has few, `listen` finds out). Members tell each other, since all share one log: followers tell the leader whether they have
@@ -21,25 +22,33 @@
 
 use std::cell::Cell;
 use std::ops::Sub;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, Ordering::Relaxed, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 /// As if there were no bound.
 const UNBOUNDED: u64 = u64::MAX;
 /// So many writes may be under way in any case.
 const BOUND_MIN: u64 = 2;
-/// A write may take so long, and as long as so many syncs of the log: the one that is under way when it comes, and its own.
+/// A write may take so long, and besides twice as long as a sync of the log, or as a write takes at the least: it waits for what is under
+/// way when it comes, and then for its own.
 const SPARE: Duration = Duration::from_millis(1);
-const SYNCS: u32 = 2;
+const TIMES: u32 = 2;
+/// With so many under way it takes the least. It is remembered over so long a time, and as long again. Where the bound was higher for
+/// all of that it is forgotten: the bound comes down, and it is seen once more.
+const ALONE: u64 = 4;
+const LEAST_OVER: Duration = Duration::from_secs(5);
 /// Of the average of syncs, what the last one is.
 const SYNC_PART: u64 = 16;
-/// A write that took long leaves at least this part of the bound, and takes at least that one off it.
+/// A write that took long leaves at least this part of what is under way, or of a bound below that, and takes at least that one off it.
 const LEFT_PART: u64 = 4;
 const TAKEN_PART: u64 = 8;
-/// What one that did not take long adds to it. The bound settles where one in five takes long; with a larger part it would be more.
+/// What one that did not take long adds to it, and one besides. A large bound settles where one in five takes long; with a larger part it
+/// would be more.
 const ADDED_PART: u64 = 32;
 /// How often it is looked at who writes how much. For how many looks somebody is protected after one that gave a reason, and at most
 /// after many of them: who is there for long is soon protected for long, and a look that was mistaken costs little.
@@ -52,7 +61,7 @@ const PROTECTED_PART: u64 = 5;
 /// A write without an answer for so long measures nothing.
 const LOST: Duration = Duration::from_secs(1);
 /// How long somebody is held although nothing is answered.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 
 /// See the module. One per member.
 #[derive(Debug)]
@@ -63,9 +72,9 @@ pub struct Throttle {
     /// Writes that wait in the core since its last turn, and those that came later.
     waiting: AtomicU64,
     proposed: AtomicU64,
-    /// Somebody is waiting for room.
-    holding: AtomicBool,
-    /// Somebody has, since the bound was looked at.
+    /// How many runtimes wait for room.
+    holding: AtomicUsize,
+    /// Somebody was held, since the bound was looked at.
     held: AtomicBool,
     room: Notify,
     /// How often somebody had to wait for room.
@@ -73,8 +82,8 @@ pub struct Throttle {
     /// Writes that connections with few, and those with many, began since it was looked at.
     of_few: AtomicU64,
     of_many: AtomicU64,
-    /// For each of the latter, how many such a connection has under way: their sum, and the average at the last look. In thousandths.
-    beside_each: AtomicU64,
+    /// For each of the latter, how many its connection has under way: the sum, and the average at the last look. In thousandths.
+    many_have_sum: AtomicU64,
     many_have: AtomicU64,
     /// A peer has said that somebody is to be protected, since it was looked at.
     heard: AtomicBool,
@@ -91,12 +100,23 @@ pub struct Throttle {
 
 #[derive(Debug, Default)]
 struct Measured {
-    /// The write that is, and when it came.
-    write: Option<(u64, Duration)>,
+    write: Option<Write>,
+    /// What writes took at the least since then, and before; zero where there was none that tells.
+    least: [Duration; 2],
+    least_since: Duration,
     looked: Duration,
     /// For how many looks somebody is protected yet.
     here: u32,
     elsewhere: u32,
+}
+
+/// The one that is measured.
+#[derive(Debug)]
+struct Write {
+    number: u64,
+    came: Duration,
+    /// With hardly any others.
+    alone: bool,
 }
 
 impl Throttle {
@@ -107,13 +127,13 @@ impl Throttle {
             bound: AtomicU64::new(UNBOUNDED),
             waiting: AtomicU64::new(0),
             proposed: AtomicU64::new(0),
-            holding: AtomicBool::new(false),
+            holding: AtomicUsize::new(0),
             held: AtomicBool::new(false),
             room: Notify::new(),
             waits: AtomicU64::new(0),
             of_few: AtomicU64::new(0),
             of_many: AtomicU64::new(0),
-            beside_each: AtomicU64::new(0),
+            many_have_sum: AtomicU64::new(0),
             many_have: AtomicU64::new(0),
             heard: AtomicBool::new(false),
             here: AtomicBool::new(false),
@@ -130,32 +150,37 @@ impl Throttle {
         self.proposed.fetch_add(1, Relaxed);
         // One at a time is measured: a clock that is read for each would cost more than it tells.
         if self.idle.swap(false, Relaxed) {
-            self.measured().write = Some((number, now()));
+            let write = Write { number, came: now(), alone: self.under_way() <= ALONE };
+            self.measured().write = Some(write);
         }
     }
 
     /// All writes up to that number are carried out, and about to be answered.
     pub(crate) fn answered(&self, number: u64, now: Duration) {
         let mut measured = self.measured();
-        let protects = self.enabled && self.look(&mut measured, now);
-        let Some((measures, since)) = measured.write else { return };
-        let took = now.saturating_sub(since);
-        if measures > number && took < LOST {
+        let Some(write) = &measured.write else { return };
+        let took = now.saturating_sub(write.came);
+        if write.number > number && took < LOST {
             return;
+        }
+        if write.alone && took < LOST {
+            measured.took_alone(took);
         }
         measured.write = None;
         self.idle.store(true, Relaxed);
         if self.enabled {
-            self.adjust(protects, took);
+            self.adjust(&measured, took);
         }
     }
 
-    /// Whether somebody is to be protected.
-    fn look(&self, measured: &mut Measured, now: Duration) -> bool {
+    /// Who begins how many writes, and whether somebody is to be protected.
+    fn look(&self, now: Duration) {
+        let measured = &mut *self.measured();
+        measured.forget(now);
         if now.saturating_sub(measured.looked) >= LOOK {
             measured.looked = now;
             let (few, many) = (self.of_few.swap(0, Relaxed), self.of_many.swap(0, Relaxed));
-            let many_have = self.beside_each.swap(0, Relaxed).checked_div(many);
+            let many_have = self.many_have_sum.swap(0, Relaxed).checked_div(many);
             self.many_have.store(many_have.unwrap_or(0), Relaxed);
             let heard = self.heard.swap(false, Relaxed);
             let left =
@@ -166,14 +191,14 @@ impl Throttle {
             self.here.store(measured.here > 0, Relaxed);
             self.elsewhere.store(measured.elsewhere > 0, Relaxed);
         }
-        measured.here > 0 || measured.elsewhere > 0
     }
 
-    fn adjust(&self, protects: bool, took: Duration) {
+    fn adjust(&self, measured: &Measured, took: Duration) {
         let bound = self.bound.load(Relaxed);
         let held = self.held.swap(false, Relaxed);
-        let long = SPARE + SYNCS * Duration::from_micros(self.sync_us.load(Relaxed));
-        let bound = if !protects {
+        let sync = Duration::from_micros(self.sync_us.load(Relaxed));
+        let long = SPARE + TIMES * sync.max(measured.least());
+        let bound = if measured.here == 0 && measured.elsewhere == 0 {
             bound.saturating_mul(2)
         } else if took > long {
             // From what is under way: without a bound so far, or far below it, that is where it has to begin. What takes ten times too
@@ -190,19 +215,24 @@ impl Throttle {
         self.bound.store(bound, Relaxed);
     }
 
-    /// The core has had a turn, and so many writes wait in it.
-    pub(crate) fn turned(&self, waiting: usize) {
+    /// The core has had a turn, and so many writes wait in it. It has some, whether anybody writes or not.
+    pub(crate) fn turned(&self, waiting: usize, now: Duration) {
+        if self.enabled {
+            self.look(now);
+        }
         self.waiting.store(waiting as u64, Relaxed);
         self.proposed.store(0, Relaxed);
-        if self.holding.load(Relaxed) && self.room() > 0 {
-            self.room.notify_one();
+        // Either this sees that there is somebody, or he sees the room.
+        fence(Ordering::SeqCst);
+        if self.holding.load(Relaxed) > 0 && self.room() > 0 {
+            self.room.notify_waiters();
         }
     }
 
     /// The log was synced.
     pub(crate) fn synced(&self, took: Duration) {
-        let before = self.sync_us.load(Relaxed);
-        let after = before - before / SYNC_PART + took.as_micros() as u64 / SYNC_PART;
+        let (before, took) = (self.sync_us.load(Relaxed), took.as_micros() as u64);
+        let after = if before == 0 { took } else { before - before / SYNC_PART + took / SYNC_PART };
         self.sync_us.store(after, Relaxed);
     }
 
@@ -230,7 +260,7 @@ impl Throttle {
     /// On one that has many: `under_way` on the average of time.
     pub(crate) fn began_by_many(&self, writes: usize, under_way: f32) {
         self.of_many.fetch_add(writes as u64, Relaxed);
-        self.beside_each.fetch_add(writes as u64 * (under_way * 1000.0) as u64, Relaxed);
+        self.many_have_sum.fetch_add(writes as u64 * (under_way * 1000.0) as u64, Relaxed);
     }
 
     /// How many writes a connection with many has under way, on the average of time and of such writes at the last look. 0: there were none.
@@ -248,18 +278,26 @@ impl Throttle {
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
-    /// Returns when there is room again: true. Or else after a while: what is held may be no write at all.
-    pub(crate) async fn wait(&self) -> bool {
-        self.waits.fetch_add(1, Relaxed);
+    /// Somebody is held for want of room.
+    pub(crate) fn holds(&self) {
         self.held.store(true, Relaxed);
-        self.holding.store(true, Relaxed);
-        let came = tokio::time::timeout(PATIENCE, self.room.notified()).await.is_ok();
-        self.holding.store(false, Relaxed);
-        if !came {
-            // It is not for what is under way that nothing is answered.
-            self.bound.store(self.bound.load(Relaxed).saturating_mul(2), Relaxed);
+    }
+
+    /// Returns when there is room, or it is so late.
+    pub(crate) async fn wait(&self, until: Instant) {
+        self.waits.fetch_add(1, Relaxed);
+        let mut room = pin!(self.room.notified());
+        room.as_mut().enable();
+        let _holding = Holding::of(self);
+        fence(Ordering::SeqCst);
+        if self.room() == 0 {
+            let _ = timeout_at(until, room).await;
         }
-        came
+    }
+
+    /// Somebody was held for so long that he goes on without room. It is not for what is under way that nothing is answered.
+    pub(crate) fn gives_up(&self) {
+        self.bound.store(self.bound.load(Relaxed).saturating_mul(2), Relaxed);
     }
 
     /// How often somebody had to wait.
@@ -269,6 +307,41 @@ impl Throttle {
 
     fn measured(&self) -> MutexGuard<'_, Measured> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Measured {
+    fn took_alone(&mut self, took: Duration) {
+        let least = &mut self.least[0];
+        *least = if least.is_zero() { took } else { took.min(*least) };
+    }
+
+    fn forget(&mut self, now: Duration) {
+        if now.saturating_sub(self.least_since) >= LEAST_OVER {
+            self.least = [Duration::ZERO, self.least[0]];
+            self.least_since = now;
+        }
+    }
+
+    /// Zero if it is not known.
+    fn least(&self) -> Duration {
+        self.least.into_iter().filter(|least| !least.is_zero()).min().unwrap_or_default()
+    }
+}
+
+/// While it is there, somebody waits for room.
+struct Holding<'a>(&'a Throttle);
+
+impl Holding<'_> {
+    fn of(throttle: &Throttle) -> Holding<'_> {
+        throttle.holding.fetch_add(1, Relaxed);
+        Holding(throttle)
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.0.holding.fetch_sub(1, Relaxed);
     }
 }
 
@@ -347,8 +420,8 @@ mod tests {
             self.throttle.began_by_few(self.beside.0);
             self.throttle.began_by_many(self.beside.1, 10.0);
             self.number += 1;
+            self.throttle.turned(under_way - 1, self.now);
             self.throttle.proposed(self.number, || self.now);
-            self.throttle.turned(under_way);
             self.now += took;
             self.throttle.answered(self.number, self.now);
         }
@@ -387,7 +460,7 @@ mod tests {
         writes.write(MS * 14 / 5, 8);
         assert_eq!(writes.bound(), BOUND_MIN, "nobody wants more");
         for _ in 0..100 {
-            writes.throttle.held.store(true, Relaxed);
+            writes.throttle.holds();
             writes.write(MS * 14 / 5, 8);
         }
         assert!(writes.bound() > 10 * BOUND_MIN, "{}", writes.bound());
@@ -432,13 +505,51 @@ mod tests {
     }
 
     #[test]
-    fn it_is_looked_at_who_writes_however_long_a_write_takes() {
-        let writes = Load::of(0, 0);
+    fn it_is_looked_at_who_writes_however_long_a_write_takes_or_if_there_is_none() {
+        let mut writes = Load::of(0, 0);
         writes.throttle.began_by_few(10);
         writes.throttle.began_by_many(1000, 10.0);
-        writes.throttle.proposed(7, || writes.now);
-        writes.throttle.answered(6, writes.now + LOOK);
-        assert!(writes.throttle.says() && !writes.throttle.idle.load(Relaxed));
+        let mut looks = || {
+            writes.now += LOOK;
+            writes.throttle.turned(0, writes.now);
+            writes.throttle.says()
+        };
+        assert!(looks());
+        assert_eq!((1..100).find(|_| !looks()), Some(LOOKS), "all have gone");
+        writes.throttle.leads(true);
+        writes.throttle.heard();
+        assert!(looks(), "of another member");
+    }
+
+    #[test]
+    fn what_writes_take_with_hardly_any_others_is_not_long() {
+        // A peer is far away.
+        let far = 5 * MS;
+        let mut writes = Load::of(10, 1000);
+        writes.throttle.sync_us.store(100, Relaxed);
+        let forget = |writes: &mut Load| {
+            for _ in 0..2 {
+                writes.now += LEAST_OVER;
+                writes.throttle.turned(800, writes.now);
+            }
+        };
+        forget(&mut writes);
+        writes.write(far, 800);
+        assert!(writes.bound() < 800, "it is not known yet");
+        (0..20).for_each(|_| writes.write(far, writes.bound() as usize));
+        assert!(writes.bound() <= ALONE);
+        for _ in 0..200 {
+            writes.throttle.holds();
+            writes.write(far, writes.bound() as usize);
+        }
+        assert!(writes.bound() > 300, "{}", writes.bound());
+        let before = writes.bound();
+        writes.write(3 * far, before as usize);
+        assert!(writes.bound() < before);
+        // Where it is always beside many others, it is looked for again.
+        forget(&mut writes);
+        writes.write(far, 800);
+        assert!(writes.bound() < before / 2, "{}", writes.bound());
     }
 
     #[test]
@@ -491,14 +602,18 @@ mod tests {
     async fn who_is_held_goes_on_when_there_is_room_or_after_a_while() {
         let mut writes = Load::of(10, 1000);
         writes.write(100 * MS, 800);
-        let began = tokio::time::Instant::now();
-        assert!(!writes.throttle.wait().await);
-        assert_eq!((began.elapsed(), writes.bound()), (PATIENCE, 400), "the next is not held as soon");
-        writes.throttle.bound.store(700, Relaxed);
-        let (came, ()) = tokio::join!(writes.throttle.wait(), async {
-            writes.throttle.turned(700);
-            writes.throttle.turned(699);
+        let began = Instant::now();
+        let wait = || writes.throttle.wait(began + PATIENCE);
+        let ((), (), ()) = tokio::join!(wait(), wait(), async {
+            writes.throttle.turned(200, writes.now);
+            assert_eq!(writes.throttle.holding.load(Relaxed), 2);
+            writes.throttle.turned(199, writes.now);
         });
-        assert!(came && began.elapsed() == PATIENCE);
+        assert_eq!((began.elapsed(), writes.throttle.holding.load(Relaxed)), (Duration::ZERO, 0), "both");
+        writes.throttle.turned(200, writes.now);
+        wait().await;
+        assert_eq!(began.elapsed(), PATIENCE);
+        writes.throttle.gives_up();
+        assert_eq!(writes.bound(), 400, "the next is not held as soon");
     }
 }

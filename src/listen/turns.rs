@@ -16,6 +16,7 @@
 //! Nobody starves: a runtime comes back to whoever made way after a few dozen tasks, and a turn is as long as it would be without this.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
-use crate::throttle::{Throttle, Writes};
+use crate::throttle::{PATIENCE, Throttle, Writes};
 
 /// Calls that a connection may begin and end in a turn without having to wait for its next.
 const FEW_CALLS: usize = 4;
@@ -80,20 +81,38 @@ impl Turns {
 
     /// Calls a few at a time, for ever.
     pub(super) async fn call(&self) {
+        // Until when those that are held wait although none of them is called.
+        let mut patience = None;
         loop {
             let others = self.call_some(CALLS_AT_A_TIME, |queues| &mut queues.turn);
             let room = self.throttle.room();
-            let held = self.call_some(CALLS_AT_A_TIME.min(room), |queues| &mut queues.held);
+            let mut held = self.call_some(CALLS_AT_A_TIME.min(room), |queues| &mut queues.held);
+            if held || self.lock().held.is_empty() {
+                patience = None;
+            } else if patience.is_some_and(|until| until <= Instant::now()) {
+                self.throttle.gives_up();
+                held = self.call_some(CALLS_AT_A_TIME, |queues| &mut queues.held);
+                patience = None;
+            }
+            if !self.lock().held.is_empty() {
+                patience.get_or_insert_with(|| Instant::now() + PATIENCE);
+                if room < CALLS_AT_A_TIME {
+                    self.throttle.holds();
+                }
+            }
             if others || held {
                 yield_now().await;
                 continue;
             }
-            let holds = !self.lock().held.is_empty();
+            let room = async {
+                match patience {
+                    Some(until) => self.throttle.wait(until).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 () = self.came.notified() => {}
-                came = self.throttle.wait(), if holds => if !came {
-                    self.call_some(CALLS_AT_A_TIME, |queues| &mut queues.held);
-                }
+                () = room => {}
             }
         }
     }
@@ -120,9 +139,10 @@ impl Turns {
             writes: 0,
             average: 0.0,
             lately: 0.0,
-            turns_seen: 0,
             counted: Instant::now(),
-            held_since: None,
+            turns_seen: 0,
+            waits_since: None,
+            held: false,
         }
     }
 
@@ -141,12 +161,14 @@ pub(super) struct Turn {
     writes: usize,
     /// The most in a turn with any, on the average.
     average: f32,
-    /// The same on the average of time.
+    /// Those under way, and those that it waited with, on the average of time: up to then, but for when it was held.
     lately: f32,
-    /// So many such turns, since it is there; and until when they are in the averages.
-    turns_seen: u32,
     counted: Instant,
-    held_since: Option<Instant>,
+    /// So many turns with any, since it is there.
+    turns_seen: u32,
+    /// Since when it waits to be called, and whether for room, too.
+    waits_since: Option<Instant>,
+    held: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -167,10 +189,10 @@ impl Turn {
             Next::Waiting => {}
             Next::WhenCalled(calls) => {
                 self.next = Next::Waiting;
-                let held = self.has_many();
-                self.held_since = held.then(Instant::now);
+                self.held = self.has_many();
+                self.waits_since = Some(Instant::now());
                 let mut queues = self.turns.lock();
-                let queue = if held { &mut queues.held } else { &mut queues.turn };
+                let queue = if self.held { &mut queues.held } else { &mut queues.turn };
                 queue.push_back(Waiting { called: self.called.clone(), waker: cx.waker().clone(), calls });
                 if queue.len() == 1 {
                     self.turns.came.notify_one();
@@ -183,16 +205,20 @@ impl Turn {
     /// It has gone on, and so many calls began or ended, and these writes.
     pub(super) fn over(&mut self, calls: usize, writes: Writes) {
         let (now, most) = (Instant::now(), self.writes + writes.begun);
-        self.writes = most.saturating_sub(writes.ended);
-        if self.held_since.take().is_some_and(|since| now - since > LONG) {
+        let had = mem::replace(&mut self.writes, most.saturating_sub(writes.ended));
+        let waited = self.waits_since.take().map_or(Duration::ZERO, |since| now - since);
+        let passed = now - mem::replace(&mut self.counted, now);
+        if self.held && waited > LONG {
             self.average -= self.average * HELD_PART;
-            self.counted = now;
-        } else if writes.begun + writes.ended > 0 {
-            self.turns_seen = self.turns_seen.saturating_add(1);
-            let part = TURN_PART.max(1.0 / self.turns_seen as f32);
-            self.average = (self.average + (most as f32 - self.average) * part).min(AVERAGE_MAX);
-            let passed = now - mem::replace(&mut self.counted, now);
-            self.lately += (most as f32 - self.lately) * passed.div_duration_f32(passed + MEMORY);
+        } else {
+            if writes.begun + writes.ended > 0 {
+                self.turns_seen = self.turns_seen.saturating_add(1);
+                let part = TURN_PART.max(1.0 / self.turns_seen as f32);
+                self.average = (self.average + (most as f32 - self.average) * part).min(AVERAGE_MAX);
+            }
+            for (writes, time) in [(had, passed.saturating_sub(waited)), (most, waited)] {
+                self.lately += (writes as f32 - self.lately) * time.div_duration_f32(time + MEMORY);
+            }
         }
         let many = self.has_many();
         if many {
@@ -222,6 +248,8 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     fn turns(throttle: &Arc<Throttle>) -> Arc<Turns> {
         Arc::new(Turns::new(throttle.clone()))
@@ -289,24 +317,26 @@ mod tests {
     }
 
     /// A look at who began how many writes, beside connections that have so many under way.
-    fn look(throttle: &Throttle, second: u64, many_have: f32) {
+    fn look(throttle: &Throttle, second: u32, many_have: f32) {
         throttle.began_by_many(1000, many_have);
-        throttle.proposed(second, || Duration::ZERO);
-        throttle.answered(second, Duration::from_secs(second));
+        throttle.turned(100, SECOND * second);
+        throttle.proposed(second.into(), || Duration::ZERO);
+        throttle.answered(second.into(), SECOND / 2);
     }
 
     /// How many turns of ten milliseconds with so many writes under way in each, up to a thousand, give a reason to protect the
     /// connection, and after how many it is one with many.
-    async fn turns_as(writes: usize, many_have: f32) -> (usize, Option<usize>) {
+    async fn turns_as(writes: usize, many_have: f32) -> (usize, Option<u32>) {
         let throttle = Arc::new(Throttle::new(true));
         let mut turn = turns(&throttle).turn();
         look(&throttle, 1, many_have);
         let (mut reasons, mut many) = (0, None);
         for number in 1..=1000 {
+            turn.over(1, Writes { begun: writes, ended: 0 });
             tokio::time::advance(LONG).await;
-            turn.over(1, Writes { begun: writes, ended: writes });
+            turn.over(1, Writes { begun: 0, ended: writes });
             many = many.or(turn.has_many().then_some(number));
-            look(&throttle, 1 + number as u64, many_have);
+            look(&throttle, 1 + number, many_have);
             // What was protected before is for a while.
             reasons += usize::from(throttle.says());
         }
@@ -338,8 +368,9 @@ mod tests {
         look(&throttle, 1, 8.0);
         for second in 2..100 {
             for writes in [10, 10, 10, 10, 10, 1, 1, 1, 1, 1] {
+                turn.over(1, Writes { begun: writes, ended: 0 });
                 tokio::time::advance(LONG * 2).await;
-                turn.over(1, Writes { begun: writes, ended: writes });
+                turn.over(1, Writes { begun: 0, ended: writes });
             }
             look(&throttle, second, 8.0);
             // It is new in the first ones, and protected for some looks after them.
@@ -353,12 +384,12 @@ mod tests {
         let turns = turns(&throttle);
         let (mut many, mut few) = (turns.turn(), turns.turn());
         for _ in 0..100 {
+            many.over(1, Writes { begun: 10, ended: 0 });
             tokio::time::advance(LONG).await;
-            after(&mut many, 1, 10);
+            many.over(1, Writes { begun: 0, ended: 10 });
         }
         few.over(FEW_CALLS + 1, Writes::default());
         throttle.began_by_few(1);
-        throttle.turned(100);
         look(&throttle, 1, 10.0);
         let calling = tokio::spawn({
             let turns = turns.clone();
@@ -370,11 +401,60 @@ mod tests {
             poll_fn(|cx| few.poll(cx)).await;
             few.over(FEW_CALLS + 1, Writes::default());
         }
-        throttle.turned(10);
+        throttle.turned(1, SECOND);
         while !goes_on() {
             yield_now().await;
         }
         calling.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_held_for_long_where_nothing_is_answered_however_many_others_come() {
+        let throttle = Arc::new(Throttle::new(true));
+        let turns = turns(&throttle);
+        let mut many = turns.turn();
+        after(&mut many, 10, 10);
+        throttle.began_by_few(1);
+        look(&throttle, 1, 10.0);
+        look(&throttle, 2, 1.0);
+        assert!(many.has_many() && throttle.room() == 0);
+        let began = Instant::now();
+        assert!(poll_fn(|cx| many.poll(cx)).now_or_never().is_none());
+        let others = async {
+            let mut other = turns.turn();
+            loop {
+                other.over(FEW_CALLS + 1, Writes::default());
+                poll_fn(|cx| other.poll(cx)).await;
+                tokio::time::sleep(PATIENCE / 3).await;
+            }
+        };
+        tokio::select! {
+            () = turns.call() => {}
+            () = others => {}
+            () = poll_fn(|cx| many.poll(cx)) => {}
+        }
+        assert!((PATIENCE..PATIENCE * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_it_has_is_an_average_of_time() {
+        let turns = turns(&Arc::new(Throttle::new(true)));
+        let mut turn = turns.turn();
+        // Many at once, but seldom.
+        for _ in 0..10 {
+            tokio::time::advance(10 * SECOND).await;
+            turn.over(20, Writes { begun: 20, ended: 0 });
+            tokio::time::advance(LONG).await;
+            turn.over(20, Writes { begun: 0, ended: 20 });
+        }
+        assert!(turn.lately < 1.0, "{turn:?}");
+        // What it had to wait for its turn with it had all the while.
+        for _ in 0..500 {
+            turn.waits_since = Some(Instant::now());
+            tokio::time::advance(LONG).await;
+            turn.over(20, Writes { begun: 20, ended: 20 });
+        }
+        assert!(turn.lately > 19.0, "{turn:?}");
     }
 
     #[test]
@@ -384,7 +464,7 @@ mod tests {
         assert!(after(&mut turn, 100, 50));
         let mut held = 0;
         while turn.has_many() {
-            turn.held_since = Instant::now().checked_sub(2 * LONG);
+            (turn.held, turn.waits_since) = (true, Instant::now().checked_sub(2 * LONG));
             turn.over(50, Writes { begun: 50, ended: 50 });
             held += 1;
         }

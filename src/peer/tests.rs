@@ -580,8 +580,7 @@ fn a_sender_that_is_not_in_the_table_yet_is_answered_where_it_says() {
 #[test]
 fn a_member_hears_whether_another_has_clients_to_protect() {
     let looks = |throttle: &Throttle, second| {
-        throttle.proposed(second, || Duration::from_secs(second));
-        throttle.answered(second, Duration::from_secs(second));
+        throttle.turned(0, Duration::from_secs(second));
     };
     let hears = |protects: bool| {
         let [ours, theirs] = [(); 2].map(|()| Arc::new(Throttle::new(true)));

@@ -279,7 +279,7 @@ impl Outside for Plumbing {
     fn turned(&mut self, committed: Index, waiting: usize) {
         self.shared.progress.committed.store(committed.0, Relaxed);
         self.shared.progress.pending.store(waiting as u64, Relaxed);
-        self.shared.throttle.turned(waiting);
+        self.shared.throttle.turned(waiting, self.now());
         if self.farewell.is_some_and(|until| self.now() >= until) {
             self.farewell = None;
             self.set_peers(self.shared.peers().0);
