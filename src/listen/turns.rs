@@ -37,7 +37,7 @@ const MANY_WRITES: f32 = 8.0;
 /// have been there for long enough to compare with.
 const FEW_PART: f32 = 1.0 / 2.0;
 const MEMORY: Duration = Duration::from_secs(1);
-const MANY_KNOWN: f32 = 4.0;
+const MANY_KNOWN: f32 = 2.0;
 /// The average does not rise above this, so that it is not long in coming down.
 const AVERAGE_MAX: f32 = 10.0;
 /// Of the average, what the last turn is (of the first turns, all count alike), and what is taken off it after a turn that was long
@@ -350,7 +350,7 @@ mod tests {
         let (reasons, many) = turns_as(7, 10.0).await;
         assert!((100..200).contains(&reasons) && many.is_none(), "after a second it is as they are: {reasons}");
         // Of those that have not been there for long nothing is known yet.
-        assert_eq!(turns_as(1, 3.0).await, (0, None));
+        assert_eq!(turns_as(1, 1.5).await, (0, None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -358,7 +358,7 @@ mod tests {
         let (reasons, many) = turns_as(10, 10.0).await;
         assert_eq!(reasons, 0, "it may be one of them");
         assert!(many.is_some_and(|turns| (50..100).contains(&turns)), "{many:?}");
-        assert_eq!(turns_as(10, 3.0).await, (0, Some(1)), "where nothing is known, at once");
+        assert_eq!(turns_as(10, 1.5).await, (0, Some(1)), "where nothing is known, at once");
     }
 
     #[tokio::test(start_paused = true)]

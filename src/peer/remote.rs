@@ -45,8 +45,9 @@ impl Shared {
         if urls.is_empty() || id.0 == 0 || id == self.local {
             return Err(Status::failed_precondition("unknown member"));
         }
-        // Files are of this machine, and one of many machines has nothing to look for there for a stranger.
-        let on_files = self.own_urls().iter().any(|url| tls::socket(url).is_some());
+        // Files are of this machine, and one that a stranger reaches from elsewhere has nothing to look for there for him.
+        let own_urls = self.own_urls();
+        let on_files = !own_urls.is_empty() && own_urls.iter().all(|url| tls::socket(url).is_some());
         let dialled = |url: &String| is_peer_url(url) && (on_files || tls::socket(url).is_none());
         if urls.len() > URLS_MAX || !urls.iter().all(dialled) {
             return Err(Status::invalid_argument("unknown member, and what it says are no peer URLs"));

@@ -666,9 +666,11 @@ fn strangers_are_few_say_where_they_are_and_go_when_nothing_is_heard() {
             tokio::task::yield_now().await;
         }
         client.messages(one_more()).await.expect("there is room again");
+        let on_file = |number| tokio_stream::iter([greeting(stranger(number), &["unix:///x".to_owned()])]);
+        b.transport.set_peers(vec![(B, vec!["unix:///b".to_owned(), b.url()])]);
+        client.messages(on_file(17)).await.expect_err("it may be anywhere");
         b.transport.set_peers(vec![(B, vec!["unix:///b".to_owned()])]);
-        let beside = tokio_stream::iter([greeting(stranger(16), &["unix:///x".to_owned()])]);
-        client.messages(beside).await.expect("it is on a machine with this one");
+        client.messages(on_file(16)).await.expect("it is on a machine with this one");
     });
 }
 
