@@ -7,8 +7,9 @@
 //! there are hardly any others: a slow disk, or a peer that is far away, is nobody's fault.
 //!
 //! Nothing is bounded unless connections with few writes are served beside some with many, and have the lesser part by far: among
-//! equals nobody would gain by it (who has few, `listen` finds out). Members tell each other, since all share one log: followers tell the leader whether they have
-//! somebody to protect, and the leader tells all. Where nothing is answered, without a leader, nobody is held for long.
+//! equals nobody would gain by it (who has few, `listen` finds out). Members tell each other, since all share one log: followers tell the
+//! leader whether they have somebody to protect, and the leader tells all. Where nothing is answered, without a leader, nobody is held
+//! for long.
 //!
 //! (etcd answers in the order in which requests come, and a client that floods it makes all others wait for hundreds of milliseconds.)
 //!
@@ -263,7 +264,8 @@ impl Throttle {
         self.many_have_sum.fetch_add(writes as u64 * (under_way * 1000.0) as u64, Relaxed);
     }
 
-    /// How many writes a connection with many has under way, on the average of time and of such writes at the last look. 0: there were none.
+    /// How many writes a connection with many has under way, on the average of time and of such writes at the last look. Without any of
+    /// them 0.
     pub(crate) fn many_have(&self) -> f32 {
         self.many_have.load(Relaxed) as f32 / 1000.0
     }
