@@ -437,6 +437,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_bound_grows_while_somebody_is_held() {
+        let throttle = Arc::new(Throttle::new(true));
+        let turns = turns(&throttle);
+        let mut many = turns.turn();
+        after(&mut many, 10, 10);
+        throttle.began_by_few(1);
+        look(&throttle, 1, 10.0);
+        look(&throttle, 2, 1.0);
+        // A write that takes no time; by how much it makes the bound larger.
+        let grows = |number| {
+            throttle.turned(0, SECOND * 2);
+            let before = throttle.room();
+            throttle.turned(100, SECOND * 2);
+            throttle.proposed(number, || SECOND * 2);
+            throttle.answered(number, SECOND * 2);
+            throttle.turned(0, SECOND * 2);
+            let after = throttle.room();
+            throttle.turned(100, SECOND * 2);
+            after - before
+        };
+        assert_eq!(grows(3), 0, "nobody wants more");
+        assert!(poll_fn(|cx| many.poll(cx)).now_or_never().is_none());
+        assert!(turns.call().now_or_never().is_none());
+        assert!(grows(4) > 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_it_has_is_an_average_of_time() {
         let turns = turns(&Arc::new(Throttle::new(true)));
         let mut turn = turns.turn();
